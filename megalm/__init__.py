@@ -1,0 +1,3 @@
+"""megalm: train large language models on any layout of processes, with the same answer on each."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,136 @@
+"""Reads YAML, presets and `key=value` overrides into a checked Config, and writes the resolved one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from megalm import atomic
+from megalm.config.checks import check
+from megalm.config.presets import model_preset
+from megalm.config.schema import Config
+from megalm.config.suggest import nearest
+from megalm.errors import UserError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the YAML file `path`, apply `section.key=value` overrides, fill from the preset and check.
+
+    Values of overrides are read as YAML. Anything wrong raises UserError with one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a UTF-8 text file") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected sections (run, model, data, ...), found {type(data).__name__}")
+    return parse_config(data, overrides, where=str(path))
+
+
+def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "configuration") -> Config:
+    """The same from a dictionary in memory."""
+    data = _copy(data)
+    for override in overrides:
+        _apply(data, override)
+    model = data.get("model")
+    if isinstance(model, dict) and model.get("preset"):
+        data["model"] = model_preset(str(model["preset"])) | model
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+    check(config)
+    return config
+
+
+def dump_config(config: Config, path: str | Path) -> None:
+    """Write the resolved configuration as YAML, in one step."""
+    atomic.write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one `a.b.c=value` in nested dictionaries; numbers select items of lists."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: expected key=value, for instance optimizer.lr=3e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML: {_one_line(error)}") from None
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.split(".")
+    node: Any = data
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_list_index(node, part, override)]
+            continue
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict | list):
+            raise UserError(f"override {override!r}: {part!r} is a value, not a section")
+    if isinstance(node, list):
+        node[_list_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _list_index(items: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(f"override {override!r}: {part!r} is no index of a list of {len(items)}")
+    return int(part)
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 3e-4 as a string; users mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    """Turn pydantic's first complaint into one line that names the field, the value and the mend."""
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        return f"unknown key `{location}`{nearest(str(first['loc'][-1]), known)} (known: {', '.join(known)})"
+    if first["type"] == "missing":
+        return f"`{location}` is missing"
+    return f"`{location}` = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Field names of the section at `location`."""
+    section: Any = Config
+    for part in location:
+        if isinstance(part, str) and part in getattr(section, "model_fields", {}):
+            section = _section_in(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _section_in(arg)) is not None), None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

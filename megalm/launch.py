@@ -1,0 +1,356 @@
+"""Starts the processes of a local world and ends them together, with the first failing rank's error shown first, once."""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megalm.errors import UserError
+
+POLL_SECONDS = 0.05
+SETTLE_SECONDS = 0.2  # ranks that fail together are judged together
+GRACE_SECONDS = 3.0  # between SIGTERM and SIGKILL
+SECONDARY_WAIT_SECONDS = 10.0  # a rank that lost a peer waits this long to be ended by its launcher
+TAIL_LINES = 20
+
+_SUPERVISOR = "MEGALM_SUPERVISOR_PID"
+_ERROR_DIR = "MEGALM_ERROR_DIR"
+_PR_SET_PDEATHSIG = 1
+
+# What gloo, NCCL and the TCP store say when the other end is gone.
+_CONNECTION_LOSS = re.compile(
+    r"connection (closed|reset) by peer|connection refused|broken pipe|socket (closed|timeout)|gloo/transport|"
+    r"failed to (recv|send)|ncclRemoteError|ncclSystemError|NCCL communicator was aborted|"
+    r"timed out waiting .* for (recv|send) operation",
+    re.IGNORECASE,
+)
+_CONNECTION_ERRORS = {"DistBackendError", "DistNetworkError", "DistStoreError"}
+
+
+def run_local(argv: Sequence[str], nproc: int) -> int:
+    """Run `megalm ARGV` as `nproc` ranks on this machine and return the exit code for the shell.
+
+    Rank 0's output passes through; of the others only the first failing rank's error is shown. 0: every rank ended well;
+    1: a rank failed; 2: the cause was a UserError; 128 + signal where this process was told to stop (Ctrl-C: 130).
+    """
+    return supervise([sys.executable, "-m", "megalm", *argv], nproc)
+
+
+def supervise(command: Sequence[str], nproc: int) -> int:
+    """Run `command` as `nproc` ranks, as `run_local` does for megalm's own commands."""
+    with tempfile.TemporaryDirectory(prefix="megalm-") as error_dir, _StopRequest() as stop:
+        world = _World(command, nproc, Path(error_dir))
+        try:
+            return world.wait(stop)
+        finally:
+            world.kill()
+
+
+def in_world() -> bool:
+    """Whether a launcher (ours, torchrun, srun) has made this process a rank of a world."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextlib.contextmanager
+def guard() -> Iterator[None]:
+    """Wrap a command's body, so that in a world of processes the error that began it all is the one shown.
+
+    Outside a world it does nothing. In one, an exception is reported and becomes SystemExit: a UserError as one line and
+    code 2, by one rank; a connection loss only after some seconds, in which the launcher ends this rank, because another
+    rank's failure is the cause; anything else at once, as a traceback under the rank's number, and code 1.
+    """
+    _die_with_supervisor()
+    if not in_world():
+        yield
+        return
+    try:
+        yield
+    except UserError as error:
+        _report_user_error(str(error))
+        raise SystemExit(2) from None
+    except Exception as error:
+        if is_connection_loss(error):
+            _await_the_end()
+            print(f"rank {_rank()}: lost another rank: {_first_line(error)}", file=sys.stderr, flush=True)
+        else:
+            _report(traceback.format_exc(), user_error=False)
+        raise SystemExit(1) from None
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether `error` began with a lost peer, and so follows from another rank's failure."""
+    root = error
+    while (deeper := root.__cause__ or (None if root.__suppress_context__ else root.__context__)) is not None:
+        root = deeper
+    if any(kind.__name__ in _CONNECTION_ERRORS for kind in type(root).__mro__):
+        return True
+    return isinstance(root, RuntimeError) and _CONNECTION_LOSS.search(str(root)) is not None
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent dies (Linux; elsewhere this does nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The variables by which torch finds its place in a world on this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def describe_exit(code: int) -> str:
+    """`exit code 3`, or `killed by SIGKILL` for the negative codes of subprocess."""
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+@dataclass
+class _Child:
+    """One rank: its process, and for ranks other than 0 the last lines it wrote."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    reader: threading.Thread | None = None
+
+    def drain(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.tail.append(line.decode(errors="replace").rstrip("\n"))
+
+    def last_lines(self) -> str:
+        if self.reader is not None:
+            self.reader.join(timeout=1)
+        return "\n".join(self.tail)
+
+    def signal_group(self, number: int) -> None:
+        """Each rank leads a session of its own, so this reaches what it started (checkpoint writers, loaders) too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+
+class _World:
+    """The ranks of one local world."""
+
+    def __init__(self, command: Sequence[str], nproc: int, error_dir: Path) -> None:
+        self.error_dir = error_dir
+        self.children: list[_Child] = []
+        port = free_port()
+        shared = _shared_environment(nproc) | {_SUPERVISOR: str(os.getpid()), _ERROR_DIR: str(error_dir)}
+        try:
+            for rank in range(nproc):
+                environment = shared | rank_environment(rank, nproc, port)
+                self.children.append(_start(command, rank, environment))
+        except BaseException:
+            self.kill()
+            raise
+
+    def wait(self, stop: "_StopRequest") -> int:
+        """Follow the ranks until all have ended, and say what became of them as an exit code."""
+        while not self._failed():
+            if all(child.process.poll() == 0 for child in self.children):
+                return 0
+            if stop.pending():
+                if stop.number is not None:  # asked twice: no more patience
+                    break
+                self._signal(stop.take())
+            time.sleep(POLL_SECONDS)
+        if stop.number is not None:
+            self._end(stop)
+            return 128 + stop.number
+        time.sleep(SETTLE_SECONDS)
+        code = self._explain()
+        self._end(stop)
+        return code
+
+    def kill(self) -> None:
+        """End what is left, at once, with everything the ranks started."""
+        self._signal(signal.SIGKILL)
+        for child in self.children:
+            child.process.wait()
+
+    def _failed(self) -> bool:
+        return any(child.process.poll() for child in self.children) or any(self.error_dir.glob("rank_*.json"))
+
+    def _signal(self, number: int) -> None:
+        for child in self.children:
+            child.signal_group(number)
+
+    def _end(self, stop: "_StopRequest") -> None:
+        """SIGTERM, a grace, SIGKILL; a second request from the user cuts the grace short."""
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and not stop.pending():
+            if all(child.process.poll() is not None for child in self.children):
+                return
+            time.sleep(POLL_SECONDS)
+        self.kill()
+
+    def _explain(self) -> int:
+        """Print the first failure and return this world's exit code."""
+        cause, report = self._cause()
+        if report is not None and report["user_error"]:
+            print(f"megalm: error: {report['text']}", file=sys.stderr, flush=True)
+            return 2
+        code = cause.process.poll()
+        how = "exit code 1" if code is None else describe_exit(code)
+        text = report["text"].rstrip() if report is not None else cause.last_lines()
+        print(f"rank {cause.rank} failed ({how}){':' if text else ''}", file=sys.stderr)
+        if text:
+            print(text, file=sys.stderr)
+        sys.stderr.flush()
+        return 2 if code == 2 and report is None else 1
+
+    def _cause(self) -> tuple[_Child, dict[str, Any] | None]:
+        """The rank that began it, with its report if it could write one.
+
+        A signal (other than an abort of its own) is nobody's consequence; else the earliest report; else rank 0, whose
+        words have passed through already; else whoever ended.
+        """
+        reports = {rank: report for rank in range(len(self.children)) if (report := self._report_of(rank))}
+        ended = [child for child in self.children if child.process.poll()]
+        for child in ended:
+            if child.process.returncode < 0 and child.process.returncode != -signal.SIGABRT:
+                return child, reports.get(child.rank)
+        if reports:
+            rank = min(reports, key=lambda rank: reports[rank]["time"])
+            return self.children[rank], reports[rank]
+        return min(ended, key=lambda child: child.rank), None
+
+    def _report_of(self, rank: int) -> dict[str, Any] | None:
+        path = self.error_dir / f"rank_{rank}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+class _StopRequest:
+    """SIGINT, SIGTERM and SIGHUP, kept for the loop that follows the ranks instead of ending this process."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._received: deque[int] = deque()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopRequest":
+        for number in self.SIGNALS:
+            self._previous[number] = signal.signal(number, lambda number, _: self._received.append(number))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def pending(self) -> bool:
+        return bool(self._received)
+
+    def take(self) -> int:
+        """The oldest signal not taken yet."""
+        self.number = self._received.popleft()
+        return self.number
+
+
+def _start(command: Sequence[str], rank: int, environment: dict[str, str]) -> _Child:
+    output: int | None = None if rank == 0 else subprocess.PIPE
+    child = _Child(
+        rank,
+        subprocess.Popen(
+            list(command),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if rank == 0 else subprocess.STDOUT,
+            start_new_session=True,
+        ),
+    )
+    if rank != 0:
+        child.reader = threading.Thread(target=child.drain, daemon=True)
+        child.reader.start()
+    return child
+
+
+def _shared_environment(nproc: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // nproc)))
+    if sys.platform == "linux":
+        # The machine's name need not resolve to an address of this machine; loopback always works.
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return environment
+
+
+def available_cores() -> int:
+    """Cores this process may run on, which in a container or a SLURM step are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _die_with_supervisor() -> None:
+    parent = os.environ.pop(_SUPERVISOR, None)
+    if parent is None:
+        return
+    die_with_parent()
+    if os.getppid() != int(parent):  # it died before the line above took effect
+        os._exit(1)
+
+
+def _report_user_error(message: str) -> None:
+    """Every rank meets the same mistake, as a rule: rank 0 speaks, the others only if nobody ended them meanwhile."""
+    if _ERROR_DIR not in os.environ and _rank() != 0:
+        _await_the_end()
+    _report(message, user_error=True)
+
+
+def _report(text: str, user_error: bool) -> None:
+    """Hand the error to the supervisor, which prints one; under any other launcher print it here."""
+    error_dir = os.environ.get(_ERROR_DIR)
+    if error_dir is None:
+        shown = f"megalm: error: {text}" if user_error else f"rank {_rank()}: {text.rstrip()}"
+        print(shown, file=sys.stderr, flush=True)
+        return
+    path = Path(error_dir) / f"rank_{_rank()}.json"
+    report = {"time": time.monotonic(), "user_error": user_error, "text": text}
+    temporary = path.with_suffix(".tmp")
+    with contextlib.suppress(FileNotFoundError):  # the supervisor has gone on without us
+        temporary.write_text(json.dumps(report), encoding="utf-8")
+        temporary.rename(path)
+
+
+def _await_the_end() -> None:
+    """Wait for the launcher's SIGTERM, which from here on ends the process even if a handler was installed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(SECONDARY_WAIT_SECONDS)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

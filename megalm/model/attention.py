@@ -1,0 +1,106 @@
+"""Core attention: softmax(QK')V with rotary or ALiBi positions, document masks and the key/value cache."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from torch import Tensor, nn
+
+from megalm.model.positions import Rotary, alibi_bias, alibi_slopes
+from megalm.model.state import ForwardState
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention by the formula (arXiv:1706.03762, eq. 1); shapes (B, heads, tokens, width).
+
+    `mask` is boolean (true: may look), a float bias, or None for causal attention.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if mask is None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return F.dropout(scores.softmax(-1), dropout) @ value
+
+
+def torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same through torch's fused kernels (cuDNN or flash attention on CUDA)."""
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
+    )
+
+
+ATTENTIONS = {"plain": plain_attention, "torch": torch_attention}
+
+
+class CoreAttention(nn.Module):
+    """Attention over the heads of one tensor-parallel rank; built by Megatron-Core from our spec."""
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__()
+        self.layer_number = layer_number
+        self.function = ATTENTIONS[config.attention_kernel]
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.sequence_parallel = config.sequence_parallel
+        model = config.model
+        self.rotary = Rotary(model) if model.position_embedding == "rope" else None
+        self.slopes_N = None
+        if model.position_embedding == "alibi":
+            local = model.num_attention_heads // pg_collection.tp.size()
+            start = pg_collection.tp.rank() * local
+            self.slopes_N = alibi_slopes(model.num_attention_heads)[start : start + local]
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: ForwardState | None = None,
+    ) -> Tensor:
+        """Map (S, B, heads, width) queries, keys and values to (S, B, heads x width)."""
+        state = packed_seq_params or ForwardState()
+        if self.rotary is not None:
+            query, key = self.rotary(query, state), self.rotary(key, state)
+        query_BNSD, key_BNSD, value_BNSD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        if state.cache is not None:
+            key_BNSD, value_BNSD = state.cache.update(self.layer_number, key_BNSD, value_BNSD, state)
+        mask = self._mask(state, query_BNSD, key_BNSD)
+        output_BNSD = self._attend(query_BNSD, key_BNSD, value_BNSD, mask)
+        return output_BNSD.permute(2, 0, 1, 3).flatten(2)
+
+    def _mask(self, state: ForwardState, query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor | None:
+        queries, keys = query_BNSD.shape[2], key_BNSD.shape[2]
+        mask = state.mask(queries, query_BNSD.device)
+        if self.slopes_N is None:
+            return mask
+        if "alibi" not in state.memo:
+            bias = alibi_bias(self.slopes_N.to(query_BNSD.device), state, queries, keys).to(query_BNSD.dtype)
+            if mask is None:
+                mask = torch.ones(queries, keys, dtype=torch.bool, device=query_BNSD.device).tril()
+            state.memo["alibi"] = bias.masked_fill(~mask, -math.inf)
+        return state.memo["alibi"]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if not (self.training and self.dropout):
+            return self.function(query, key, value, mask, 0.0)
+        # every tensor-parallel rank drops other weights of its own heads
+        with tensor_parallel.get_cuda_rng_tracker().fork():
+            return self.function(query, key, value, mask, self.dropout)

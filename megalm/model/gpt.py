@@ -1,0 +1,122 @@
+"""GPT and LLaMA: Megatron-Core's GPTModel with our layers, positions and output head."""
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from torch import Tensor
+
+from megalm.config.schema import Config
+from megalm.model.cross_entropy import linear_cross_entropy, local_columns, vocab_parallel_cross_entropy
+from megalm.model.positions import sinusoidal_table
+from megalm.model.spec import DTYPES, layer_spec, megatron_config, padded_vocab_size
+from megalm.model.state import ForwardState
+from megalm.parallel.layout import Layout
+
+_TABLE_POSITIONS = ("learned", "sinusoidal")
+
+
+class GPT(GPTModel):
+    """A pipeline stage of a decoder-only transformer."""
+
+    def __init__(self, config: Config, layout: Layout) -> None:
+        model = config.model
+        assert model.vocab_size is not None
+        core = megatron_config(config, layout)
+        super().__init__(
+            core,
+            layer_spec(get_num_layers_to_build(core, pp_rank=layout.pp_rank)),
+            vocab_size=padded_vocab_size(model, layout.tp_size),
+            max_sequence_length=model.max_sequence_length,
+            pre_process=layout.is_first_stage,
+            post_process=layout.is_last_stage,
+            share_embeddings_and_output_weights=model.tie_embeddings,
+            position_embedding_type="learned_absolute" if model.position_embedding in _TABLE_POSITIONS else "none",
+            pg_collection=layout.groups,
+        )
+        self.fused_cross_entropy = model.cross_entropy != "plain"
+        self.chunk_tokens = model.cross_entropy_chunk_tokens
+        self.first_column, self.columns = local_columns(self.vocab_size, model.vocab_size, layout.groups.tp)
+        self.real_vocab_size = model.vocab_size
+        if model.position_embedding == "sinusoidal" and self.pre_process:
+            table = self.embedding.position_embeddings.weight
+            table.requires_grad_(False)
+            table.data = sinusoidal_table(*table.shape)
+        self.to(device=layout.device, dtype=DTYPES[config.precision.dtype])
+
+    def forward(  # type: ignore[override]
+        self,
+        tokens_BS: Tensor,
+        state: ForwardState | None = None,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run this stage; what the last stage returns depends on what it is given.
+
+        tokens_BS alone: logits (B, S, V) over the real vocabulary, gathered over the tensor-parallel ranks.
+        labels (B, S): cross entropy of each token, (B, S). labels and loss_mask (B, S): the sum of mask x cross
+        entropy, a scalar. Other stages return hidden states (S, B, H).
+        """
+        state = state or ForwardState()
+        positions_BS = state.positions_BS
+        if positions_BS is None and self.config.model.position_embedding in _TABLE_POSITIONS:
+            positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)[None]
+        return super().forward(
+            tokens_BS, positions_BS, None, labels=labels, loss_mask=loss_mask, packed_seq_params=state
+        )
+
+    def _postprocess(
+        self,
+        hidden_states: Tensor,
+        *_unused: Any,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        **_unused_too: Any,
+    ) -> Tensor:
+        """Megatron-Core's hook after the last layer: our head instead of its own."""
+        if not self.post_process:
+            return hidden_states
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden_SBH = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True, group=group)
+        else:
+            hidden_SBH = copy_to_tensor_model_parallel_region(hidden_states, group=group)
+        weight_VH = self.output_weight()[: self.columns]
+        if labels is not None and loss_mask is not None and self.fused_cross_entropy:
+            return linear_cross_entropy(
+                hidden_SBH.flatten(0, 1),
+                weight_VH,
+                labels.T.flatten(),
+                loss_mask.T.flatten(),
+                self.first_column,
+                group,
+                self.chunk_tokens,
+            )
+        if labels is not None:
+            logits_TV = (hidden_SBH @ weight_VH.T).flatten(0, 1)
+            loss_T = vocab_parallel_cross_entropy(logits_TV, labels.T.flatten(), self.first_column, group)
+            loss_BS = loss_T.view(hidden_SBH.shape[:2]).T
+            return loss_BS if loss_mask is None else (loss_BS * loss_mask).sum()
+        logits_BSV = (hidden_SBH @ self.output_weight().T).transpose(0, 1).contiguous()
+        return gather_from_tensor_model_parallel_region(logits_BSV, group=group)[..., : self.real_vocab_size]
+
+    def output_weight(self) -> Tensor:
+        """This rank's rows of the output matrix, padding included, shape (padded V / TP, H)."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+def build_model(config: Config, layout: Layout) -> GPT:
+    """Build this process's part of the model with weights that depend on `run.seed` alone."""
+    from megalm.model.init import initialize
+
+    model = GPT(config, layout)
+    initialize(model, config, layout)
+    return model

@@ -1,0 +1,87 @@
+"""Initial weights that depend on (seed, parameter name) alone, never on the layout.
+
+Each tensor is drawn in blocks of whole rows, each block from its own generator, so that a rank draws only the
+rows that its slice touches.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor, nn
+
+from megalm.config.schema import Config
+from megalm.parallel.layout import Layout
+
+ROWS_PER_BLOCK = 64
+_RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+def draw_rows(seed: int, name: str, first: int, count: int, width: int) -> Tensor:
+    """Rows first ... first + count - 1 of the standard normal matrix `name` of that width, float32 on the CPU."""
+    start, stop = first // ROWS_PER_BLOCK, -(-(first + count) // ROWS_PER_BLOCK)
+    blocks = [_block(seed, name, number, width) for number in range(start, stop)]
+    offset = first - start * ROWS_PER_BLOCK
+    return torch.cat(blocks)[offset : offset + count]
+
+
+def _block(seed: int, name: str, number: int, width: int) -> Tensor:
+    digest = hashlib.blake2b(f"{seed}/{name}/{number}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randn(ROWS_PER_BLOCK, width, generator=generator)
+
+
+def sharded_parameters(model: nn.Module, layout: Layout) -> Iterator[ShardedTensor]:
+    """Every shard that this process holds, gated matrices split into their halves."""
+    for value in nested_values(model.sharded_state_dict(metadata={"dp_cp_group": layout.groups.dp_cp})):
+        if isinstance(value, ShardedTensor):
+            yield value
+        elif isinstance(value, ShardedTensorFactory):
+            yield from (part for part in nested_values(value.build()) if isinstance(part, ShardedTensor))
+
+
+def canonical_name(shard: ShardedTensor) -> str:
+    """Our own name of the full tensor: the library's key with the layer's number in it."""
+    index = ".".join(str(i) for i in shard.global_offset[: shard.prepend_axis_num])
+    key = re.sub(r"\.layers\.\d+\.", ".layers.", shard.key)
+    return key.replace(".layers.", f".layers.{index}.") if index else key
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, config: Config, layout: Layout) -> None:
+    """Fill the weights: matrices normal(0, std), output projections std / sqrt(2 layers), norms one, biases zero."""
+    frozen = {parameter.data_ptr() for parameter in model.parameters() if not parameter.requires_grad}
+    for shard in sharded_parameters(model, layout):
+        if shard.data.data_ptr() in frozen:
+            continue
+        name = canonical_name(shard)
+        lead = shard.prepend_axis_num
+        shape, offset = shard.global_shape[lead:], shard.global_offset[lead:]
+        local = shard.data.view(shard.data.shape[-len(shape) :])
+        if len(shape) == 1:
+            local.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            continue
+        rows = shape[0]
+        if name in _VOCABULARY:
+            assert config.model.vocab_size is not None
+            rows = config.model.vocab_size
+        std = config.model.init_method_std
+        if name.endswith(_RESIDUAL_OUTPUTS):
+            std /= math.sqrt(2 * config.model.num_layers)
+        _fill(local, config.run.seed, name, rows, shape[1], offset, std)
+
+
+def _fill(local: Tensor, seed: int, name: str, rows: int, width: int, offset: tuple[int, ...], std: float) -> None:
+    """Copy this shard's slice of the full matrix in pieces; rows from `rows` on are padding and become zero."""
+    local.zero_()
+    columns = slice(offset[1], offset[1] + local.shape[1])
+    real = max(0, min(local.shape[0], rows - offset[0]))
+    for start in range(0, real, 16 * ROWS_PER_BLOCK):
+        count = min(16 * ROWS_PER_BLOCK, real - start)
+        piece = draw_rows(seed, name, offset[0] + start, count, width)[:, columns]
+        local[start : start + count] = (piece * std).to(local)

@@ -1,0 +1,48 @@
+"""LayerNorm and RMSNorm that work with sequence parallelism."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def plain_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """Norm over the last axis by the papers' formulas: LayerNorm with a bias, RMSNorm (arXiv:1910.07467) without."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    if bias is not None:
+        wide = wide - wide.mean(-1, keepdim=True)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    scaled = (wide * scale).to(x.dtype) * weight
+    return scaled if bias is None else scaled + bias
+
+
+def torch_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """The same through torch's fused kernels."""
+    if bias is not None:
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+NORMS = {"plain": plain_norm, "torch": torch_norm}
+
+
+class Norm(nn.Module):
+    """A norm with a weight (and a bias for LayerNorm) of shape (hidden,); built by Megatron-Core from our spec.
+
+    Under sequence parallelism each rank sees a slice of the sequence: the attribute `sequence_parallel` of the
+    parameters asks Megatron-Core to sum their gradients over the tensor-parallel ranks.
+    """
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_unused: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.function = NORMS[config.norm_kernel]
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size)) if config.normalization == "LayerNorm" else None
+        for parameter in self.parameters():
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last axis; same shape and dtype."""
+        return self.function(x, self.weight, self.bias, self.eps)

@@ -1,0 +1,102 @@
+"""Compiles Megatron-Core's source so that what it places on a GPU lands on the CPU, without touching `torch` or the installed files."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from types import CodeType, ModuleType
+
+from megalm.parallel import _cpu_device
+
+# The name under which every rewritten module sees `_cpu_device`.
+CPU_DEVICE = "_megalm_cpu_device"
+
+# `Tensor.type()` is compared with these names where the optimizer sorts parameters by precision and clips gradients.
+TENSOR_TYPE_NAMES = {
+    f"torch.cuda.{kind}": f"torch.{kind}" for kind in ("FloatTensor", "HalfTensor", "BFloat16Tensor", "DoubleTensor")
+}
+
+# A file without any of these has nothing to rewrite and is imported the ordinary way, from its cached byte code.
+TARGETS = re.compile(rb"\.cuda\b|['\"]cuda['\"]|torch\.cuda\.|\bpin_memory\b")
+
+
+class CpuRewriter(ast.NodeTransformer):
+    """Rewrites a module's syntax tree; `counts` tells how often each rule applied."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        """`torch.cuda` -> `_cpu_device`: streams, events, the current device, the RNG state."""
+        self.generic_visit(node)
+        if node.attr == "cuda" and isinstance(node.value, ast.Name) and node.value.id == "torch":
+            self.counts["torch.cuda"] += 1
+            return ast.copy_location(ast.Name(CPU_DEVICE, node.ctx), node)
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """`x.cuda(...)` -> `x` and `x.pin_memory(...)` -> `x`: methods of tensors and modules that raise without a GPU."""
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("cuda", "pin_memory"):
+            self.counts[f".{node.func.attr}()"] += 1
+            return node.func.value
+        return node
+
+    def visit_keyword(self, node: ast.keyword) -> ast.keyword:
+        """`pin_memory=True` -> `pin_memory=False`: pinning memory raises without a GPU."""
+        self.generic_visit(node)
+        if node.arg == "pin_memory" and isinstance(node.value, ast.Constant) and node.value.value is True:
+            self.counts["pin_memory="] += 1
+            node.value = ast.copy_location(ast.Constant(False), node.value)
+        return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+        """`'cuda'` -> `'cpu'` (devices, autocast) and `'torch.cuda.FloatTensor'` -> `'torch.FloatTensor'` (type checks)."""
+        if node.value == "cuda":
+            self.counts["'cuda'"] += 1
+            return ast.copy_location(ast.Constant("cpu"), node)
+        if isinstance(node.value, str) and node.value in TENSOR_TYPE_NAMES:
+            self.counts["'torch.cuda.*Tensor'"] += 1
+            return ast.copy_location(ast.Constant(TENSOR_TYPE_NAMES[node.value]), node)
+        return node
+
+
+def rewrite(source: bytes, path: str) -> tuple[CodeType, Counter[str]]:
+    """Compile `source` for the CPU; line numbers stay those of the file at `path`. Returns the code and the rewrites by rule."""
+    rewriter = CpuRewriter()
+    tree = ast.fix_missing_locations(rewriter.visit(ast.parse(source, path)))
+    return compile(tree, path, "exec", dont_inherit=True), rewriter.counts
+
+
+class CpuLoader(SourceFileLoader):
+    """Loads one Megatron-Core module for the CPU.
+
+    `on_rewrite(fullname, counts)` is told how often each rule applied to its source, `on_run(module)` that the module has run.
+    """
+
+    def __init__(
+        self,
+        fullname: str,
+        path: str,
+        on_rewrite: Callable[[str, Counter[str]], None],
+        on_run: Callable[[ModuleType], None],
+    ) -> None:
+        super().__init__(fullname, path)
+        self._on_rewrite = on_rewrite
+        self._on_run = on_run
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        path = self.get_filename(fullname)
+        source = self.get_data(path)
+        if not TARGETS.search(source):
+            return super().get_code(fullname)
+        # Never through the .pyc cache: that belongs to the installed package, which other programs import un-rewritten.
+        code, counts = rewrite(source, path)
+        self._on_rewrite(fullname, counts)
+        return code
+
+    def exec_module(self, module: ModuleType) -> None:
+        setattr(module, CPU_DEVICE, _cpu_device)
+        super().exec_module(module)
+        self._on_run(module)

@@ -1,0 +1,119 @@
+"""Makes Megatron-Core run on CPU and gloo by rebinding names inside its own modules as they are imported; `torch` stays as it was.
+
+Three things happen to a `megatron.core` module: its source is compiled with every reach for a GPU turned to the CPU (`_rewrite.py`
+has the rules), its `torch.cuda` means `_cpu_device.py`, and the names in `REBINDINGS` are replaced once it has run.
+"""
+
+import functools
+import importlib.abc
+import importlib.metadata
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
+
+import torch
+
+from megalm.parallel import _cpu_device
+from megalm.parallel._rewrite import CPU_DEVICE, CpuLoader
+
+PACKAGE = "megatron.core"
+
+# What the library says when Transformer Engine and apex are missing, once per module and process: `megalm doctor` says it once.
+MISSING_KERNELS = r"(Transformer Engine and )?Apex (is|are) not installed"
+# A setting of the CUDA driver, recommended under sequence parallelism; it means nothing on the CPU.
+CUDA_QUEUES = r"When using (sequence parallelism|async grad allreduce) it is recommended to set the"
+
+_applied: dict[str, Counter[str]] = {}
+
+
+def install() -> None:
+    """Let every later import of `megatron.core` run on the CPU; call it before the first one.
+
+    Where CUDA is available it only silences the warnings about missing kernels. Calling it again changes nothing.
+    Raises RuntimeError when `megatron.core` was imported before.
+    """
+    warnings.filterwarnings("ignore", message=MISSING_KERNELS, module=r"megatron\.core")
+    if torch.cuda.is_available() or any(isinstance(finder, _CpuFinder) for finder in sys.meta_path):
+        return
+    early = sys.modules.get(PACKAGE)
+    if early is not None and not hasattr(early, CPU_DEVICE):
+        raise RuntimeError(
+            "megatron.core was imported before megalm.parallel.cpu.install() and is still bound to CUDA; "
+            "call install() first (importing megalm.parallel.cpu alone does not)"
+        )
+    warnings.filterwarnings("ignore", message=CUDA_QUEUES, module=r"megatron\.core")
+    sys.meta_path.insert(0, _CpuFinder())
+
+
+def applied() -> dict[str, dict[str, int]]:
+    """What was done so far: for each changed module how often each rule or rebinding applied."""
+    return {name: dict(sorted(counts.items())) for name, counts in sorted(_applied.items())}
+
+
+class _CpuFinder(importlib.abc.MetaPathFinder):
+    """Finds the modules of `megatron.core` and gives them `CpuLoader`."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != PACKAGE and not fullname.startswith(PACKAGE + "."):
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = CpuLoader(fullname, spec.loader.path, _record, _rebind)
+        return spec
+
+
+def _record(module_name: str, counts: Counter[str]) -> None:
+    if counts:
+        _applied.setdefault(module_name, Counter()).update(counts)
+
+
+def _rebind(module: ModuleType) -> None:
+    rebinding = REBINDINGS.get(module.__name__)
+    if rebinding is not None:
+        _record(module.__name__, Counter(rebinding(module)))
+
+
+def _use_cpu_generator(module: ModuleType) -> list[str]:
+    """The RNG tracker swaps generator states through these two, which reach past `torch.cuda` into CUDA's C bindings."""
+    return _replace(
+        module, _get_cuda_rng_state=_cpu_device.get_rng_state, _set_cuda_rng_state=_cpu_device.set_rng_state
+    )
+
+
+def _use_no_jit_fuser(module: ModuleType) -> list[str]:
+    """`jit_fuser` is torch.compile: on the CPU it needs a C++ compiler at run time and imports torch's compiler at start.
+
+    What megalm compiles, it compiles by whole layers and by the user's choice; inner functions then come along.
+    """
+    if not hasattr(module, "disable_jit_fuser"):
+        return []
+    module.disable_jit_fuser()
+    return ["jit_fuser"]
+
+
+def _define_te_general_gemm(module: ModuleType) -> list[str]:
+    """The router asks `te_general_gemm is not None`, but without Transformer Engine the name was never defined (NameError)."""
+    if hasattr(module, "te_general_gemm"):
+        return []
+    module.te_general_gemm = None  # type: ignore[attr-defined]
+    return ["te_general_gemm"]
+
+
+def _replace(module: ModuleType, **values: object) -> list[str]:
+    """Rebind those of the names that `module` has; returns them."""
+    found = [name for name in values if hasattr(module, name)]
+    for name in found:
+        setattr(module, name, values[name])
+    return found
+
+
+REBINDINGS: dict[str, Callable[[ModuleType], list[str]]] = {
+    "megatron.core.jit": _use_no_jit_fuser,
+    "megatron.core.tensor_parallel.random": _use_cpu_generator,
+    "megatron.core.transformer.moe.moe_utils": _define_te_general_gemm,
+}

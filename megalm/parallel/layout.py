@@ -1,0 +1,123 @@
+"""The layout of a run: sizes of each parallel axis, process groups, and this process's coordinates."""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megalm.config.schema import ParallelConfig
+from megalm.parallel import cpu
+
+cpu.install()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402
+from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes, groups and coordinates; passed around instead of global groups."""
+
+    config: ParallelConfig
+    groups: ProcessGroupCollection
+    device: torch.device
+    rank: int
+    world_size: int
+
+    @property
+    def tp_rank(self) -> int:
+        """Coordinate on the tensor-parallel axis."""
+        return self.groups.tp.rank()
+
+    @property
+    def tp_size(self) -> int:
+        """Ranks on the tensor-parallel axis."""
+        return self.groups.tp.size()
+
+    @property
+    def pp_rank(self) -> int:
+        """Pipeline stage of this process."""
+        return self.groups.pp.rank()
+
+    @property
+    def pp_size(self) -> int:
+        """Pipeline stages."""
+        return self.groups.pp.size()
+
+    @property
+    def dp_rank(self) -> int:
+        """Coordinate on the data-parallel axis."""
+        return self.groups.dp.rank()
+
+    @property
+    def dp_size(self) -> int:
+        """Copies of the model."""
+        return self.groups.dp.size()
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this process holds the embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process holds the output layer and computes the loss."""
+        return self.pp_rank == self.pp_size - 1
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of the last stage in this process's pipeline."""
+        return dist.get_global_rank(self.groups.pp, self.pp_size - 1)
+
+    def describe(self) -> str:
+        """Short name such as `TP2+SP x PP2 x DP1`."""
+        sequence = "+SP" if self.config.sequence_parallel else ""
+        zero = f" + ZeRO-{self.config.zero_stage}" if self.config.zero_stage else ""
+        return f"TP{self.tp_size}{sequence} x PP{self.pp_size} x DP{self.dp_size}{zero}"
+
+
+def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
+    """Join the world that the environment describes (RANK, WORLD_SIZE, ...; default one process).
+
+    Returns this process's device. `auto` picks NCCL where CUDA is present, else gloo.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cpu")
+    if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        if backend == "auto":
+            backend = "nccl" if cuda else "gloo"
+        timeout = datetime.timedelta(minutes=timeout_minutes)
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return device
+
+
+def create_layout(config: ParallelConfig, seed: int = 1234) -> Layout:
+    """Make the process groups of `config` over the whole world and seed dropout; a second call replaces them."""
+    device = init_process_group(config.backend, config.timeout_minutes)
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        context_parallel_size=config.context_parallel_size,
+        expert_model_parallel_size=config.expert_model_parallel_size,
+        # the library's own gloo twins of every group serve its optimizer checkpoints, which we do not use
+        create_gloo_process_groups=False,
+    )
+    tensor_parallel.random.initialize_rng_tracker(force_reset=True)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return Layout(
+        config=config,
+        groups=ProcessGroupCollection.use_mpu_process_groups(),
+        device=device,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+    )

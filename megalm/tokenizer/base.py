@@ -1,0 +1,70 @@
+"""What every tokenizer offers, and decoding token by token on top of it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+REPLACEMENT = "\ufffd"
+
+
+class Tokenizer(Protocol):
+    """Maps text to token ids and back.
+
+    Text is only ever text: a document that spells `<|endoftext|>` gives ordinary tokens, and special tokens come
+    into a sequence by their id alone. Nothing is added at either end.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: every id is below it."""
+
+    @property
+    def eod_id(self) -> int:
+        """Id that ends a document."""
+
+    @property
+    def hash(self) -> str:
+        """Sha256 (hex) over what determines the ids; two tokenizers with equal hashes give equal ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`."""
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each of `texts`; faster than one by one."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens spelled out, bytes that are no UTF-8 as U+FFFD."""
+
+    def stream(self) -> "TextStream":
+        """Return a decoder that takes one id at a time."""
+
+
+class TextStream:
+    """Decodes one id at a time and never splits a character: what a terminal or a web page is fed with.
+
+    The pieces that `push` and `finish` return, joined, are `tokenizer.decode` of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Some tokenizers spell a token by what precedes it, so the last settled piece stays in front as context.
+        self._context: list[int] = []
+        self._open: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Return the text that `token_id` completes; empty while a character is still open."""
+        self._open.append(token_id)
+        piece = self._piece()
+        if piece.endswith(REPLACEMENT):
+            return ""
+        self._context, self._open = self._open, []
+        return piece
+
+    def finish(self) -> str:
+        """Return what is still held back: the bytes of an open character as U+FFFD, or nothing."""
+        piece = self._piece()
+        self._context, self._open = [], []
+        return piece
+
+    def _piece(self) -> str:
+        settled = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._open)[len(settled) :]

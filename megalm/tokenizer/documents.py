@@ -1,0 +1,169 @@
+"""Reads documents from JSONL and text files, plain or compressed, one at a time."""
+
+import contextlib
+import gzip
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Literal, NamedTuple, get_args
+
+from megalm.errors import UserError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+
+SampleBy = Literal["document", "paragraph", "line"]
+"""What one document of a text file is: the whole file, lines up to an empty one, or a line."""
+
+
+class Document(NamedTuple):
+    """A text and where in its (uncompressed) file it begins, in bytes."""
+
+    offset: int
+    text: str
+
+
+def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
+    """Return the files that `inputs` name: files as given, directories as the sorted documents below them.
+
+    Raises UserError for a missing path, a kind of file that is not read here, or no file at all.
+    """
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.is_file() and _kind_suffix(p) in JSON_SUFFIXES + TEXT_SUFFIXES)
+        elif not path.exists():
+            raise UserError(f"input {path} does not exist; check the path")
+        elif _kind_suffix(path) not in JSON_SUFFIXES + TEXT_SUFFIXES:
+            known = " ".join(JSON_SUFFIXES + TEXT_SUFFIXES)
+            raise UserError(f"input {path} is of no known kind; name it with one of {known} (and .gz or .zst if compressed)")
+        else:
+            files.append(path)
+    if not files:
+        raise UserError(f"no input files in {', '.join(map(str, inputs)) or 'an empty list'}; name JSONL or text files")
+    return files
+
+
+def check_sample_by(sample_by: str) -> None:
+    """Raise UserError unless `sample_by` is one of the ways to cut text files into documents."""
+    if sample_by not in get_args(SampleBy):
+        raise UserError(f"sample_by is '{sample_by}'; choose one of {', '.join(get_args(SampleBy))}")
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether `path` is read through a decompressor."""
+    return path.suffix in COMPRESSED_SUFFIXES
+
+
+def splits_by_line(path: Path, sample_by: SampleBy) -> bool:
+    """Whether a line of `path` is a document of its own, so that ranges of the file can be read apart."""
+    return not is_compressed(path) and (_kind_suffix(path) in JSON_SUFFIXES or sample_by == "line")
+
+
+def read_documents(
+    path: Path,
+    text_key: str = "text",
+    sample_by: SampleBy = "document",
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Document]:
+    """Yield the documents of `path` that begin in bytes [start, stop) of it.
+
+    A line of JSONL is an object whose `text_key` holds the text. Lines end at newline bytes alone (texts may hold
+    other separators); empty lines are passed over. A range other than the whole needs `splits_by_line(path)`.
+    Raises UserError with file and line for a line that is not such an object, or text that is not UTF-8.
+    """
+    with open_input(path) as file:
+        if _kind_suffix(path) in JSON_SUFFIXES:
+            for offset, line in _lines(file, start, stop):
+                yield Document(offset, _parse_object(path, offset, line, text_key))
+        elif sample_by == "line":
+            for offset, line in _lines(file, start, stop):
+                yield Document(offset, _decode(path, offset, line.rstrip(b"\r\n")))
+        elif sample_by == "paragraph":
+            for offset, lines in _paragraphs(file):
+                yield Document(offset, _decode(path, offset, lines))
+        else:
+            yield Document(0, _decode(path, 0, file.read()))
+
+
+@contextlib.contextmanager
+def open_input(path: Path) -> Iterator[IO[bytes]]:
+    """Yield the uncompressed bytes of `path`; raises UserError where the compressed data are damaged."""
+    import zstandard
+
+    try:
+        with contextlib.ExitStack() as stack:
+            file: IO[bytes] = stack.enter_context(open(path, "rb"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(file))
+            elif path.suffix == ".zst":
+                reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+                file = stack.enter_context(io.BufferedReader(reader))  # type: ignore[arg-type]
+            yield file
+    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise UserError(f"{path} is damaged ({error}); compress it again from its source") from error
+
+
+def _kind_suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix
+
+
+def _lines(file: IO[bytes], start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    offset = start
+    if start:
+        file.seek(start - 1)
+        offset += len(file.readline()) - 1  # the line that `start` cuts belongs to the range before
+    while stop is None or offset < stop:
+        line = file.readline()
+        if not line:
+            return
+        if line.strip():
+            yield offset, line
+        offset += len(line)
+
+
+def _paragraphs(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    begin, offset, lines = 0, 0, []
+    for line in file:
+        if line.strip():
+            lines.append(line)
+        else:
+            if lines:
+                yield begin, b"".join(lines)
+            begin, lines = offset + len(line), []
+        offset += len(line)
+    if lines:
+        yield begin, b"".join(lines)
+
+
+def _parse_object(path: Path, offset: int, line: bytes, text_key: str) -> str:
+    try:
+        value = json.loads(_decode(path, offset, line))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{_where(path, offset)} is not JSON ({error.msg}); write one object a line") from error
+    text = value.get(text_key) if isinstance(value, dict) else None
+    if isinstance(text, str):
+        return text
+    found = f"keys {', '.join(map(str, value)) or 'none'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+    raise UserError(f"{_where(path, offset)} has no text under '{text_key}' (found {found}); name the key that holds it")
+
+
+def _decode(path: Path, offset: int, data: bytes) -> str:
+    if not offset:
+        data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_where(path, offset)} is not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+
+
+def _where(path: Path, offset: int) -> str:
+    with open_input(path) as file:
+        line = 1
+        while offset > 0 and (block := file.read(min(offset, 1 << 20))):
+            line += block.count(b"\n")
+            offset -= len(block)
+    return f"{path} line {line}"

@@ -1,0 +1,77 @@
+"""Tokenizers of Hugging Face's `tokenizers` library, read from a `tokenizer.json`."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from megalm.errors import UserError
+from megalm.tokenizer.base import TextStream
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json` behind the interface of `megalm.tokenizer.Tokenizer`."""
+
+    def __init__(self, content: str, eod_token: str) -> None:
+        """Take the text of a `tokenizer.json` and the token that ends a document; ValueError if either does not fit."""
+        self._content = content
+        self._backend = backend_from_json(content)
+        self.eod_token = eod_token
+        eod_id = self._backend.token_to_id(eod_token)
+        if eod_id is None:
+            raise UserError(f"the tokenizer has no token '{eod_token}' to end documents with; name one that it has")
+        self._eod_id = eod_id
+        # Ids may have holes, so the count of tokens is not enough.
+        self._vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def eod_id(self) -> int:
+        return self._eod_id
+
+    @cached_property
+    def hash(self) -> str:
+        return content_hash(self._content)
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        ids = [int(i) for i in ids]
+        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
+        if wrong is not None:
+            raise UserError(f"id {wrong} is outside the vocabulary of {self._vocab_size}; decode with the data's tokenizer")
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def stream(self) -> TextStream:
+        return TextStream(self)
+
+
+def backend_from_json(content: str) -> tokenizers.Tokenizer:
+    """Return the library's tokenizer with everything off that would cut, pad or interpret a text."""
+    backend = tokenizers.Tokenizer.from_str(content)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
+
+
+def content_hash(content: str) -> str:
+    """Return the sha256 over the parts of a `tokenizer.json` that determine ids, whichever version wrote it."""
+    parsed = json.loads(content)
+    model: dict[str, Any] = dict(parsed["model"])
+    if "merges" in model:
+        # Written as "a b" before tokenizers 0.20 and as ["a", "b"] since.
+        model["merges"] = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    parts = {key: parsed.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer")}
+    canonical = json.dumps({**parts, "model": model}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
