@@ -17,14 +17,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from megalm.errors import UserError
 
 POLL_SECONDS = 0.05
 SETTLE_SECONDS = 0.2  # ranks that fail together are judged together
 GRACE_SECONDS = 3.0  # between SIGTERM and SIGKILL
-SECONDARY_WAIT_SECONDS = 10.0  # a rank that lost a peer waits this long to be ended by its launcher
+SECONDARY_WAIT_SECONDS = 5.0  # a rank that lost a peer waits this long to be ended by its launcher
 TAIL_LINES = 20
 
 _SUPERVISOR = "MEGALM_SUPERVISOR_PID"
@@ -67,9 +67,9 @@ def in_world() -> bool:
 
 @contextlib.contextmanager
 def guard() -> Iterator[None]:
-    """Wrap a command's body, so that in a world of processes the error that began it all is the one shown.
+    """Wrap a whole program, so that in a world of processes the error that began it all is the one shown.
 
-    Outside a world it does nothing. In one, an exception is reported and becomes SystemExit: a UserError as one line and
+    Outside a world it does nothing. In one, an exception is reported and ends the process: a UserError as one line and
     code 2, by one rank; a connection loss only after some seconds, in which the launcher ends this rank, because another
     rank's failure is the cause; anything else at once, as a traceback under the rank's number, and code 1.
     """
@@ -81,14 +81,18 @@ def guard() -> Iterator[None]:
         yield
     except UserError as error:
         _report_user_error(str(error))
-        raise SystemExit(2) from None
+        _leave(2)
+    except KeyboardInterrupt:
+        _leave(130)
     except Exception as error:
         if is_connection_loss(error):
             _await_the_end()
             print(f"rank {_rank()}: lost another rank: {_first_line(error)}", file=sys.stderr, flush=True)
         else:
-            _report(traceback.format_exc(), user_error=False)
-        raise SystemExit(1) from None
+            assert error.__traceback__ is not None
+            frames = traceback.format_exception(type(error), error, error.__traceback__.tb_next)  # less this one
+            _report("".join(frames), user_error=False)
+        _leave(1)
 
 
 def is_connection_loss(error: BaseException) -> bool:
@@ -350,6 +354,13 @@ def _await_the_end() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(SECONDARY_WAIT_SECONDS)
+
+
+def _leave(code: int) -> NoReturn:
+    """End without the interpreter's teardown, which aborts or hangs in a process group that has lost its peers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _first_line(error: BaseException) -> str:

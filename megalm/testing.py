@@ -281,9 +281,13 @@ def _serve(rank: int, world_size: int, port: int, address: str) -> None:
 
 def _answer(request: bytes) -> tuple[str, Any]:
     """Run one call: ("result", pickled value), or ("error" or "victim", traceback)."""
+    import torch
+
     try:
         sys.path[:], call = pickle.loads(request)
         fn, args = pickle.loads(call)
+        random.seed(0)
+        torch.manual_seed(0)
         result = pickle.dumps(fn(*args))
         del fn, args
         _clean_up()
@@ -296,7 +300,7 @@ def _answer(request: bytes) -> tuple[str, Any]:
 
 
 def _clean_up() -> None:
-    """Leave the worker as it was before the call: the default group alone, no model-parallel state, fresh generators."""
+    """Leave the worker as it was before the call: the default group alone, no model-parallel state."""
     import torch
     import torch.distributed as dist
     from megatron.core import num_microbatches_calculator, parallel_state
@@ -313,5 +317,3 @@ def _clean_up() -> None:
     megatron_random.get_cuda_rng_tracker().reset()
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
-    random.seed(0)
-    torch.manual_seed(0)

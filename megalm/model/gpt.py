@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
-from torch import Tensor
+from torch import Tensor, nn
 
 from megalm.config.schema import Config
 from megalm.model.cross_entropy import linear_cross_entropy, local_columns, vocab_parallel_cross_entropy
@@ -49,6 +50,7 @@ class GPT(GPTModel):
             table.requires_grad_(False)
             table.data = sinusoidal_table(*table.shape)
         self.to(device=layout.device, dtype=DTYPES[config.precision.dtype])
+        mark_split_parameters(self)
 
     def forward(  # type: ignore[override]
         self,
@@ -111,6 +113,25 @@ class GPT(GPTModel):
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight
+
+
+def mark_split_parameters(model: nn.Module) -> None:
+    """Mark what tensor parallelism splits; unmarked parameters count as replicas in the gradient norm.
+
+    Megatron-Core marks them only while it draws its own initial weights, which we do not let it do.
+    """
+    for module in model.modules():
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+            axis = 0
+        elif isinstance(module, RowParallelLinear):
+            axis = 1
+        else:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "weight" or axis == 0:
+                parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+                parameter.partition_dim = axis  # type: ignore[attr-defined]
+                parameter.partition_stride = 1  # type: ignore[attr-defined]
 
 
 def build_model(config: Config, layout: Layout) -> GPT:

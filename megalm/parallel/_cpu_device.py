@@ -5,6 +5,7 @@ is left alone. A name that is not defined here falls through to the real `torch.
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -86,12 +87,6 @@ class Stream:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        pass
-
     def wait_stream(self, stream: Any) -> None:
         pass
 
@@ -125,6 +120,6 @@ def set_stream(stream: Any) -> None:
     """There is one stream, so there is nothing to choose."""
 
 
-def stream(stream: Stream | None) -> Stream:
+def stream(stream: Stream | None) -> AbstractContextManager[None]:
     """A context in which work is queued on `stream`: here it simply runs."""
-    return stream or _STREAM
+    return nullcontext()

@@ -14,7 +14,8 @@ CPU_DEVICE = "_megalm_cpu_device"
 
 # `Tensor.type()` is compared with these names where the optimizer sorts parameters by precision and clips gradients.
 TENSOR_TYPE_NAMES = {
-    f"torch.cuda.{kind}": f"torch.{kind}" for kind in ("FloatTensor", "HalfTensor", "BFloat16Tensor", "DoubleTensor")
+    f"torch.cuda.{kind}": f"torch.{kind}"
+    for kind in ("FloatTensor", "HalfTensor", "BFloat16Tensor", "DoubleTensor")
 }
 
 # A file without any of these has nothing to rewrite and is imported the ordinary way, from its cached byte code.

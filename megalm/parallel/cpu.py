@@ -4,9 +4,9 @@ Three things happen to a `megatron.core` module: its source is compiled with eve
 has the rules), its `torch.cuda` means `_cpu_device.py`, and the names in `REBINDINGS` are replaced once it has run.
 """
 
-import functools
 import importlib.abc
 import importlib.metadata
+import logging
 import sys
 import warnings
 from collections import Counter
@@ -17,14 +17,26 @@ from types import ModuleType
 import torch
 
 from megalm.parallel import _cpu_device
+from megalm.parallel._expected import EXPECTED, SUPPORTED_VERSION
 from megalm.parallel._rewrite import CPU_DEVICE, CpuLoader
 
 PACKAGE = "megatron.core"
 
-# What the library says when Transformer Engine and apex are missing, once per module and process: `megalm doctor` says it once.
-MISSING_KERNELS = r"(Transformer Engine and )?Apex (is|are) not installed"
+# Warnings that nobody running a model can act upon: (message, module that gives it).
+NOISE = (
+    # Once per module and process; `megalm doctor` says it once, with what is used instead.
+    (r"(Transformer Engine and )?Apex (is|are) not installed", r"megatron\.core"),
+    # How the library calls torch, and its own default for a field.
+    (r"Please use DTensor instead and we are deprecating ShardedTensor", r"torch\.distributed\.checkpoint"),
+    (r"`load_state_dict` is deprecated and will be removed", r"megatron\.core\.dist_checkpointing"),
+    (r"`torch\.distributed\.\w+_tensor` is deprecated", r"torch\.distributed\.c10d_logger"),
+    (r"The \.grad attribute of a Tensor that is not a leaf", r"megatron\.core\.optimizer"),
+    (r"full scope is deprecated\. Use empty cuda_graph_scope", r"megatron\.core"),
+)
 # A setting of the CUDA driver, recommended under sequence parallelism; it means nothing on the CPU.
-CUDA_QUEUES = r"When using (sequence parallelism|async grad allreduce) it is recommended to set the"
+CPU_NOISE = (
+    (r"When using (sequence parallelism|async grad allreduce) it is recommended to set", r"megatron\.core"),
+)
 
 _applied: dict[str, Counter[str]] = {}
 
@@ -32,10 +44,10 @@ _applied: dict[str, Counter[str]] = {}
 def install() -> None:
     """Let every later import of `megatron.core` run on the CPU; call it before the first one.
 
-    Where CUDA is available it only silences the warnings about missing kernels. Calling it again changes nothing.
+    Where CUDA is available it only silences the warnings in `NOISE`. Calling it again changes nothing.
     Raises RuntimeError when `megatron.core` was imported before.
     """
-    warnings.filterwarnings("ignore", message=MISSING_KERNELS, module=r"megatron\.core")
+    _silence(NOISE)
     if torch.cuda.is_available() or any(isinstance(finder, _CpuFinder) for finder in sys.meta_path):
         return
     early = sys.modules.get(PACKAGE)
@@ -44,13 +56,37 @@ def install() -> None:
             "megatron.core was imported before megalm.parallel.cpu.install() and is still bound to CUDA; "
             "call install() first (importing megalm.parallel.cpu alone does not)"
         )
-    warnings.filterwarnings("ignore", message=CUDA_QUEUES, module=r"megatron\.core")
+    version = importlib.metadata.version("megatron-core")
+    if version != SUPPORTED_VERSION:
+        warnings.warn(
+            f"megatron-core {version} on the CPU is untested: megalm supports {SUPPORTED_VERSION}",
+            stacklevel=2,
+        )
+    _silence(CPU_NOISE)
     sys.meta_path.insert(0, _CpuFinder())
 
 
 def applied() -> dict[str, dict[str, int]]:
     """What was done so far: for each changed module how often each rule or rebinding applied."""
     return {name: dict(sorted(counts.items())) for name, counts in sorted(_applied.items())}
+
+
+def differences() -> list[str]:
+    """What was done otherwise than `EXPECTED` says, one line a module; empty when every rewrite and rebinding took hold.
+
+    Looks at the modules imported so far, so import `ENTRY_POINTS` before.
+    """
+    done = applied()
+    return [
+        f"{name}: expected {expected}, found {done.get(name, {})}"
+        for name, expected in EXPECTED.items()
+        if done.get(name, {}) != expected
+    ]
+
+
+def _silence(noise: Sequence[tuple[str, str]]) -> None:
+    for message, module in noise:
+        warnings.filterwarnings("ignore", message=message, module=module)
 
 
 class _CpuFinder(importlib.abc.MetaPathFinder):
@@ -80,6 +116,10 @@ def _rebind(module: ModuleType) -> None:
 
 def _use_cpu_generator(module: ModuleType) -> list[str]:
     """The RNG tracker swaps generator states through these two, which reach past `torch.cuda` into CUDA's C bindings."""
+    # It warns when the CPU generator moves inside a fork, which on the CPU is what a fork is for.
+    logging.getLogger(module.__name__).addFilter(
+        lambda record: "CPU RNG state changed" not in record.getMessage()
+    )
     return _replace(
         module, _get_cuda_rng_state=_cpu_device.get_rng_state, _set_cuda_rng_state=_cpu_device.set_rng_state
     )

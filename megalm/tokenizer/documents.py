@@ -33,16 +33,22 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.is_file() and _kind_suffix(p) in JSON_SUFFIXES + TEXT_SUFFIXES)
+            files += sorted(
+                p for p in path.rglob("*") if p.is_file() and _kind_suffix(p) in JSON_SUFFIXES + TEXT_SUFFIXES
+            )
         elif not path.exists():
             raise UserError(f"input {path} does not exist; check the path")
         elif _kind_suffix(path) not in JSON_SUFFIXES + TEXT_SUFFIXES:
             known = " ".join(JSON_SUFFIXES + TEXT_SUFFIXES)
-            raise UserError(f"input {path} is of no known kind; name it with one of {known} (and .gz or .zst if compressed)")
+            raise UserError(
+                f"input {path} is of no known kind; name it with one of {known} (and .gz or .zst if compressed)"
+            )
         else:
             files.append(path)
     if not files:
-        raise UserError(f"no input files in {', '.join(map(str, inputs)) or 'an empty list'}; name JSONL or text files")
+        raise UserError(
+            f"no input files in {', '.join(map(str, inputs)) or 'an empty list'}; name JSONL or text files"
+        )
     return files
 
 
@@ -143,12 +149,20 @@ def _parse_object(path: Path, offset: int, line: bytes, text_key: str) -> str:
     try:
         value = json.loads(_decode(path, offset, line))
     except json.JSONDecodeError as error:
-        raise UserError(f"{_where(path, offset)} is not JSON ({error.msg}); write one object a line") from error
+        raise UserError(
+            f"{_where(path, offset)} is not JSON ({error.msg}); write one object a line"
+        ) from error
     text = value.get(text_key) if isinstance(value, dict) else None
     if isinstance(text, str):
         return text
-    found = f"keys {', '.join(map(str, value)) or 'none'}" if isinstance(value, dict) else f"a {type(value).__name__}"
-    raise UserError(f"{_where(path, offset)} has no text under '{text_key}' (found {found}); name the key that holds it")
+    found = (
+        f"keys {', '.join(map(str, value)) or 'none'}"
+        if isinstance(value, dict)
+        else f"a {type(value).__name__}"
+    )
+    raise UserError(
+        f"{_where(path, offset)} has no text under '{text_key}' (found {found}); name the key that holds it"
+    )
 
 
 def _decode(path: Path, offset: int, data: bytes) -> str:
@@ -157,7 +171,9 @@ def _decode(path: Path, offset: int, data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{_where(path, offset)} is not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+        raise UserError(
+            f"{_where(path, offset)} is not UTF-8 ({error.reason}); convert the file to UTF-8"
+        ) from error
 
 
 def _where(path: Path, offset: int) -> str:

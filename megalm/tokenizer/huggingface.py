@@ -22,7 +22,9 @@ class HuggingFaceTokenizer:
         self.eod_token = eod_token
         eod_id = self._backend.token_to_id(eod_token)
         if eod_id is None:
-            raise UserError(f"the tokenizer has no token '{eod_token}' to end documents with; name one that it has")
+            raise UserError(
+                f"the tokenizer has no token '{eod_token}' to end documents with; name one that it has"
+            )
         self._eod_id = eod_id
         # Ids may have holes, so the count of tokens is not enough.
         self._vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
@@ -49,7 +51,9 @@ class HuggingFaceTokenizer:
         ids = [int(i) for i in ids]
         wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
         if wrong is not None:
-            raise UserError(f"id {wrong} is outside the vocabulary of {self._vocab_size}; decode with the data's tokenizer")
+            raise UserError(
+                f"id {wrong} is outside the vocabulary of {self._vocab_size}; decode with the data's tokenizer"
+            )
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def stream(self) -> TextStream:
@@ -73,5 +77,7 @@ def content_hash(content: str) -> str:
         # Written as "a b" before tokenizers 0.20 and as ["a", "b"] since.
         model["merges"] = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     parts = {key: parsed.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer")}
-    canonical = json.dumps({**parts, "model": model}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    canonical = json.dumps(
+        {**parts, "model": model}, sort_keys=True, separators=(",", ":"), ensure_ascii=True
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()

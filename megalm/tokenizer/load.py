@@ -29,7 +29,9 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
         content = file.read_text(encoding="utf-8")
         backend = backend_from_json(content)
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{file} is not a readable tokenizer.json ({error}); train or copy it again") from error
+        raise UserError(
+            f"{file} is not a readable tokenizer.json ({error}); train or copy it again"
+        ) from error
 
     metadata = _read_json(file.parent / METADATA_NAME)
     config = _read_json(file.parent / "tokenizer_config.json")
@@ -38,10 +40,14 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
     if eod_token is None:
         eod_token = next((t for t in COMMON_EOD_TOKENS if backend.token_to_id(t) is not None), None)
     if eod_token is None:
-        raise UserError(f'{file} names no end-of-document token; write {{"eod_token": "..."}} to {METADATA_NAME} beside it')
+        raise UserError(
+            f'{file} names no end-of-document token; write {{"eod_token": "..."}} to {METADATA_NAME} beside it'
+        )
     tokenizer = HuggingFaceTokenizer(content, eod_token)
     if metadata.get("hash", tokenizer.hash) != tokenizer.hash:
-        raise UserError(f"{file} was changed after {METADATA_NAME} was written; train or copy the tokenizer again")
+        raise UserError(
+            f"{file} was changed after {METADATA_NAME} was written; train or copy the tokenizer again"
+        )
     return tokenizer
 
 

@@ -1,0 +1,218 @@
+"""The `megalm` command: each sub-command parses, calls one public function and prints; nothing heavy is imported before."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+import megalm
+from megalm import launch
+from megalm.cli_data import dataset_app, tokenizer_app
+from megalm.errors import UserError
+
+app = typer.Typer(
+    name="megalm",
+    help="Train large language models on any layout of processes, with the same answer on each.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(dataset_app, name="dataset")
+
+Nproc = Annotated[int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result on stdout.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 success, 2 a user's mistake (one line), 1 a failure of ours."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with launch.guard():
+            return _run(arguments)
+    except UserError as error:
+        print(f"megalm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        outcome = get_command(app).main(
+            args=arguments or ["--help"], prog_name="megalm", standalone_mode=False, obj=arguments
+        )
+    except typer.Abort:
+        outcome = 130
+    except Exception as error:
+        if (message := _mistake(error)) is None:
+            raise
+        raise UserError(message) from None
+    if outcome == 130:  # what typer makes of a KeyboardInterrupt
+        raise KeyboardInterrupt
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _mistake(error: Exception) -> str | None:
+    """One line for an error in the command line or in a typed value, None for anything else."""
+    if hasattr(error, "format_message"):  # typer's and click's usage errors
+        where = getattr(getattr(error, "ctx", None), "command_path", "megalm")
+        bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
+        line = "No sub-command given." if bare else " ".join(error.format_message().split())
+        return f"{line} (see `{where} --help`)"
+    if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
+        first = error.errors(include_url=False)[0]  # type: ignore[attr-defined]
+        return f"`{'.'.join(map(str, first['loc']))}` = {first['input']!r}: {first['msg']}"
+    return None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"megalm {megalm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(help="YAML file of the run.", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Values to change, e.g. optimizer.lr=3e-4", metavar="KEY=VALUE")
+    ] = None,
+    nproc: Nproc = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Insist on a checkpoint in the run directory (run.resume=always).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model as CONFIG says.
+
+    Goes on from the run directory's last good checkpoint if there is one, also under another layout.
+    """
+    from megalm.config import load_config
+
+    resolved = load_config(config, [*(overrides or []), *(["run.resume=always"] if resume else [])])
+    if nproc is not None and not launch.in_world():
+        resolved.check_world_size(nproc)
+        _start_world(context, nproc)
+    from megalm.train import run
+
+    _print_json(run.main(resolved), as_json)
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    checkpoint: Annotated[str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")],
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="UTF-8 file with one prompt a line.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Divides the logits before sampling.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample among this many likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Divides the logits of tokens seen before; 1: off.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 1234,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token, do not sample.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute all keys and values at each token.")] = False,
+    stream: Annotated[bool, typer.Option(help="Show tokens as they come.")] = True,
+    step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")] = None,
+    tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
+    pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
+    nproc: Nproc = None,
+    as_json: Json = False,
+) -> None:
+    """Continue prompts with a trained model."""
+    from megalm.generate.request import GenerateRequest
+
+    request = GenerateRequest(
+        checkpoint=checkpoint,
+        prompts=(prompt or []) + _read_prompts(prompt_file),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop or [],
+        seed=seed,
+        greedy=greedy,
+        cache=not no_cache,
+        stream=stream and not as_json,
+        step=step,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        dtype=dtype,
+    )
+    if nproc is not None and not launch.in_world():
+        request.check_world_size(nproc)
+        _start_world(context, nproc)
+    from megalm.generate import run
+
+    _print_json(run.main(request), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show device, versions and kernels.
+
+    Says which fused kernels are present and what stands in for the missing ones.
+    """
+    from megalm import doctor as examination
+
+    report = examination.examine()
+    if as_json:
+        _print_json(report, as_json)
+    else:
+        print(examination.render(report))
+
+
+def _start_world(context: typer.Context, nproc: int) -> None:
+    """Hand this same command, less `--nproc`, to `nproc` processes and end with their exit code; one needs no launcher."""
+    if nproc > 1:
+        raise typer.Exit(launch.run_local(_without_nproc(context.obj), nproc))
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--nproc":
+            next(rest)
+        elif not argument.startswith("--nproc="):
+            kept.append(argument)
+    return kept
+
+
+def _read_prompts(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {path}: {error}") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _print_json(result: Any, wanted: bool) -> None:
+    """Print on rank 0 only: the others hold the same result, or none."""
+    if wanted and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result))

@@ -1,0 +1,21 @@
+"""Token ids on disk and deterministic batches of them; imports no torch."""
+
+from megalm.dataset.build import build_dataset
+from megalm.dataset.cursor import Cursor
+from megalm.dataset.indexed import IndexedDataset, IndexedDatasetWriter
+from megalm.dataset.inspect import info, show, verify
+from megalm.dataset.merge import merge
+from megalm.dataset.stream import Batch, TokenStream
+
+__all__ = [
+    "Batch",
+    "Cursor",
+    "IndexedDataset",
+    "IndexedDatasetWriter",
+    "TokenStream",
+    "build_dataset",
+    "info",
+    "merge",
+    "show",
+    "verify",
+]

@@ -1,0 +1,249 @@
+"""Token files in Megatron's .bin/.idx format: a reader that maps them into memory and a writer that streams.
+
+`PREFIX.bin` holds all token ids one after another. `PREFIX.idx` holds, little-endian: the magic bytes, version
+(uint64), code of the ids' type (uint8), number of sequences (uint64), number of document borders (uint64), then
+the length of each sequence (int32), where each begins in the .bin in bytes (int64), and the document borders as
+sequence numbers (int64, from 0 to the number of sequences). Format: megatron/core/datasets/indexed_dataset.py.
+"""
+
+import hashlib
+import os
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm import atomic
+from megalm.dataset.sidecar import read_sidecar
+from megalm.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
+    code: np.dtype(name)
+    for code, name in enumerate(["u1", "i1", "<i2", "<i4", "<i8", "<f8", "<f4", "<u2"], start=1)
+}
+CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
+UINT16_VOCAB_LIMIT = 65500  # Megatron's own limit (DType.optimal_dtype), for files equal byte for byte
+BLOCK = 1 << 20  # elements handled at a time where a whole file is walked through
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the type that holds ids below `vocab_size`: uint16 where it suffices, else int32."""
+    return np.dtype("<u2") if vocab_size < UINT16_VOCAB_LIMIT else np.dtype("<i4")
+
+
+def bin_path(prefix: str | Path) -> Path:
+    """Return the file of the token ids of `prefix`."""
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    """Return the file of the index of `prefix`."""
+    return Path(f"{prefix}.idx")
+
+
+class IndexedDataset:
+    """Sequences of token ids at `prefix`, mapped into memory: opening takes constant time and memory at any size.
+
+    `sequence_lengths` int32, `sequence_pointers` int64 (bytes) and `document_indices` int64 are views of the .idx.
+    They are not aligned in the file: read elements or slices of them, for whole-array functions of NumPy copy all.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        """Open `prefix`.bin and `prefix`.idx; raises UserError where they are missing, damaged or do not fit."""
+        self.prefix = Path(prefix)
+        self.sidecar = read_sidecar(prefix)
+        self.dtype, self.num_sequences, borders = _read_header(idx_path(prefix))
+        self.num_documents = borders - 1
+        lengths_at, pointers_at, documents_at, _ = _sections(self.num_sequences, borders)
+        index = _map_bytes(idx_path(prefix))
+        self.sequence_lengths = _view(index, "<i4", self.num_sequences, lengths_at)
+        self.sequence_pointers = _view(index, "<i8", self.num_sequences, pointers_at)
+        self.document_indices = _view(index, "<i8", borders, documents_at)
+        self.num_tokens = self._count_tokens()
+        self._tokens = _map_bytes(bin_path(prefix)).view(self.dtype)
+
+    def __len__(self) -> int:
+        return self.num_sequences
+
+    def __reduce__(self) -> tuple[type["IndexedDataset"], tuple[Path]]:
+        """Another process maps the files itself instead of being sent their content."""
+        return IndexedDataset, (self.prefix,)
+
+    def __getitem__(self, sequence: int) -> NDArray[Any]:
+        """Return the ids of one sequence, without copying."""
+        sequence = range(self.num_sequences)[sequence]
+        start = int(self.sequence_pointers[sequence]) // self.dtype.itemsize
+        return self.tokens(start, int(self.sequence_lengths[sequence]))
+
+    def tokens(self, start: int, count: int) -> NDArray[Any]:
+        """Return `count` ids from token number `start` on, across sequences, without copying."""
+        if start < 0 or count < 0 or start + count > self.num_tokens:
+            raise IndexError(f"tokens [{start}, {start + count}) of {self.num_tokens}")
+        return self._tokens[start : start + count]
+
+    def document_starts(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the token numbers at which `documents` (in [0, num_documents]) begin; the last one is the end."""
+        sequences = self.document_indices[documents]
+        starts = np.full(sequences.shape, self.num_tokens, np.int64)
+        inside = sequences < self.num_sequences
+        starts[inside] = self.sequence_pointers[sequences[inside]] // self.dtype.itemsize
+        return starts
+
+    def document_at(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the documents that hold the token numbers `tokens`, by a binary search in the mapped index."""
+        low = np.zeros(tokens.shape, np.int64)
+        high = np.full(tokens.shape, self.num_documents, np.int64)
+        # Invariant: document `low` begins at or before the token, document `high` after it.
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            before = self.document_starts(middle) <= tokens
+            low, high = np.where(before, middle, low), np.where(before, high, middle)
+        return low
+
+    def _count_tokens(self) -> int:
+        """Tokens by the index, checked against the size of the .bin."""
+        size = 0
+        if self.num_sequences:
+            size = int(self.sequence_pointers[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
+        path = bin_path(self.prefix)
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy it beside the .idx or build the dataset again")
+        found = path.stat().st_size
+        if found != size:
+            raise UserError(
+                f"{path} has {found} bytes where its .idx says {size}; copy or build the dataset again"
+            )
+        return size // self.dtype.itemsize
+
+
+class IndexedDatasetWriter:
+    """Streams documents into `prefix`.bin/.idx; both appear at the end of the `with` block, or neither.
+
+    Memory does not grow with the data: lengths and borders wait in spool files.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype[Any]) -> None:
+        self.prefix = Path(prefix)
+        self.dtype = np.dtype(dtype)
+        self.num_sequences = self.num_documents = self.num_tokens = 0
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> "IndexedDatasetWriter":
+        folder = self.prefix.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self._temporary = folder / f".{self.prefix.name}.{os.getpid()}.bin.tmp"
+        self._bin = open(self._temporary, "wb")
+        self._lengths = tempfile.TemporaryFile(dir=folder)
+        self._borders = tempfile.TemporaryFile(dir=folder)
+        self._borders.write(np.zeros(1, "<i8").tobytes())
+        return self
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        try:
+            if kind is None:
+                self._publish()
+        finally:
+            for file in (self._bin, self._lengths, self._borders):
+                file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    @property
+    def sha256(self) -> str:
+        """Digest (hex) of the .bin so far."""
+        return self._digest.hexdigest()
+
+    def add_document(self, tokens: NDArray[Any]) -> None:
+        """Append one document of one sequence."""
+        self.add_documents(tokens, np.array([len(tokens)]))
+
+    def add_documents(
+        self, tokens: NDArray[Any], lengths: NDArray[Any], ends: NDArray[Any] | None = None
+    ) -> None:
+        """Append sequences: their ids one after another, their `lengths`, and after which sequence (counted from
+        the first of these) each document ends; by default every sequence is a document."""
+        if ends is None:
+            ends = np.arange(1, len(lengths) + 1)
+        if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
+            raise UserError(f"a document has {lengths.max()} tokens; the format holds 2^31 - 1, cut it")
+        data = np.ascontiguousarray(tokens, self.dtype).data.cast("B") if len(tokens) else b""
+        self._bin.write(data)
+        self._digest.update(data)
+        self._lengths.write(lengths.astype("<i4").tobytes())
+        self._borders.write((ends.astype("<i8") + self.num_sequences).tobytes())
+        self.num_tokens += len(tokens)
+        self.num_sequences += len(lengths)
+        self.num_documents += len(ends)
+
+    def _publish(self) -> None:
+        self._bin.flush()
+        os.fsync(self._bin.fileno())
+        with atomic.open_atomic(idx_path(self.prefix)) as idx:
+            code = CODE_OF_DTYPE[self.dtype]
+            idx.write(HEADER.pack(MAGIC, VERSION, code, self.num_sequences, self.num_documents + 1))
+            for block in _blocks(self._lengths, "<i4"):
+                idx.write(block.tobytes())
+            end = 0
+            for block in _blocks(self._lengths, "<i4"):
+                ends = end + np.cumsum(block, dtype=np.int64) * self.dtype.itemsize
+                idx.write((ends - block.astype(np.int64) * self.dtype.itemsize).astype("<i8").tobytes())
+                end = int(ends[-1])
+            for block in _blocks(self._borders, "<i8"):
+                idx.write(block.tobytes())
+            # An old index must never describe the new ids, nor the new one the old ids.
+            idx_path(self.prefix).unlink(missing_ok=True)
+            os.replace(self._temporary, bin_path(self.prefix))
+
+
+def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
+    """Return type of ids, number of sequences and number of document borders of the .idx at `path`."""
+    if not path.is_file():
+        raise UserError(
+            f"no dataset at {path}; give the path without .bin/.idx, or build it with `megalm dataset build`"
+        )
+    with open(path, "rb") as file:
+        data = file.read(HEADER.size)
+    if len(data) < HEADER.size or not data.startswith(MAGIC):
+        raise UserError(
+            f"{path} is not a Megatron index (begins with {data[:9]!r}); give the prefix of a token dataset"
+        )
+    _, version, code, sequences, borders = HEADER.unpack(data)
+    if version != VERSION or code not in DTYPE_OF_CODE:
+        raise UserError(
+            f"{path} has version {version} and type code {code}; megalm reads version 1, codes 1 to 8"
+        )
+    plain = _sections(sequences, borders)[3]
+    size = path.stat().st_size
+    if borders < 1 or size not in (plain, plain + sequences):  # multimodal files add a byte a sequence
+        raise UserError(
+            f"{path} has {size} bytes where its header says {plain}; copy or build the dataset again"
+        )
+    return DTYPE_OF_CODE[code], sequences, borders
+
+
+def _sections(sequences: int, borders: int) -> tuple[int, int, int, int]:
+    """Offsets in the .idx of the lengths, pointers and borders, and its end."""
+    lengths = HEADER.size
+    pointers = lengths + 4 * sequences
+    documents = pointers + 8 * sequences
+    return lengths, pointers, documents, documents + 8 * borders
+
+
+def _map_bytes(path: Path) -> NDArray[np.uint8]:
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+
+
+def _view(data: NDArray[np.uint8], dtype: str, count: int, offset: int) -> NDArray[Any]:
+    return np.frombuffer(data, dtype, count, offset)
+
+
+def _blocks(file: Any, dtype: str) -> Iterator[NDArray[Any]]:
+    file.seek(0)
+    while data := file.read(BLOCK * np.dtype(dtype).itemsize):
+        yield np.frombuffer(data, dtype)

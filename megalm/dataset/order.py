@@ -1,0 +1,116 @@
+"""Which window of which source sample k of a run is: a pure function, with nothing to build, store or share.
+
+Sample numbers are cut into blocks of 4096. A block gives every source the same whole number of slots, as near its
+weight as can be (largest remainder), in an order that is a keyed permutation of the block. How many slots of the
+source came before, in earlier blocks and in this one, is the sample's *ordinal* in the source; the ordinal gives
+the epoch, and a keyed permutation of the epoch the window. An epoch thus takes each window exactly once.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm.errors import UserError
+
+BLOCK = 4096
+ROUNDS = 6
+
+Int64 = NDArray[np.int64]
+
+
+class Location(NamedTuple):
+    """Where samples lie: arrays of source numbers, epochs and windows, one entry a sample."""
+
+    source_B: Int64
+    epoch_B: Int64
+    window_B: Int64
+
+
+def derive_key(*parts: int | str) -> int:
+    """Return 64 bits that depend on every one of `parts`."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def permutation(index_B: Int64, size: int, key: int) -> Int64:
+    """Return where a keyed permutation of [0, size) sends each of `index_B`; constant memory for any size.
+
+    A balanced Feistel network on the next even number of bits, repeated while the result is outside
+    (cycle walking: Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    round_keys = [np.uint64(derive_key(key, r)) for r in range(ROUNDS)]
+    result = np.asarray(index_B).astype(np.uint64)
+    outside = np.ones(result.shape, bool)
+    while outside.any():
+        left, right = result[outside] >> half, result[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right + round_key) & mask)
+        result[outside] = (left << half) | right
+        outside = result >= np.uint64(size)
+    return result.astype(np.int64)
+
+
+def block_quotas(weights: Sequence[float]) -> Int64:
+    """Return how many of a block's 4096 samples each source gives, by largest remainder.
+
+    Raises UserError for a weight that is not positive and finite, or too small for one sample in a block.
+    """
+    shares = np.asarray(weights, np.float64)
+    if not (np.isfinite(shares).all() and (shares > 0).all()):
+        raise UserError(f"data weights are {list(weights)}; each must be a finite number above 0")
+    exact = shares / shares.sum() * BLOCK
+    quotas = np.floor(exact).astype(np.int64)
+    quotas[np.argsort(quotas - exact, kind="stable")[: BLOCK - quotas.sum()]] += 1
+    if (quotas == 0).any():
+        least = int(quotas.argmin())
+        raise UserError(
+            f"data weight {weights[least]} is {shares[least] / shares.sum():.2g} of the blend, below 1/{BLOCK}; "
+            "raise it or leave the source out"
+        )
+    return quotas
+
+
+def locate(samples_B: Int64, quotas: Int64, windows: Int64, seed: int) -> Location:
+    """Return source, epoch and window of the global `samples_B`.
+
+    `quotas` is from `block_quotas`, `windows` the number of windows an epoch of each source has.
+    """
+    block_B, slot_B = np.divmod(samples_B, BLOCK)
+    source_B, rank_B = np.empty_like(samples_B), np.empty_like(samples_B)
+    for block in np.unique(block_B):
+        here = block_B == block
+        sources, ranks = _block_table(tuple(quotas.tolist()), int(block), seed)
+        source_B[here], rank_B[here] = sources[slot_B[here]], ranks[slot_B[here]]
+    ordinal_B = block_B * quotas[source_B] + rank_B
+    epoch_B, place_B = np.divmod(ordinal_B, windows[source_B])
+
+    window_B = np.empty_like(samples_B)
+    for source, epoch in np.unique(np.stack([source_B, epoch_B]), axis=1).T.tolist():
+        here = (source_B == source) & (epoch_B == epoch)
+        key = derive_key("window", seed, source, epoch)
+        window_B[here] = permutation(place_B[here], int(windows[source]), key)
+    return Location(source_B, epoch_B, window_B)
+
+
+@lru_cache(maxsize=16)
+def _block_table(quotas: tuple[int, ...], block: int, seed: int) -> tuple[Int64, Int64]:
+    """Source of each slot of a block, and its rank among the slots of that source."""
+    order = permutation(np.arange(BLOCK), BLOCK, derive_key("block", seed, block))
+    sources = np.searchsorted(np.cumsum(quotas), order, side="right")
+    ranks = np.empty(BLOCK, np.int64)
+    for source, quota in enumerate(quotas):
+        ranks[sources == source] = np.arange(quota)
+    return sources.astype(np.int64), ranks
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finalizer of SplitMix64 (Steele, Lea and Flood 2014); array arithmetic wraps modulo 2^64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,149 @@
+"""Batches of training windows as a pure function of the data, the seed and the sample numbers."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm.dataset.indexed import IndexedDataset
+from megalm.dataset.order import block_quotas, derive_key, locate
+from megalm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Batch:
+    """Windows of tokens, the tokens to predict and what attention and positions need."""
+
+    tokens_BS: NDArray[np.int64]
+    labels_BS: NDArray[np.int64]
+    """The token after each of `tokens_BS`."""
+    loss_mask_BS: NDArray[np.float32]
+    """1 where the label counts, 0 where not."""
+    positions_BS: NDArray[np.int64]
+    segments_BS: NDArray[np.int64] | None
+    """Number of the document inside the window, where attention stays within documents; else None."""
+
+
+class TokenStream:
+    """A weighted blend of token datasets, cut into windows of `seq_length` tokens.
+
+    Each source is read as a ring. In every epoch its windows begin at another random phase, so the borders between
+    windows move; they are taken in random order, and no token is an input twice in an epoch. The same arguments
+    give the same samples on every process, whatever the layout.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[str | Path | IndexedDataset, float]],
+        seq_length: int,
+        seed: int,
+        eod_id: int | None = None,
+        reset_at_document_end: bool = False,
+        expected_tokenizer_hash: str | None = None,
+    ) -> None:
+        """Open `sources`, pairs of a dataset (or its prefix) and its weight; weights need not sum to 1.
+
+        With `reset_at_document_end` positions start again at each document, `segments_BS` tells documents apart,
+        and the label that would cross into the next document does not count. `eod_id` and
+        `expected_tokenizer_hash`, where given, must be those that the datasets' sidecars record.
+        Raises UserError for no source, a missing or damaged dataset, a wrong weight, a dataset of not even
+        seq_length + 1 tokens, or another tokenizer.
+        """
+        if not sources:
+            raise UserError("no training data; name at least one dataset prefix")
+        if seq_length < 1:
+            raise UserError(f"seq_length is {seq_length}; it must be at least 1")
+        self.datasets = [s if isinstance(s, IndexedDataset) else IndexedDataset(s) for s, _ in sources]
+        self.seq_length = seq_length
+        self.seed = seed
+        self.reset_at_document_end = reset_at_document_end
+        for dataset in self.datasets:
+            _check_length(dataset, seq_length)
+            _check_recorded(dataset, "tokenizer_hash", expected_tokenizer_hash)
+            _check_recorded(dataset, "eod_id", eod_id)
+        self._quotas = block_quotas([weight for _, weight in sources])
+        self.windows = np.array([dataset.num_tokens // seq_length for dataset in self.datasets], np.int64)
+        """Windows in an epoch of each source."""
+
+    def batch(self, positions: NDArray[np.int64]) -> Batch:
+        """Return the samples whose global numbers (from 0) are `positions`."""
+        start_B, source_B = self._window_starts(np.asarray(positions, np.int64))
+        window_BT = np.empty((len(start_B), self.seq_length + 1), np.int64)
+        for row, start, source in zip(window_BT, start_B.tolist(), source_B.tolist(), strict=True):
+            _read_ring(self.datasets[source], start, row)
+        tokens_BS, labels_BS = window_BT[:, :-1], window_BT[:, 1:]
+        if not self.reset_at_document_end:
+            positions_BS = np.tile(np.arange(self.seq_length, dtype=np.int64), (len(start_B), 1))
+            return Batch(tokens_BS, labels_BS, np.ones(tokens_BS.shape, np.float32), positions_BS, None)
+
+        begins_BT = np.zeros(window_BT.shape, bool)
+        for source, dataset in enumerate(self.datasets):
+            rows = np.flatnonzero(source_B == source)
+            begins_BT[rows] = _document_begins(dataset, start_B[rows], self.seq_length + 1)
+        loss_mask_BS = (~begins_BT[:, 1:]).astype(np.float32)
+        index_S = np.arange(self.seq_length)
+        begin_BS = np.maximum.accumulate(np.where(begins_BT[:, :-1], index_S, 0), axis=1)
+        segments_BS = np.cumsum(begins_BT[:, :-1], axis=1) - begins_BT[:, :1]
+        return Batch(tokens_BS, labels_BS, loss_mask_BS, index_S - begin_BS, segments_BS)
+
+    def _window_starts(self, samples_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the token number in its source at which each sample begins, and the source."""
+        source_B, epoch_B, window_B = locate(samples_B, self._quotas, self.windows, self.seed)
+        start_B = window_B * self.seq_length
+        for row, (source, epoch) in enumerate(zip(source_B.tolist(), epoch_B.tolist(), strict=True)):
+            size = self.datasets[source].num_tokens
+            phase = derive_key("phase", self.seed, source, epoch) % size
+            start_B[row] = (start_B[row] + phase) % size
+        return start_B, source_B
+
+
+def _read_ring(dataset: IndexedDataset, start: int, row: NDArray[np.int64]) -> None:
+    """Fill `row` with tokens from `start` on, going on at the first token after the last."""
+    first = min(len(row), dataset.num_tokens - start)
+    row[:first] = dataset.tokens(start, first)
+    row[first:] = dataset.tokens(0, len(row) - first)
+
+
+def _document_begins(dataset: IndexedDataset, start_B: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    """Return (B, count) marks of the tokens from `start_B` on, in the ring, that begin a document."""
+    begins_BT = np.zeros((len(start_B), count), bool)
+    stop_B = np.minimum(start_B + count, dataset.num_tokens)
+    first_B, last_B = dataset.document_at(start_B), dataset.document_at(stop_B - 1)
+    wrapped_B = start_B + count - stop_B
+    last_wrapped_B = dataset.document_at(np.maximum(wrapped_B - 1, 0))
+    for row, start in enumerate(start_B.tolist()):
+        inside = dataset.document_starts(np.arange(first_B[row], last_B[row] + 1))
+        begins_BT[row, inside[inside >= start] - start] = True
+        if wrapped_B[row]:
+            again = dataset.document_starts(np.arange(last_wrapped_B[row] + 1))
+            begins_BT[row, dataset.num_tokens - start + again] = True
+    return begins_BT
+
+
+def _check_length(dataset: IndexedDataset, seq_length: int) -> None:
+    if dataset.num_tokens <= seq_length:
+        raise UserError(
+            f"dataset {dataset.prefix} has {dataset.num_tokens} tokens, fewer than one window of "
+            f"{seq_length} + 1; lower seq_length or build it from more text"
+        )
+    if dataset.dtype.kind not in "iu":
+        raise UserError(
+            f"dataset {dataset.prefix} holds {dataset.dtype}, not token ids; give a token dataset"
+        )
+
+
+def _check_recorded(dataset: IndexedDataset, name: str, expected: object) -> None:
+    if expected is None:
+        return
+    if dataset.sidecar is None:
+        logger.warning("dataset %s has no .json sidecar, so its %s is not checked", dataset.prefix, name)
+    elif dataset.sidecar[name] != expected:
+        raise UserError(
+            f"dataset {dataset.prefix} was made with {name} {dataset.sidecar[name]}, the model has {expected}; "
+            "build the dataset with the model's tokenizer"
+        )

@@ -1,0 +1,1 @@
+"""One training step behind one small interface."""

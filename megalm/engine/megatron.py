@@ -1,0 +1,258 @@
+"""The engine on Megatron-Core: TP, SP, PP, DP and the sharded optimizer (ZeRO-1)."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from torch import Tensor, nn
+
+from megalm.config.schema import Config
+from megalm.engine.base import Loss, Metrics, MicroBatch
+from megalm.engine.gradients import clip, global_norm
+from megalm.engine.optimizer_state import MASTER, OptimizerState
+from megalm.model.gpt import GPT, build_model
+from megalm.model.spec import DTYPES
+from megalm.parallel.layout import Layout
+
+
+class MegatronEngine:
+    """Builds the model of this rank and trains it step by step (see `engine.base.Engine`)."""
+
+    def __init__(self, config: Config, layout: Layout, train: bool = True) -> None:
+        self.config = config
+        self.layout = layout
+        self.model: GPT = build_model(config, layout)
+        self.core = self.model.config
+        self.schedule = get_forward_backward_func(layout.pp_size, None)
+        self.communicator = P2PCommunicator(pp_group=layout.groups.pp, config=self.core)
+        self.has_masters = config.precision.dtype == "bf16"
+        self.steps_begun = 0
+        if train:
+            self._make_trainable()
+
+    def _make_trainable(self) -> None:
+        precision, sharded = self.config.precision, self.config.parallel.zero_stage == 1
+        fp32_sum = precision.dtype == "bf16" and precision.grad_reduce_dtype == "fp32"
+        self.ddp = DistributedDataParallel(
+            self.core,
+            DistributedDataParallelConfig(grad_reduce_in_fp32=fp32_sum, use_distributed_optimizer=sharded),
+            self.model,
+            pg_collection=self.layout.groups,
+        )
+        self.core.no_sync_func = self.ddp.no_sync
+        self.core.finalize_model_grads_func = _finalize
+        optimizer = self.config.optimizer
+        self.optimizer = get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=optimizer.lr,
+                weight_decay=optimizer.weight_decay,
+                adam_beta1=optimizer.adam_beta1,
+                adam_beta2=optimizer.adam_beta2,
+                adam_eps=optimizer.adam_eps,
+                params_dtype=DTYPES[precision.dtype],
+                bf16=precision.dtype == "bf16",
+                use_distributed_optimizer=sharded,
+                clip_grad=optimizer.clip_grad,
+            ),
+            [self.ddp],
+            use_gloo_process_groups=False,
+            pg_collection=self.layout.groups,
+        )
+        for group in self.optimizer.param_groups:
+            # the library's groups all carry the full decay; only its own scheduler would apply `wd_mult`
+            group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
+            # one pass over memory instead of a dozen; the library leaves torch's choice, which is not this one
+            group["fused"] = True
+        self.optimizer_state = OptimizerState(self.optimizer, self.layout.groups.dp_cp, self.has_masters)
+
+    def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
+        """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
+        weight = self._global_weight(microbatches, loss)
+        self._seed_dropout()
+        self.model.train()
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        sums = self._run(microbatches, self.ddp, loss.forward, functools.partial(_scaled, loss, weight), train=True)
+        loss_value = self._reduce_loss(sums)
+        self.optimizer.prepare_grads()
+        norm = global_norm(self.optimizer, self.layout.device)
+        loss_number, norm_number = torch.stack([loss_value, norm]).tolist()
+        skipped = not (abs(loss_number) < float("inf") and norm_number < float("inf"))
+        if not skipped:
+            clip(self.optimizer, norm, self.config.optimizer.clip_grad)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step_with_ready_grads()
+        return Metrics(loss=loss_number, grad_norm=norm_number, weight=float(weight), skipped=skipped)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        microbatches: Sequence[MicroBatch],
+        run: Callable[[nn.Module, MicroBatch], Tensor],
+        collect: Callable[[Tensor, MicroBatch], Any],
+    ) -> list[Any]:
+        """See Engine.forward."""
+        self.model.eval()
+
+        def reduce(output: Tensor, microbatch: MicroBatch) -> tuple[Tensor, Tensor, Any]:
+            return output, torch.zeros((), dtype=torch.int), collect(output, microbatch)
+
+        return self._run(microbatches, self.model, run, reduce, train=False)
+
+    def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
+        """Return (summed loss, weight) of a global batch, the same on every rank."""
+        sums = self.forward(microbatches, loss.forward, lambda output, microbatch: loss.sum(output, microbatch).double())
+        return float(self._reduce_loss(sums)), float(self._global_weight(microbatches, loss))
+
+    def _run(
+        self,
+        microbatches: Sequence[MicroBatch],
+        model: nn.Module,
+        run: Callable[[nn.Module, MicroBatch], Tensor],
+        reduce: Callable[[Tensor, MicroBatch], Any],
+        train: bool,
+    ) -> list[Any]:
+        """Send the microbatches through Megatron-Core's pipeline schedule."""
+
+        def forward_step(batches: Iterator[MicroBatch], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            microbatch = next(batches)
+            return run(stage, microbatch), lambda output: reduce(output, microbatch)
+
+        rows, length = microbatches[0].tokens_BS.shape
+        return self.schedule(
+            forward_step_func=forward_step,
+            data_iterator=iter(microbatches),
+            model=[model],
+            num_microbatches=len(microbatches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=not train,
+            p2p_communicator=self.communicator,
+            pg_collection=self.layout.groups,
+        )
+
+    def _global_weight(self, microbatches: Sequence[MicroBatch], loss: Loss) -> Tensor:
+        weight = torch.stack([loss.weight(m) for m in microbatches]).sum(dtype=torch.float64)
+        dist.all_reduce(weight, group=self.layout.groups.dp_cp)
+        return weight
+
+    def _reduce_loss(self, sums: list[Tensor]) -> Tensor:
+        """Sum over microbatches and data-parallel ranks, known to every stage; float64 scalar."""
+        total = torch.zeros((), dtype=torch.float64, device=self.layout.device)
+        if self.layout.is_last_stage:
+            total += torch.stack(sums).sum(dtype=torch.float64)
+            dist.all_reduce(total, group=self.layout.groups.dp_cp)
+        if self.layout.pp_size > 1:
+            dist.broadcast(total, self.layout.last_stage_rank, group=self.layout.groups.pp)
+        return total
+
+    def _seed_dropout(self) -> None:
+        """Dropout is a function of (seed, step, rank): nothing to save, nothing that drifts on resume."""
+        model = self.config.model
+        if model.hidden_dropout or model.attention_dropout:
+            part = self.steps_begun * 1009 + self.layout.dp_rank * self.layout.pp_size + self.layout.pp_rank
+            tensor_parallel.random.initialize_rng_tracker(force_reset=True)
+            tensor_parallel.model_parallel_cuda_manual_seed((self.config.run.seed * 1_000_003 + part * 7919) % 2**31)
+        self.steps_begun += 1
+
+    def state(self) -> dict[str, Any]:
+        """Sharded tensors: `model` by the library's keys, `optimizer.*` with the same keys and shapes as the weights.
+
+        Collective over the data-parallel ranks; the tensors are copies, so training may go on while they are written.
+        """
+        templates = self._templates()
+        result: dict[str, Any] = {}
+        for number, (name, parameter) in enumerate(self._named_parameters()):
+            template = templates[name]
+            mine = number % self.layout.groups.dp_cp.size() == self.layout.groups.dp_cp.rank()
+            if mine:
+                result[f"model.{name}"] = _owned(template, template.key, parameter.detach().clone())
+            if not parameter.requires_grad:
+                continue
+            for part in self.optimizer_state.names:
+                whole = self.optimizer_state.read(parameter, part)
+                if mine:
+                    result[f"optimizer.{part}.{name}"] = _owned(template, f"optimizer.{part}.{template.key}", whole)
+        return result
+
+    def empty_state(self, with_optimizer: bool) -> dict[str, Any]:
+        """The same structure with zero tensors to read a checkpoint into, whole on every rank."""
+        templates = self._templates()
+        result: dict[str, Any] = {}
+        for name, parameter in self._named_parameters():
+            template = templates[name]
+            result[f"model.{name}"] = _filled(template, template.key, torch.zeros_like(parameter))
+            if not (with_optimizer and parameter.requires_grad):
+                continue
+            wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+            for part in self.optimizer_state.names:
+                whole = torch.zeros_like(parameter, dtype=wide)
+                result[f"optimizer.{part}.{name}"] = _filled(template, f"optimizer.{part}.{template.key}", whole)
+        return result
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over tensors read into `empty_state`; without masters in them, the weights become the masters."""
+        for name, parameter in self._named_parameters():
+            parameter.copy_(state[f"model.{name}"])
+            if not (hasattr(self, "optimizer_state") and parameter.requires_grad):
+                continue
+            for part in self.optimizer_state.names:
+                value = state.get(f"optimizer.{part}.{name}")
+                if value is not None:
+                    self.optimizer_state.write(parameter, part, value)
+                elif part == MASTER:
+                    self.optimizer_state.write(parameter, part, parameter.float())
+        if hasattr(self, "optimizer") and not self.has_masters:
+            # a sharded optimizer keeps its own fp32 copies even of fp32 weights
+            self.optimizer.reload_model_params()
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters of this stage in a fixed order."""
+        return list(self.model.named_parameters())
+
+    def _templates(self) -> dict[str, ShardedTensor | ShardedTensorFactory]:
+        """Each parameter's place in the full tensor."""
+        names = {parameter.data_ptr(): name for name, parameter in self.model.named_parameters()}
+        sharded = self.model.sharded_state_dict(metadata={"dp_cp_group": self.layout.groups.dp_cp})
+        return {
+            names[value.data.data_ptr()]: value
+            for value in nested_values(sharded)
+            if isinstance(value, ShardedTensor | ShardedTensorFactory)
+        }
+
+
+def _finalize(model: list[Any], num_tokens: Tensor | None = None, **groups: Any) -> None:
+    """Reduce gradients; they are divided by the global weight already, so the library's count stays out of it."""
+    finalize_model_grads(model, None, **groups)
+
+
+def _scaled(loss: Loss, weight: Tensor, output: Tensor, microbatch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The schedule's (quantity to differentiate, token count, what to report)."""
+    total = loss.sum(output, microbatch)
+    share = total / torch.where(weight > 0, weight, 1.0).to(total.dtype)
+    return share, torch.zeros((), dtype=torch.int, device=total.device), share.detach()
+
+
+def _filled(template: Any, key: str, data: Tensor) -> Any:
+    extra = {"dtype": data.dtype} if isinstance(template, ShardedTensor) else {}
+    return replace(template, key=key, data=data, **extra)
+
+
+def _owned(template: Any, key: str, data: Tensor) -> Any:
+    """A shard that this data-parallel rank writes."""
+    tied_copy, tensor_replica, _ = template.replica_id
+    return replace(_filled(template, key, data), replica_id=(tied_copy, tensor_replica, 0))

@@ -1,0 +1,86 @@
+"""The optimizer's tensors per parameter in the weight's own shape, whatever the sharding underneath.
+
+Megatron-Core's own optimizer checkpoints either fix the layout or lose data (several buckets with padding); this view is
+what our checkpoints hold.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+MASTER, FIRST_MOMENT, SECOND_MOMENT = "master", "exp_avg", "exp_avg_sq"
+
+
+class OptimizerState:
+    """Reads and writes (master weight, first moment, second moment) of one parameter at a time.
+
+    optimizer: what Megatron-Core's `get_megatron_optimizer` returned. group: data-parallel ranks over which a
+    DistributedOptimizer shards. All calls are collective over `group`.
+    """
+
+    def __init__(self, optimizer: Any, group: dist.ProcessGroup, has_masters: bool) -> None:
+        self.parts = optimizer.chained_optimizers
+        self.group = group
+        self.names = (MASTER,) * has_masters + (FIRST_MOMENT, SECOND_MOMENT)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """Make the moments exist (zero) before anything is read or written."""
+        for part in self.parts:
+            for group in part.optimizer.param_groups:
+                for parameter in group["params"]:
+                    state = part.optimizer.state[parameter]
+                    if "exp_avg" not in state:
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                        state["exp_avg"] = torch.zeros_like(parameter)
+                        state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+    def _fragment(self, parameter: nn.Parameter) -> tuple[dict[str, Tensor], slice] | None:
+        """This rank's flat tensors of the parameter and where they lie in it; None if it holds none."""
+        for part in self.parts:
+            if hasattr(part, "_get_model_param_range_map"):
+                try:
+                    span = part._get_model_param_range_map(parameter)["param"]
+                except KeyError:
+                    continue
+                tensors = part._get_main_param_and_optimizer_states(parameter)
+                return {**tensors, MASTER: tensors["param"]}, slice(span.start, span.end)
+            master = getattr(parameter, "main_param", parameter)
+            if master in part.optimizer.state:
+                return {**part.optimizer.state[master], MASTER: master}, slice(0, parameter.numel())
+        return None
+
+    def read(self, parameter: nn.Parameter, name: str) -> Tensor:
+        """A copy of the whole tensor `name`, shaped like the parameter; the optimizer's precision (fp32 or fp64)."""
+        fragment = self._fragment(parameter)
+        if fragment is not None and fragment[1] == slice(0, parameter.numel()):
+            return fragment[0][name].detach().clone().view(parameter.shape)
+        # sharded: the parts of all ranks add up
+        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+        if fragment is not None:
+            whole[fragment[1]] = fragment[0][name].detach().flatten()
+        dist.all_reduce(whole, group=self.group)
+        return whole.view(parameter.shape)
+
+    def write(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
+        """Take this rank's part out of the whole tensor."""
+        fragment = self._fragment(parameter)
+        if fragment is not None:
+            fragment[0][name].data.view(-1).copy_(whole.flatten()[fragment[1]])
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far: Adam's step count."""
+        return next((int(s["step"]) for s in self._states()), 0)
+
+    @updates.setter
+    def updates(self, value: int) -> None:
+        for state in self._states():
+            state["step"].fill_(value)
+
+    def _states(self) -> Iterator[dict[str, Tensor]]:
+        for part in self.parts:
+            yield from part.optimizer.state.values()

