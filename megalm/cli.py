@@ -26,7 +26,9 @@ app = typer.Typer(
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
 
-Nproc = Annotated[int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")]
+Nproc = Annotated[
+    int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result on stdout.")]
 
 
@@ -99,7 +101,8 @@ def train(
     ] = None,
     nproc: Nproc = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Insist on a checkpoint in the run directory (run.resume=always).")
+        bool,
+        typer.Option("--resume", help="Insist on a checkpoint in the run directory (run.resume=always)."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -121,20 +124,36 @@ def train(
 @app.command()
 def generate(
     context: typer.Context,
-    checkpoint: Annotated[str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")],
-    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
+    checkpoint: Annotated[
+        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to continue; may be given several times.")
+    ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="UTF-8 file with one prompt a line.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="Divides the logits before sampling.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample among this many likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Divides the logits of tokens seen before; 1: off.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens of this total probability.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divides the logits of tokens seen before; 1: off.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End at this text; may be given several times.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 1234,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token, do not sample.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute all keys and values at each token.")] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the likeliest token, do not sample.")
+    ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute all keys and values at each token.")
+    ] = False,
     stream: Annotated[bool, typer.Option(help="Show tokens as they come.")] = True,
-    step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")
+    ] = None,
     tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
     pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
@@ -178,7 +197,7 @@ def doctor(as_json: Json = False) -> None:
     """
     from megalm import doctor as examination
 
-    report = examination.examine()
+    report = examination.report()
     if as_json:
         _print_json(report, as_json)
     else:

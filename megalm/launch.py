@@ -90,7 +90,9 @@ def guard() -> Iterator[None]:
             print(f"rank {_rank()}: lost another rank: {_first_line(error)}", file=sys.stderr, flush=True)
         else:
             assert error.__traceback__ is not None
-            frames = traceback.format_exception(type(error), error, error.__traceback__.tb_next)  # less this one
+            frames = traceback.format_exception(
+                type(error), error, error.__traceback__.tb_next
+            )  # less this one
             _report("".join(frames), user_error=False)
         _leave(1)
 

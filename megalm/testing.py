@@ -27,7 +27,7 @@ from megalm import launch
 
 MAX_WORLDS = 3  # kept alive at once; the one unused for longest makes room
 BLAME_SECONDS = 5.0  # a rank that lost a peer waits this long for that peer's own error
-LOG_CHARACTERS = 4000
+LOG_CHARACTERS = 10_000
 
 
 class RankError(RuntimeError):
@@ -111,7 +111,9 @@ class _Nursery:
             while (news := self.connection.recv()) is not None:
                 self.exit_codes.update([news])
         except (EOFError, ConnectionResetError):
-            raise RuntimeError("the process that forks test workers could not start; its error is above") from None
+            raise RuntimeError(
+                "the process that forks test workers could not start; its error is above"
+            ) from None
 
     def exit_code(self, pid: int, seconds: float) -> int | None:
         """How worker `pid` ended (negative: the signal), or None if it is not known to have ended in time."""
@@ -152,7 +154,9 @@ class _World:
         results: dict[int, Any] = {}
         victims: dict[int, str] = {}
         while len(results) + len(victims) < len(self.workers):
-            waiting = [self.workers[rank] for rank in self.workers if rank not in results and rank not in victims]
+            waiting = [
+                self.workers[rank] for rank in self.workers if rank not in results and rank not in victims
+            ]
             ready = wait(waiting, max(0.0, deadline - time.monotonic()))
             if not ready and victims:
                 break
@@ -215,10 +219,8 @@ def _nursery_main(descriptor: int) -> None:
     from megalm.parallel import cpu
 
     cpu.install()
-    import megatron.core.models.gpt
-    import megatron.core.optimizer
-    import megatron.core.pipeline_parallel
-    import torch.distributed  # noqa: F401
+    import megatron.core.models.gpt.gpt_model
+    import megatron.core.optimizer.optimizer  # noqa: F401
 
     gc.collect()
     gc.freeze()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Index a dataset under the option names of Megatron-LM's tools/preprocess_data.py; see `megalm dataset build`."""
+"""Index a dataset, with the option names of Megatron-LM's tools/preprocess_data.py."""
 
 import sys
 from pathlib import Path

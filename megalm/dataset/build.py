@@ -1,9 +1,8 @@
-"""Builds shuffled token datasets from documents with several processes; a killed build goes on where it was."""
+"""Builds shuffled token datasets with several processes; a killed build goes on where it was."""
 
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm import atomic
-from megalm.dataset.chunks import SPLITS, Recipe, Run, chunk_marker, split_limits, tokenize_chunk
+from megalm.dataset.chunks import SPLITS, Recipe, Run, chunk_marker, read_counts, split_limits, tokenize_chunk
 from megalm.dataset.indexed import IndexedDatasetWriter, bin_path, idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
 from megalm.dataset.shuffle import write_split
@@ -39,17 +38,19 @@ def build_dataset(
 ) -> dict[str, Record]:
     """Tokenize, split and shuffle the documents of `inputs` into PREFIX_train, PREFIX_valid and PREFIX_test.
 
-    `inputs` are JSONL (text under `text_key`) or text files (a document each, or cut by `sample_by`), plain, .gz
-    or .zst, or directories of them. `splits` are the shares of train, valid and test; which one a document is in
-    depends on its text alone. The order within a split depends on `seed` and the documents' places in the inputs.
-    Each split that is not empty is a .bin, an .idx and a .json that records how it was made; empty texts are left out.
+    `inputs` are JSONL (text under `text_key`) or text files (a document each, or cut by `sample_by`), plain,
+    .gz or .zst, or directories of them. `splits` are the shares of train, valid and test; which one a
+    document is in depends on its text alone. The order within a split depends on `seed` and the documents'
+    places in the inputs. Each split that is not empty is a .bin, an .idx and a .json that records how it was
+    made; empty texts are left out.
 
-    The result does not depend on `workers` (default: the CPUs this process may use). After a kill, the same call
-    makes only the parts that are missing (they lie in PREFIX.build until the end) and gives the same bytes. A
-    result that is there already is returned as it is; another one in its place is an error unless `overwrite`.
+    The result does not depend on `workers` (default: the CPUs this process may use). After a kill, the same
+    call makes only the parts that are missing (they lie in PREFIX.build until the end) and gives the same
+    bytes. A result that is there already is returned as it is; another one in its place is an error unless
+    `overwrite`.
 
-    Returns the record (what the .json holds) of each split written. Raises UserError for inputs or settings that
-    do not fit.
+    Returns the record (what the .json holds) of each split written. Raises UserError for inputs or settings
+    that do not fit.
     """
     prefix = Path(prefix)
     recipe = _recipe(tokenizer_path, append_eod, text_key, sample_by, splits, seed)
@@ -58,6 +59,7 @@ def build_dataset(
     paths = expand_inputs(inputs)
     plan = Plan.make(recipe, paths)
     folder = prefix.with_name(f"{prefix.name}.build")
+    shutil.rmtree(_trash(folder), ignore_errors=True)
     if not overwrite and not plan.begun_in(folder):
         finished = _finished(prefix, plan)
         if finished:
@@ -112,16 +114,17 @@ def _run_first_pass(plan: Plan, folder: Path, workers: int, progress: bool) -> N
 
 def _run_second_pass(plan: Plan, folder: Path, progress: bool) -> dict[str, Record]:
     """Write the datasets into `folder`/out and return their records."""
-    runs, counts = [], []
-    for chunk in plan.chunks:
-        count = json.loads(chunk_marker(folder, chunk.key).read_text())
-        counts.append(count)
-        runs += [Run(folder, chunk.key, number) for number in range(count["runs"])]
+    counts = [read_counts(folder, chunk.key) for chunk in plan.chunks]
+    runs = [
+        Run(folder, chunk.key, number)
+        for chunk, count in zip(plan.chunks, counts, strict=True)
+        for number in range(count.runs)
+    ]
     inputs = [
         {"path": file.path, "bytes": file.size, "sha256": _digest_path(folder, file).read_text()}
         for file in plan.files
     ]
-    tokens = [sum(count["tokens"][split] for count in counts) for split in range(len(SPLITS))]
+    tokens = [sum(count.tokens[split] for count in counts) for split in range(len(SPLITS))]
     if not sum(tokens):
         raise UserError("the inputs hold no text; check the files and the key that the text is under")
 
@@ -161,7 +164,7 @@ def _record(recipe: Recipe, split: str, writer: IndexedDatasetWriter, inputs: li
 
 
 def _publish(folder: Path, prefix: Path, records: dict[str, Record]) -> None:
-    """Move the finished datasets to their names; a reader never finds files of two builds under one prefix."""
+    """Move the datasets to their names; a reader never finds files of two builds under one prefix."""
     for name in SPLITS:
         target, out = f"{prefix}_{name}", folder / "out" / name
         for path in (sidecar_path(target), idx_path(target), bin_path(target)):
@@ -174,10 +177,12 @@ def _publish(folder: Path, prefix: Path, records: dict[str, Record]) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove the build folder; a kill amid the removal leaves nothing that looks like an unfinished build."""
-    trash = folder.with_name(f".{folder.name}.trash")
-    shutil.rmtree(trash, ignore_errors=True)
-    os.rename(folder, trash)
-    shutil.rmtree(trash)
+    os.rename(folder, _trash(folder))
+    shutil.rmtree(_trash(folder), ignore_errors=True)
+
+
+def _trash(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.trash")
 
 
 def _finished(prefix: Path, plan: Plan) -> dict[str, Record]:

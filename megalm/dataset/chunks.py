@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +51,15 @@ class Chunk:
     stop: int | None
     size: int
     """Bytes on disk, for progress."""
+
+
+@dataclass
+class Counts:
+    """What a chunk gave."""
+
+    runs: int = 0
+    tokens: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
+    """Of each split."""
 
 
 class Run:
@@ -104,41 +113,44 @@ def chunk_marker(folder: Path, key: str) -> Path:
     return folder / f"{key}.json"
 
 
+def read_counts(folder: Path, key: str) -> Counts:
+    """Return the counts of a finished chunk."""
+    return Counts(**json.loads(chunk_marker(folder, key).read_text(encoding="utf-8")))
+
+
 def tokenize_chunk(chunk: Chunk, recipe: Recipe, folder: Path) -> None:
     """Write the runs of `chunk` into `folder`, then the marker that says they are complete."""
     tokenizer = _tokenizer(recipe.tokenizer)
     dtype = token_dtype(recipe.vocab_size)
     limits = split_limits(recipe.splits)
-    counts = {"runs": 0, "empty": 0, "documents": [0] * len(SPLITS), "tokens": [0] * len(SPLITS)}
+    counts = Counts()
     keys: list[int] = []
     documents: list[NDArray[Any]] = []
     pending = 0
 
     def flush() -> None:
         if keys:
-            Run(folder, chunk.key, counts["runs"]).write(np.array(keys, np.uint64), documents)
-            counts["runs"] += 1
+            Run(folder, chunk.key, counts.runs).write(np.array(keys, np.uint64), documents)
+            counts.runs += 1
         keys.clear()
         documents.clear()
 
     source = read_documents(Path(chunk.path), recipe.text_key, recipe.sample_by, chunk.start, chunk.stop)
     for batch in _batches(source):
         filled = [document for document in batch if document.text]
-        counts["empty"] += len(batch) - len(filled)
         for document, ids in zip(filled, tokenizer.encode_batch([d.text for d in filled]), strict=True):
             if recipe.append_eod:
                 ids.append(recipe.eod_id)
             split = _split_of(document.text, limits)
             keys.append(split << SPLIT_SHIFT | _shuffle_key(recipe.seed, chunk.file_number, document.offset))
             documents.append(np.array(ids, dtype))
-            counts["documents"][split] += 1
-            counts["tokens"][split] += len(ids)
+            counts.tokens[split] += len(ids)
             pending += len(ids)
         if pending >= RUN_TOKENS:
             flush()
             pending = 0
     flush()
-    atomic.write_text(chunk_marker(folder, chunk.key), json.dumps(counts))
+    atomic.write_text(chunk_marker(folder, chunk.key), json.dumps(asdict(counts)))
 
 
 def _split_of(text: str, limits: list[int]) -> int:

@@ -1,9 +1,10 @@
 """Token files in Megatron's .bin/.idx format: a reader that maps them into memory and a writer that streams.
 
-`PREFIX.bin` holds all token ids one after another. `PREFIX.idx` holds, little-endian: the magic bytes, version
-(uint64), code of the ids' type (uint8), number of sequences (uint64), number of document borders (uint64), then
-the length of each sequence (int32), where each begins in the .bin in bytes (int64), and the document borders as
-sequence numbers (int64, from 0 to the number of sequences). Format: megatron/core/datasets/indexed_dataset.py.
+`PREFIX.bin` holds all token ids one after another. `PREFIX.idx` holds, little-endian: the magic bytes,
+version (uint64), code of the ids' type (uint8), number of sequences (uint64), number of document borders
+(uint64), then the length of each sequence (int32), where each begins in the .bin in bytes (int64), and the
+document borders as sequence numbers (int64, from 0 to the number of sequences). Format:
+megatron/core/datasets/indexed_dataset.py.
 """
 
 import hashlib
@@ -49,14 +50,15 @@ def idx_path(prefix: str | Path) -> Path:
 
 
 class IndexedDataset:
-    """Sequences of token ids at `prefix`, mapped into memory: opening takes constant time and memory at any size.
+    """Sequences of token ids at `prefix`, mapped into memory: opened in constant time and memory at any size.
 
-    `sequence_lengths` int32, `sequence_pointers` int64 (bytes) and `document_indices` int64 are views of the .idx.
-    They are not aligned in the file: read elements or slices of them, for whole-array functions of NumPy copy all.
+    `sequence_lengths` int32, `sequence_pointers` int64 (bytes) and `document_indices` int64 are views of the
+    .idx. They are not aligned in the file: read elements or slices of them, for whole-array functions of
+    NumPy copy all.
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        """Open `prefix`.bin and `prefix`.idx; raises UserError where they are missing, damaged or do not fit."""
+        """Open `prefix`.bin and .idx; raises UserError where they are missing, damaged or do not fit."""
         self.prefix = Path(prefix)
         self.sidecar = read_sidecar(prefix)
         self.dtype, self.num_sequences, borders = _read_header(idx_path(prefix))
@@ -89,7 +91,7 @@ class IndexedDataset:
         return self._tokens[start : start + count]
 
     def document_starts(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the token numbers at which `documents` (in [0, num_documents]) begin; the last one is the end."""
+        """Return at which tokens `documents` (in [0, num_documents]) begin; the last one is the end."""
         sequences = self.document_indices[documents]
         starts = np.full(sequences.shape, self.num_tokens, np.int64)
         inside = sequences < self.num_sequences
@@ -97,7 +99,7 @@ class IndexedDataset:
         return starts
 
     def document_at(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the documents that hold the token numbers `tokens`, by a binary search in the mapped index."""
+        """Return which documents hold `tokens` (numbers), by a binary search in the mapped index."""
         low = np.zeros(tokens.shape, np.int64)
         high = np.full(tokens.shape, self.num_documents, np.int64)
         # Invariant: document `low` begins at or before the token, document `high` after it.
@@ -166,8 +168,10 @@ class IndexedDatasetWriter:
     def add_documents(
         self, tokens: NDArray[Any], lengths: NDArray[Any], ends: NDArray[Any] | None = None
     ) -> None:
-        """Append sequences: their ids one after another, their `lengths`, and after which sequence (counted from
-        the first of these) each document ends; by default every sequence is a document."""
+        """Append sequences, their ids one after another.
+
+        `ends` says after which of them (counted from the first) each document ends; by default after each.
+        """
         if ends is None:
             ends = np.arange(1, len(lengths) + 1)
         if len(lengths) and lengths.max() > np.iinfo(np.int32).max:

@@ -13,7 +13,7 @@ from megalm.tokenizer import Tokenizer
 
 
 def info(prefix: str | Path) -> dict[str, Any]:
-    """Return type and counts of the dataset at `prefix` and its sidecar (None if it has none), in constant time."""
+    """Return type, counts and sidecar (or None) of the dataset at `prefix`, in constant time."""
     dataset = IndexedDataset(prefix)
     return {
         "prefix": str(prefix),
@@ -30,8 +30,9 @@ def info(prefix: str | Path) -> dict[str, Any]:
 def verify(prefix: str | Path) -> dict[str, Any]:
     """Read all of the dataset at `prefix` and return its `info` with "verified": true and what was compared.
 
-    The index must be consistent, every id within the vocabulary, every document closed by the end token where the
-    sidecar says so, and digest and counts those of the sidecar. Raises UserError for the first thing that is not.
+    The index must be consistent, every id within the vocabulary, every document closed by the end token where
+    the sidecar says so, and digest and counts those of the sidecar. Raises UserError for the first thing that
+    is not.
     """
     dataset = IndexedDataset(prefix)
     sidecar = dataset.sidecar or {}
@@ -103,8 +104,8 @@ def _check_sequences(dataset: IndexedDataset) -> None:
         if wrong.any():
             bad = part.start + int(np.argmax(wrong))
             raise UserError(
-                f"sequence {bad} of {dataset.prefix} begins at byte {dataset.sequence_pointers[bad]}, not where the "
-                "one before ends; build the dataset again"
+                f"sequence {bad} of {dataset.prefix} begins at byte {dataset.sequence_pointers[bad]}, not where "
+                "the one before ends; build the dataset again"
             )
         expected = int(ends[-1])
 
@@ -119,8 +120,8 @@ def _check_borders(dataset: IndexedDataset) -> None:
         before = int(borders[-1])
     if dataset.document_indices[0] != 0 or before != dataset.num_sequences:
         raise UserError(
-            f"document borders of {dataset.prefix} run from {dataset.document_indices[0]} to {before}, not over its "
-            f"{dataset.num_sequences} sequences; build the dataset again"
+            f"document borders of {dataset.prefix} run from {dataset.document_indices[0]} to {before}, not over "
+            f"its {dataset.num_sequences} sequences; build the dataset again"
         )
 
 

@@ -16,8 +16,8 @@ SHARED = ("tokenizer", "tokenizer_hash", "vocab_size", "eod_id", "append_eod")
 def merge(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> dict[str, Any]:
     """Write the documents of `prefixes`, one dataset after the other, to `output`; returns its counts.
 
-    A sidecar is written where all parts have one. Raises UserError for parts of unlike type or tokenizer, or an
-    `output` that exists unless `overwrite`.
+    A sidecar is written where all parts have one. Raises UserError for parts of unlike type or tokenizer, or
+    an `output` that exists unless `overwrite`.
     """
     if not prefixes:
         raise UserError("nothing to merge; name at least one dataset prefix")
@@ -83,6 +83,6 @@ def _check_alike(parts: Sequence[IndexedDataset]) -> None:
         for name in ("tokenizer_hash", "eod_id"):
             if part.sidecar and first.sidecar and part.sidecar[name] != first.sidecar[name]:
                 raise UserError(
-                    f"{part.prefix} has {name} {part.sidecar[name]}, {first.prefix} {first.sidecar[name]}; "
-                    "build them with one tokenizer"
+                    f"{part.prefix} has {name} {part.sidecar[name]}, {first.prefix} has "
+                    f"{first.sidecar[name]}; build them with one tokenizer"
                 )

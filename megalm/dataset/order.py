@@ -1,9 +1,10 @@
 """Which window of which source sample k of a run is: a pure function, with nothing to build, store or share.
 
-Sample numbers are cut into blocks of 4096. A block gives every source the same whole number of slots, as near its
-weight as can be (largest remainder), in an order that is a keyed permutation of the block. How many slots of the
-source came before, in earlier blocks and in this one, is the sample's *ordinal* in the source; the ordinal gives
-the epoch, and a keyed permutation of the epoch the window. An epoch thus takes each window exactly once.
+Sample numbers are cut into blocks of 4096. A block gives every source the same whole number of slots, as near
+its weight as can be (largest remainder), in an order that is a keyed permutation of the block. How many slots
+of the source came before, in earlier blocks and in this one, is the sample's *ordinal* in the source; the
+ordinal gives the epoch, and a keyed permutation of the epoch the window. An epoch thus takes each window
+exactly once.
 """
 
 import hashlib
@@ -70,8 +71,8 @@ def block_quotas(weights: Sequence[float]) -> Int64:
     if (quotas == 0).any():
         least = int(quotas.argmin())
         raise UserError(
-            f"data weight {weights[least]} is {shares[least] / shares.sum():.2g} of the blend, below 1/{BLOCK}; "
-            "raise it or leave the source out"
+            f"data weight {weights[least]} is {shares[least] / shares.sum():.2g} of the blend, below "
+            f"1/{BLOCK}; raise it or leave the source out"
         )
     return quotas
 

@@ -1,4 +1,4 @@
-"""What a build has to do: its input files, the chunks they are cut into, and which of them lie finished on disk."""
+"""What a build has to do: its input files and the chunks that they are cut into."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ class Plan:
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name not in ("lock", "plan.json") and path.name[:KEY_LENGTH] not in known:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def _key(identity: object) -> str:
@@ -77,7 +77,7 @@ def _key(identity: object) -> str:
 
 
 def _chunk_size(total: int) -> int:
-    """A power of two, so that a slightly changed input leaves the borders of the other files' chunks in place."""
+    """A power of two, so that one changed file seldom moves the borders in the others."""
     size = SMALLEST_CHUNK
     while size < LARGEST_CHUNK and size * CHUNKS_AIMED_AT < total:
         size *= 2

@@ -1,6 +1,7 @@
 """Second pass of a build: sorted runs become one shuffled .bin/.idx a split, in bounded memory."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ def write_split(
 ) -> None:
     """Append the `tokens` of number `split` that the `runs` hold, in the order of their random keys.
 
-    The keys are cut into ranges of about equal filling, each small enough for memory; `advance` is told the tokens
-    written. Documents of equal key keep the order of the runs, so the result does not depend on who made them when.
+    The keys are cut into ranges of about equal filling, each small enough for memory; `advance` is told the
+    tokens written. Documents of equal key keep the order of the runs, so the result does not depend on who
+    made them when.
     """
     buckets = max(1, -(-tokens * writer.dtype.itemsize // BUCKET_BYTES))
     borders = [(split << SPLIT_SHIFT) + (i << SPLIT_SHIFT) // buckets for i in range(buckets + 1)]
-    for low, high in zip(borders, borders[1:], strict=False):
+    for low, high in pairwise(borders):
         parts = [run.read(low, high, writer.dtype) for run in runs]
         keys, lengths, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
         if not len(keys):

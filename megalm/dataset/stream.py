@@ -32,9 +32,9 @@ class Batch:
 class TokenStream:
     """A weighted blend of token datasets, cut into windows of `seq_length` tokens.
 
-    Each source is read as a ring. In every epoch its windows begin at another random phase, so the borders between
-    windows move; they are taken in random order, and no token is an input twice in an epoch. The same arguments
-    give the same samples on every process, whatever the layout.
+    Each source is read as a ring. In every epoch its windows begin at another random phase, so the borders
+    between windows move; they are taken in random order, and no token is an input twice in an epoch. The same
+    arguments give the same samples on every process, whatever the layout.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class TokenStream:
     ) -> None:
         """Open `sources`, pairs of a dataset (or its prefix) and its weight; weights need not sum to 1.
 
-        With `reset_at_document_end` positions start again at each document, `segments_BS` tells documents apart,
-        and the label that would cross into the next document does not count. `eod_id` and
-        `expected_tokenizer_hash`, where given, must be those that the datasets' sidecars record.
-        Raises UserError for no source, a missing or damaged dataset, a wrong weight, a dataset of not even
+        With `reset_at_document_end` positions start again at each document, `segments_BS` tells documents
+        apart, and the label that would cross into the next document does not count. `eod_id` and
+        `expected_tokenizer_hash`, where given, must be those that the datasets' sidecars record. Raises
+        UserError for no source, a missing or damaged dataset, a wrong weight, a dataset of not even
         seq_length + 1 tokens, or another tokenizer.
         """
         if not sources:
@@ -144,6 +144,6 @@ def _check_recorded(dataset: IndexedDataset, name: str, expected: object) -> Non
         logger.warning("dataset %s has no .json sidecar, so its %s is not checked", dataset.prefix, name)
     elif dataset.sidecar[name] != expected:
         raise UserError(
-            f"dataset {dataset.prefix} was made with {name} {dataset.sidecar[name]}, the model has {expected}; "
-            "build the dataset with the model's tokenizer"
+            f"dataset {dataset.prefix} was made with {name} {dataset.sidecar[name]}, the model has "
+            f"{expected}; build the dataset with the model's tokenizer"
         )

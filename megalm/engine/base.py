@@ -1,10 +1,12 @@
 """What an engine is, and what a task gives it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megalm.model.state import ForwardState
@@ -71,33 +73,36 @@ class Engine(Protocol):
     def state(self) -> dict[str, Any]:
         """Sharded tensors of weights and optimizer, per parameter in the weight's own shape."""
 
+    def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
+        """Tensors to read a checkpoint into; `stored` maps its tensors' names to their formats."""
+
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` describes, after it was read from a checkpoint."""
+        """Take over what was read into `empty_state`."""
+
+    counters: dict[str, int]
 
 
-def to_microbatches(arrays: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
-    """Split a global batch of numpy arrays (dataset.Batch) into this data-parallel rank's microbatches.
+def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int) -> NDArray[np.int64]:
+    """Which samples of a global batch this data-parallel rank computes, in the order of its microbatches.
 
     Microbatch m of rank r holds samples (m x DP + r) x micro_batch_size and following, so that every rank holds the
     same number and any layout sees the same set.
     """
-    samples = arrays.tokens_BS.shape[0]
-    firsts = range(layout.dp_rank * micro_batch_size, samples, layout.dp_size * micro_batch_size)
-
-    def part(array: Any, first: int) -> Tensor | None:
-        if array is None:
-            return None
-        return torch.from_numpy(array[first : first + micro_batch_size]).to(layout.device, non_blocking=True)
-
-    def microbatch(first: int) -> MicroBatch:
-        # without document resets positions are 0 ... S-1 in every row: the model's fast path
-        reset = arrays.segments_BS is not None
-        return MicroBatch(
-            *(part(array, first) for array in (arrays.tokens_BS, arrays.labels_BS, arrays.loss_mask_BS)),  # type: ignore[arg-type]
-            positions_BS=part(arrays.positions_BS, first) if reset else None,
-            segments_BS=part(arrays.segments_BS, first),
-        )
-
-    return [microbatch(first) for first in firsts]
+    return np.arange(global_batch_size).reshape(-1, layout.dp_size, micro_batch_size)[:, layout.dp_rank].ravel()
 
 
+def split_samples(batch: Any, device: torch.device, micro_batch_size: int) -> list[MicroBatch]:
+    """Turn samples as numpy arrays (dataset.Batch) into microbatches on the device."""
+    # without document resets positions are 0 ... S-1 in every row: the model's fast path
+    arrays = [batch.tokens_BS, batch.labels_BS, batch.loss_mask_BS]
+    if batch.segments_BS is not None:
+        arrays += [batch.positions_BS, batch.segments_BS]
+    tensors = [torch.from_numpy(array).to(device, non_blocking=True).split(micro_batch_size) for array in arrays]
+    return [MicroBatch(*parts) for parts in zip(*tensors, strict=True)]
+
+
+def to_microbatches(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
+    """This data-parallel rank's microbatches of a whole global batch of numpy arrays."""
+    mine = local_samples(len(batch.tokens_BS), layout, micro_batch_size)
+    part = type(batch)(**{name: None if a is None else a[mine] for name, a in vars(batch).items()})
+    return split_samples(part, layout.device, micro_batch_size)

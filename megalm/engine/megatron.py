@@ -1,7 +1,7 @@
 """The engine on Megatron-Core: TP, SP, PP, DP and the sharded optimizer (ZeRO-1)."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from megalm.config.schema import Config
 from megalm.engine.base import Loss, Metrics, MicroBatch
 from megalm.engine.gradients import clip, global_norm
 from megalm.engine.optimizer_state import MASTER, OptimizerState
+from megalm.errors import UserError
 from megalm.model.gpt import GPT, build_model
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout
@@ -175,7 +176,7 @@ class MegatronEngine:
         """
         templates = self._templates()
         result: dict[str, Any] = {}
-        for number, (name, parameter) in enumerate(self._named_parameters()):
+        for number, (name, parameter) in enumerate(self.model.named_parameters()):
             template = templates[name]
             mine = number % self.layout.groups.dp_cp.size() == self.layout.groups.dp_cp.rank()
             if mine:
@@ -188,25 +189,31 @@ class MegatronEngine:
                     result[f"optimizer.{part}.{name}"] = _owned(template, f"optimizer.{part}.{template.key}", whole)
         return result
 
-    def empty_state(self, with_optimizer: bool) -> dict[str, Any]:
-        """The same structure with zero tensors to read a checkpoint into, whole on every rank."""
+    def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
+        """Zero tensors to read a checkpoint into, whole on every rank; `stored`: its tensors' names and formats."""
         templates = self._templates()
+        trainable = with_optimizer and hasattr(self, "optimizer_state")
+        parts = self.optimizer_state.names if trainable else ()
         result: dict[str, Any] = {}
-        for name, parameter in self._named_parameters():
+        for name, parameter in self.model.named_parameters():
             template = templates[name]
-            result[f"model.{name}"] = _filled(template, template.key, torch.zeros_like(parameter))
-            if not (with_optimizer and parameter.requires_grad):
-                continue
-            wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-            for part in self.optimizer_state.names:
-                whole = torch.zeros_like(parameter, dtype=wide)
-                result[f"optimizer.{part}.{name}"] = _filled(template, f"optimizer.{part}.{template.key}", whole)
+            key, master = template.key, f"optimizer.{MASTER}.{template.key}"
+            if parameter.dtype != torch.bfloat16 and master in stored:
+                key = master  # fp32 weights go on from a bf16 run's fp32 masters
+            wanted = {f"model.{name}": key}
+            if parameter.requires_grad:
+                wanted |= {f"optimizer.{part}.{name}": f"optimizer.{part}.{template.key}" for part in parts}
+            for place, key in wanted.items():
+                if key in stored:
+                    result[place] = _filled(template, key, torch.zeros_like(parameter, dtype=stored[key]))
+                elif place.startswith("model."):
+                    raise UserError(f"the checkpoint has no tensor {key}: it belongs to another kind of model")
         return result
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
         """Take over tensors read into `empty_state`; without masters in them, the weights become the masters."""
-        for name, parameter in self._named_parameters():
+        for name, parameter in self.model.named_parameters():
             parameter.copy_(state[f"model.{name}"])
             if not (hasattr(self, "optimizer_state") and parameter.requires_grad):
                 continue
@@ -215,14 +222,17 @@ class MegatronEngine:
                 if value is not None:
                     self.optimizer_state.write(parameter, part, value)
                 elif part == MASTER:
-                    self.optimizer_state.write(parameter, part, parameter.float())
-        if hasattr(self, "optimizer") and not self.has_masters:
-            # a sharded optimizer keeps its own fp32 copies even of fp32 weights
-            self.optimizer.reload_model_params()
+                    self.optimizer_state.write(parameter, part, state[f"model.{name}"])
 
-    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Parameters of this stage in a fixed order."""
-        return list(self.model.named_parameters())
+    @property
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint holds besides tensors: updates made (Adam's count) and steps begun."""
+        return {"updates": self.optimizer_state.updates, "steps_begun": self.steps_begun}
+
+    @counters.setter
+    def counters(self, values: Mapping[str, int]) -> None:
+        self.optimizer_state.updates = values["updates"]
+        self.steps_begun = values["steps_begun"]
 
     def _templates(self) -> dict[str, ShardedTensor | ShardedTensorFactory]:
         """Each parameter's place in the full tensor."""

@@ -25,6 +25,7 @@ class OptimizerState:
         self.parts = optimizer.chained_optimizers
         self.group = group
         self.names = (MASTER,) * has_masters + (FIRST_MOMENT, SECOND_MOMENT)
+        self.sharded = any(hasattr(part, "_get_model_param_range_map") for part in self.parts)
         self._allocate()
 
     def _allocate(self) -> None:
@@ -41,7 +42,7 @@ class OptimizerState:
     def _fragment(self, parameter: nn.Parameter) -> tuple[dict[str, Tensor], slice] | None:
         """This rank's flat tensors of the parameter and where they lie in it; None if it holds none."""
         for part in self.parts:
-            if hasattr(part, "_get_model_param_range_map"):
+            if self.sharded:
                 try:
                     span = part._get_model_param_range_map(parameter)["param"]
                 except KeyError:
@@ -56,9 +57,10 @@ class OptimizerState:
     def read(self, parameter: nn.Parameter, name: str) -> Tensor:
         """A copy of the whole tensor `name`, shaped like the parameter; the optimizer's precision (fp32 or fp64)."""
         fragment = self._fragment(parameter)
-        if fragment is not None and fragment[1] == slice(0, parameter.numel()):
+        if not self.sharded:
+            assert fragment is not None
             return fragment[0][name].detach().clone().view(parameter.shape)
-        # sharded: the parts of all ranks add up
+        # the parts of all ranks add up; even a rank that holds the whole parameter takes part
         whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         if fragment is not None:
             whole[fragment[1]] = fragment[0][name].detach().flatten()

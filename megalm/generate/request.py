@@ -1,4 +1,4 @@
-"""What the user asks of `megalm generate`, checked before anything is loaded."""
+"""What the user asks of `megalm generate`, checked before anything is loaded; imports no torch."""
 
 from dataclasses import dataclass, field
 
@@ -7,19 +7,15 @@ from megalm.errors import UserError
 DTYPES = ("fp32", "bf16", "fp64")
 
 
-@dataclass
-class GenerateRequest:
-    """One batch of prompts for a checkpoint, and how to continue them.
+@dataclass(kw_only=True)
+class GenerationOptions:
+    """How prompts are continued; raises UserError where a value makes no sense.
 
-    `checkpoint` is a run directory or one of its checkpoints; `step` picks one of a run directory (None: the last good
-    one). `temperature`, `top_k` (0: off), `top_p` (1: off) and `repetition_penalty` (1: off) shape the distribution that
-    is sampled with `seed`; `greedy` takes the likeliest token instead. `stop`: strings that end a text. `cache`: keep keys
-    and values. `stream`: print tokens as they come. Layout sizes and `dtype` are those of this generation, not of the
-    training. Raises UserError where a value makes no sense.
+    `temperature`, `top_k` (0: off), `top_p` (1: off) and `repetition_penalty` (1: off) shape the distribution that is
+    sampled with `seed`; `greedy` takes the likeliest token instead. `stop`: strings that end a text. `cache`: keep keys
+    and values of past tokens.
     """
 
-    checkpoint: str
-    prompts: list[str]
     max_new_tokens: int = 128
     temperature: float = 1.0
     top_k: int = 0
@@ -29,6 +25,31 @@ class GenerateRequest:
     seed: int = 1234
     greedy: bool = False
     cache: bool = True
+
+    def __post_init__(self) -> None:
+        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        self._require("temperature", self.temperature > 0, "above 0 (for the likeliest token use --greedy)")
+        self._require("top_k", self.top_k >= 0, "0 (off) or more")
+        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)")
+        self._require("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 is off)")
+        self._require("stop", "" not in self.stop, "not empty")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}: it must be {rule}")
+
+
+@dataclass(kw_only=True)
+class GenerateRequest(GenerationOptions):
+    """One batch of prompts for a checkpoint, and how to continue them.
+
+    `checkpoint` is a run directory or one of its checkpoints; `step` picks one of a run directory (None: the last good
+    one). `stream`: print a single prompt's text as it comes. Layout sizes and `dtype` are those of this generation, not
+    of the training.
+    """
+
+    checkpoint: str
+    prompts: list[str]
     stream: bool = True
     step: int | None = None
     tensor_model_parallel_size: int = 1
@@ -38,19 +59,10 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise UserError("no prompt given; use --prompt TEXT (repeatable) or --prompt-file FILE")
-        self._require("max_new_tokens", self.max_new_tokens >= 1, "at least 1")
-        self._require("temperature", self.temperature > 0, "above 0 (for the likeliest token use --greedy)")
-        self._require("top_k", self.top_k >= 0, "0 (off) or more")
-        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1 (off)")
-        self._require("repetition_penalty", self.repetition_penalty > 0, "above 0 (1 is off)")
-        self._require("stop", "" not in self.stop, "not empty")
+        super().__post_init__()
         self._require("tensor_model_parallel_size", self.tensor_model_parallel_size >= 1, "at least 1")
         self._require("pipeline_model_parallel_size", self.pipeline_model_parallel_size >= 1, "at least 1")
         self._require("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)!r}: it must be {rule}")
 
     def check_world_size(self, world_size: int) -> None:
         """Refuse a number of processes that is not a multiple of the model's parts."""

@@ -9,8 +9,8 @@ REPLACEMENT = "\ufffd"
 class Tokenizer(Protocol):
     """Maps text to token ids and back.
 
-    Text is only ever text: a document that spells `<|endoftext|>` gives ordinary tokens, and special tokens come
-    into a sequence by their id alone. Nothing is added at either end.
+    Text is only ever text: a document that spells `<|endoftext|>` gives ordinary tokens, and special tokens
+    come into a sequence by their id alone. Nothing is added at either end.
     """
 
     @property
@@ -46,7 +46,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # Some tokenizers spell a token by what precedes it, so the last settled piece stays in front as context.
+        # Some tokenizers spell a token by what precedes it, so the last piece stays in front.
         self._context: list[int] = []
         self._open: list[int] = []
 

@@ -29,11 +29,11 @@ def train_bpe(
 ) -> Tokenizer:
     """Train on the documents of `inputs` and write `output`/tokenizer.json and `output`/megalm.json.
 
-    Text is cut as in GPT-2 before merging; all 256 bytes are tokens, so nothing is unknown. `<|endoftext|>` is
-    id 0 and ends documents; `special_tokens` follow as ids 1, 2, ... `sample_bytes` limits the training text: each
-    input gives its first documents up to its share, by file size. Equal inputs give equal files. Returns the
-    tokenizer, whose vocabulary is smaller than `vocab_size` where the text has too few pairs to merge.
-    Raises UserError for unreadable inputs or a `vocab_size` below 256 + the special tokens.
+    Text is cut as in GPT-2 before merging; all 256 bytes are tokens, so nothing is unknown. `<|endoftext|>`
+    is id 0 and ends documents; `special_tokens` follow as ids 1, 2, ... `sample_bytes` limits the training
+    text: each input gives its first documents up to its share, by file size. Equal inputs give equal files.
+    Returns the tokenizer, whose vocabulary is smaller than `vocab_size` where the text has too few pairs to
+    merge. Raises UserError for unreadable inputs or a `vocab_size` below 256 + the special tokens.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 from megalm.errors import UserError
 
@@ -41,7 +41,7 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
         elif _kind_suffix(path) not in JSON_SUFFIXES + TEXT_SUFFIXES:
             known = " ".join(JSON_SUFFIXES + TEXT_SUFFIXES)
             raise UserError(
-                f"input {path} is of no known kind; name it with one of {known} (and .gz or .zst if compressed)"
+                f"input {path} is of no known kind; its name must end in one of {known} (then .gz or .zst)"
             )
         else:
             files.append(path)
@@ -77,9 +77,10 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield the documents of `path` that begin in bytes [start, stop) of it.
 
-    A line of JSONL is an object whose `text_key` holds the text. Lines end at newline bytes alone (texts may hold
-    other separators); empty lines are passed over. A range other than the whole needs `splits_by_line(path)`.
-    Raises UserError with file and line for a line that is not such an object, or text that is not UTF-8.
+    A line of JSONL is an object whose `text_key` holds the text. Lines end at newline bytes alone (texts may
+    hold other separators); empty lines are passed over. A range other than the whole needs
+    `splits_by_line(path)`. Raises UserError with file and line for a line that is not such an object, or text
+    that is not UTF-8.
     """
     with open_input(path) as file:
         if _kind_suffix(path) in JSON_SUFFIXES:
@@ -102,12 +103,12 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
 
     try:
         with contextlib.ExitStack() as stack:
-            file: IO[bytes] = stack.enter_context(open(path, "rb"))
+            file: Any = stack.enter_context(open(path, "rb"))
             if path.suffix == ".gz":
                 file = stack.enter_context(gzip.open(file))
             elif path.suffix == ".zst":
                 reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                file = stack.enter_context(io.BufferedReader(reader))  # type: ignore[arg-type]
+                file = stack.enter_context(io.BufferedReader(reader))
             yield file
     except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise UserError(f"{path} is damaged ({error}); compress it again from its source") from error

@@ -16,7 +16,7 @@ class HuggingFaceTokenizer:
     """A `tokenizer.json` behind the interface of `megalm.tokenizer.Tokenizer`."""
 
     def __init__(self, content: str, eod_token: str) -> None:
-        """Take the text of a `tokenizer.json` and the token that ends a document; ValueError if either does not fit."""
+        """Take the text of a `tokenizer.json` and its token that ends a document; UserError without one."""
         self._content = content
         self._backend = backend_from_json(content)
         self.eod_token = eod_token
@@ -52,7 +52,7 @@ class HuggingFaceTokenizer:
         wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
         if wrong is not None:
             raise UserError(
-                f"id {wrong} is outside the vocabulary of {self._vocab_size}; decode with the data's tokenizer"
+                f"id {wrong} is outside the vocabulary of {self._vocab_size}; use the tokenizer that made it"
             )
         return self._backend.decode(ids, skip_special_tokens=False)
 
@@ -70,7 +70,7 @@ def backend_from_json(content: str) -> tokenizers.Tokenizer:
 
 
 def content_hash(content: str) -> str:
-    """Return the sha256 over the parts of a `tokenizer.json` that determine ids, whichever version wrote it."""
+    """Return the sha256 over what determines ids in a `tokenizer.json`, whichever version wrote it."""
     parsed = json.loads(content)
     model: dict[str, Any] = dict(parsed["model"])
     if "merges" in model:

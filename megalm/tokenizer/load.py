@@ -16,8 +16,8 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
     """Open the tokenizer in the directory `path`, or the `tokenizer.json` that it names.
 
     The token that ends documents is `eod_token`, or what the `megalm.json` or Hugging Face's
-    `tokenizer_config.json` beside it says, or the first common name that the vocabulary has.
-    Raises UserError where the files are missing, damaged, not the ones that were saved, or no such token is found.
+    `tokenizer_config.json` beside it says, or the first common name that the vocabulary has. Raises UserError
+    where the files are missing, damaged, not the ones that were saved, or no such token is found.
     """
     from megalm.tokenizer.huggingface import HuggingFaceTokenizer, backend_from_json
 
@@ -41,7 +41,7 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
         eod_token = next((t for t in COMMON_EOD_TOKENS if backend.token_to_id(t) is not None), None)
     if eod_token is None:
         raise UserError(
-            f'{file} names no end-of-document token; write {{"eod_token": "..."}} to {METADATA_NAME} beside it'
+            f'{file} names no token to end documents; write {{"eod_token": "..."}} into {METADATA_NAME}'
         )
     tokenizer = HuggingFaceTokenizer(content, eod_token)
     if metadata.get("hash", tokenizer.hash) != tokenizer.hash:

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# From text to a trained, sampled model on this machine: bash launch/quickstart.sh [--short]
+# Results go to runs/quickstart, or to $MEGALM_QUICKSTART_DIR.
+set -euo pipefail
+
+case "${1:-}" in
+"") steps=300 stop=150 text_bytes=12000000 ;;
+--short) steps=40 stop=20 text_bytes=3000000 ;;
+*)
+    echo "usage: bash launch/quickstart.sh [--short]" >&2
+    exit 2
+    ;;
+esac
+work=${MEGALM_QUICKSTART_DIR:-$(dirname "${BASH_SOURCE[0]}")/../runs/quickstart}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+heading() { printf '\n=== %s\n' "$*"; }
+
+heading "1/7 environment"
+bash launch/setup_env.sh
+bin=${MEGALM_VENV:-.venv}/bin
+
+heading "2/7 text: the standard library's docstrings and sources"
+rm -rf "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run"
+"$bin/python" launch/quickstart_text.py "$work/documents.jsonl" --max-bytes "$text_bytes"
+
+heading "3/7 tokenizer: byte-level BPE, 4096 tokens"
+"$bin/megalm" tokenizer train "$work/documents.jsonl" --vocab-size 4096 --output "$work/tokenizer"
+
+heading "4/7 dataset: token files for training, validation and test"
+"$bin/megalm" dataset build "$work/documents.jsonl" --tokenizer "$work/tokenizer" \
+    --output-prefix "$work/data/stdlib" --workers 2
+
+train=("$bin/megalm" train configs/pretrain/quickstart.yaml --nproc 2
+    "run.dir=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$steps"
+    "data.train=[{path: \"$work/data/stdlib_train\"}]" "data.valid=[{path: \"$work/data/stdlib_valid\"}]")
+
+heading "5/7 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
+"${train[@]}" parallel.tensor_model_parallel_size=2 "train.exit_after_steps=$stop"
+
+heading "6/7 the same run goes on under another layout: two copies, sharded optimizer (DP 2, ZeRO-1)"
+"${train[@]}" --resume parallel.tensor_model_parallel_size=1 parallel.zero_stage=1
+
+heading "7/7 text from the model"
+"$bin/megalm" generate "$work/run" --prompt "def " --max-new-tokens 100 --temperature 0.8 --top-k 50
+
+heading "done"
+echo "run        $work/run (config.yaml, metrics.jsonl, checkpoints, learning curve)"
+echo "tokenizer  $work/tokenizer"
+echo "data       $work/data"

@@ -1,0 +1,80 @@
+"""Reads a checkpoint's table of tensors without running what a stranger may have put into it.
+
+Torch stores the table as a pickle, and unpickling runs code. Only the names that such a table is made of are let through.
+"""
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalm.checkpoint.directory import TENSORS
+from megalm.errors import UserError
+
+_ALLOWED = {
+    "torch": {"Size", "device", *(n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype))},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "Path", "PurePosixPath"},
+    "pathlib._local": {"PosixPath"},
+    "megatron.core.dist_checkpointing.core": {"CheckpointingConfig"},
+}
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
+        return super().find_class(module, name)
+
+
+@dataclass
+class TensorInfo:
+    """A tensor of a checkpoint: its whole shape, its format, and the shape and file of each shard."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    shards: list[tuple[tuple[int, ...], tuple[int, ...], str]]
+    """(offset, shape, file) of each shard."""
+
+
+def read_tensors(path: str | Path) -> dict[str, TensorInfo]:
+    """Names and shapes of all tensors in the checkpoint at `path`, without reading them.
+
+    Raises UserError if the table is missing, damaged, or holds anything but a table of tensors.
+    """
+    file = Path(path) / TENSORS / ".metadata"
+    try:
+        metadata = _Reader(io.BytesIO(file.read_bytes())).load()
+        places = {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items()}
+        return {
+            key: TensorInfo(
+                shape=tuple(entry.size),
+                dtype=entry.properties.dtype,
+                shards=[
+                    (tuple(chunk.offsets), tuple(chunk.sizes), places[key, tuple(chunk.offsets)].relative_path)
+                    for chunk in entry.chunks
+                ],
+            )
+            for key, entry in sorted(metadata.state_dict_metadata.items())
+            if hasattr(entry, "chunks")
+        }
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing; {path} is no checkpoint of megalm") from None
+    except Exception as error:
+        raise UserError(f"{file}: not a table of tensors ({error}); do not use this checkpoint") from None

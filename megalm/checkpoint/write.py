@@ -1,0 +1,146 @@
+"""Saves checkpoints in the background; one appears under its name only when it is whole on disk."""
+
+import json
+import queue
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from megalm import atomic
+from megalm.checkpoint.directory import (
+    CHECKPOINTS,
+    TENSORS,
+    checkpoint_name,
+    clear_remains,
+    file_digest,
+    list_checkpoints,
+    prune,
+    write_manifest,
+)
+from megalm.config import Config, dump_config
+from megalm.engine.base import Engine
+
+
+@dataclass
+class _Save:
+    """A save under way: planned by all ranks, written by a thread of each."""
+
+    step: int
+    temporary: Path
+    request: Any
+    results: Any
+    thread: threading.Thread | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+    error: BaseException | None = None
+
+
+class CheckpointWriter:
+    """Writes, completes and prunes the checkpoints of one run. All methods are collective over the world."""
+
+    def __init__(self, run_directory: Path, config: Config, engine: Engine) -> None:
+        self.run_directory = run_directory
+        self.config = config
+        self.engine = engine
+        self.pending: _Save | None = None
+        self.flag = torch.zeros((), dtype=torch.int32, device=engine.layout.device)
+        if engine.layout.rank == 0:
+            (run_directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            clear_remains(run_directory)
+        dist.barrier()
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Begin to save the engine and `state` (JSON); returns when the tensors are copied, not when they are written."""
+        self.finish()
+        if step in list_checkpoints(self.run_directory):
+            return
+        temporary = self.run_directory / CHECKPOINTS / f".{checkpoint_name(step)}.tmp"
+        if self.engine.layout.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / TENSORS).mkdir(parents=True)
+            dump_config(self.config, temporary / "config.yaml")
+            atomic.write_text(temporary / "state.json", json.dumps(state, indent=1))
+        dist.barrier()
+        self.pending = self._plan(step, temporary)
+        self.pending.thread = threading.Thread(target=_write, args=(self.pending,), name="checkpoint", daemon=True)
+        self.pending.thread.start()
+        if not self.config.checkpoint.async_save:
+            self.finish()
+
+    def poll(self) -> int | None:
+        """Complete the pending save if every rank has written its part; return its step then."""
+        if self.pending is None:
+            return None
+        assert self.pending.thread is not None
+        self.flag.fill_(not self.pending.thread.is_alive())
+        dist.all_reduce(self.flag, dist.ReduceOp.MIN)
+        return self._complete() if self.flag.item() else None
+
+    def finish(self) -> int | None:
+        """Wait for the pending save and complete it; return its step, None if there was none."""
+        if self.pending is None:
+            return None
+        assert self.pending.thread is not None
+        self.pending.thread.join()
+        return self._complete()
+
+    def _plan(self, step: int, temporary: Path) -> _Save:
+        # the library hands results back through a manager process that takes seconds to start; our writer is a thread
+        filesystem_async._results_queue = queue.Queue()
+        request = dist_checkpointing.save(
+            self.engine.state(),
+            str(temporary / TENSORS),
+            TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1),
+            async_sharded_save=True,
+        )
+        return _Save(step, temporary, request, filesystem_async._results_queue)
+
+    def _complete(self) -> int:
+        """Write the table and the manifest, then give the directory its name."""
+        save, self.pending = self.pending, None
+        assert save is not None
+        outcomes: list[Any] = [None] * self.engine.layout.world_size
+        dist.all_gather_object(outcomes, (save.digests, repr(save.error) if save.error else None))
+        for rank, (_, error) in enumerate(outcomes):
+            if error:
+                raise OSError(f"rank {rank} could not write {save.temporary}: {error}")
+        for finalize in save.request.finalize_fns:
+            finalize()
+        if self.engine.layout.rank == 0:
+            write_manifest(save.temporary, {name: digest for part, _ in outcomes for name, digest in part.items()})
+            for directory in (save.temporary / TENSORS, save.temporary):
+                atomic.sync_directory(directory)
+            save.temporary.rename(save.temporary.with_name(checkpoint_name(save.step)))
+            atomic.sync_directory(save.temporary.parent)
+            prune(self.run_directory, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+        dist.barrier()
+        return save.step
+
+
+def _write(save: _Save) -> None:
+    """Write this rank's tensors; runs in a thread and makes no collective call."""
+    try:
+        if save.request.async_fn is None:
+            return  # nothing of the checkpoint is this rank's to write
+        buckets, transforms = save.request.preload_fn(), save.request.async_fn.args[0]
+        written = {}
+        for number, bucket in enumerate(buckets):
+            results: queue.Queue[Any] = queue.Queue()
+            busy: queue.Queue[int] = queue.Queue()
+            busy.put(number)
+            FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, results, busy, use_fsync=True)
+            written[number] = results.get()[1]
+            if isinstance(written[number], Exception):
+                raise written[number]
+            save.digests[f"{TENSORS}/{bucket[1]}"] = file_digest(Path(bucket[0]))
+        save.results.put(written)
+    except BaseException as error:  # told to all ranks by the main thread
+        save.error = error

@@ -1,0 +1,56 @@
+"""What a callback sees of a run, and when it is called."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megalm.config.schema import Config
+from megalm.engine.base import Metrics
+from megalm.parallel.layout import Layout
+
+
+@dataclass
+class Run:
+    """A run as callbacks see it; `step` counts finished steps, skipped ones too.
+
+    facts: what callbacks find out on start and is worth writing down once, e.g. what MFU is measured against.
+    """
+
+    config: Config
+    layout: Layout
+    directory: Path
+    step: int = 0
+    facts: dict[str, str | float] = field(default_factory=dict)
+
+
+@dataclass
+class StepRecord:
+    """One finished step, the same on every rank. `values` is what gets logged; callbacks may add to it.
+
+    seconds: wall time of the step, from reading the batch to the update. tokens: samples x sequence length of the global batch.
+    """
+
+    step: int
+    metrics: Metrics
+    lr: float
+    tokens: int
+    seconds: float
+    values: dict[str, float] = field(default_factory=dict)
+
+
+class Callback:
+    """Does something around steps. Every method is called on every rank, in the order of the list of callbacks."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step of this process."""
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        """After each step."""
+
+    def on_validation(self, run: Run, loss: float, perplexity: float) -> None:
+        """After each validation."""
+
+    def on_event(self, run: Run, message: str) -> None:
+        """Something a user wants to read: a save, a skipped step, a rollback."""
+
+    def on_end(self, run: Run) -> None:
+        """After the last step of this process, also when it ends by an error."""

@@ -1,0 +1,170 @@
+"""The training loop: steps, validation, checkpoints, and what happens when the loss is not finite."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megalm.checkpoint import CheckpointWriter, list_checkpoints, load_training_state
+from megalm.dataset.cursor import Cursor
+from megalm.engine.base import Engine, Loss
+from megalm.engine.schedule import learning_rate
+from megalm.train.callbacks.base import Callback, Run, StepRecord
+from megalm.train.data import TrainingData, ValidationData
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss stayed NaN or infinite after every rollback that the configuration allows."""
+
+
+class Loop:
+    """Trains `engine` on `data` as `run.config.train` says."""
+
+    def __init__(
+        self,
+        run: Run,
+        engine: Engine,
+        loss: Loss,
+        data: TrainingData,
+        validation: ValidationData | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.run = run
+        self.config = run.config
+        self.engine = engine
+        self.loss = loss
+        self.data = data
+        self.validation = validation
+        self.callbacks = callbacks
+        self.writer = CheckpointWriter(run.directory, run.config, engine)
+        self.skipped_steps = 0
+        self.rollbacks = 0
+        self.bad_steps: list[tuple[int, int]] = []
+        """Sample ranges of the skipped steps in a row up to now."""
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint: weights, optimizer, counters, data position."""
+        state = load_training_state(self.engine, checkpoint)
+        self.run.step = state["step"]
+        self.skipped_steps, self.rollbacks = state["skipped_steps"], state["rollbacks"]
+        self.data.move_to(Cursor.from_json(state["cursor"]))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors."""
+        return {
+            "step": self.run.step,
+            "cursor": self.data.cursor.to_json(),
+            "counters": self.engine.counters,
+            "skipped_steps": self.skipped_steps,
+            "rollbacks": self.rollbacks,
+        }
+
+    def train(self) -> dict[str, Any]:
+        """Run to `train.steps` (or `exit_after_steps` of this process); return the last figures."""
+        config, run = self.config.train, self.run
+        stop = config.steps
+        if config.exit_after_steps is not None:
+            stop = min(stop, run.step + config.exit_after_steps)
+        result: dict[str, Any] = {}
+        for callback in self.callbacks:
+            callback.on_start(run)
+        try:
+            while run.step < stop:
+                record = self._step()
+                result |= {"loss": record.metrics.loss, "grad_norm": record.metrics.grad_norm}
+                self._report_save(self.writer.poll())
+                if config.eval_interval and (
+                    run.step % config.eval_interval == 0 or run.step == config.steps
+                ):
+                    result["valid_loss"] = self._validate()
+                interval = self.config.checkpoint.interval
+                if interval and run.step % interval == 0:
+                    self._save()
+            self._save()
+            self._report_save(self.writer.finish())
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(run)
+        return result | {"step": run.step, "skipped_steps": self.skipped_steps, "rollbacks": self.rollbacks}
+
+    def _step(self) -> StepRecord:
+        config, run = self.config, self.run
+        begin = time.perf_counter()
+        first = self.data.cursor.next_sample
+        microbatches = self.data.next()
+        lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
+        metrics = self.engine.step(microbatches, self.loss, lr)
+        run.step += 1
+        record = StepRecord(
+            step=run.step,
+            metrics=metrics,
+            lr=lr,
+            tokens=config.batch.global_batch_size * config.batch.seq_length,
+            seconds=time.perf_counter() - begin,
+        )
+        for callback in self.callbacks:
+            callback.on_step(run, record)
+        if metrics.skipped:
+            self._after_skip(first)
+        else:
+            self.bad_steps.clear()
+        return record
+
+    def _after_skip(self, first: int) -> None:
+        """Count a skipped step; after too many in a row go back, and past the data that did it."""
+        self.skipped_steps += 1
+        self.bad_steps.append((first, self.data.cursor.next_sample))
+        self._tell(f"step {self.run.step} skipped: loss or gradient is not finite")
+        if len(self.bad_steps) < self.config.train.max_nonfinite_steps:
+            return
+        bad, self.bad_steps = list(self.bad_steps), []
+        self.rollbacks += 1
+        if self.rollbacks > self.config.train.max_rollbacks:
+            raise TrainingDiverged(
+                f"loss or gradient is not finite after {self.rollbacks - 1} rollbacks (train.max_rollbacks); "
+                "lower optimizer.lr or look at the data"
+            )
+        self._report_save(self.writer.finish())
+        self._roll_back(bad)
+
+    def _roll_back(self, bad: list[tuple[int, int]]) -> None:
+        skipped, rollbacks = self.skipped_steps, self.rollbacks
+        good = [s for s in list_checkpoints(self.run.directory) if s <= self.run.step - len(bad)]
+        skipped_before = self.data.cursor.skipped
+        if not good:
+            # skipped steps leave the weights alone, so going on past the bad data is all there is to do
+            self._tell("no checkpoint to go back to: going on past the bad data")
+            return
+        self.resume(list_checkpoints(self.run.directory)[max(good)])
+        self.skipped_steps, self.rollbacks = skipped, rollbacks
+        cursor = Cursor(self.data.cursor.next_sample, list(skipped_before))
+        for start, end in bad:
+            cursor.skip(end - start, start)
+        self.data.move_to(cursor)
+        self._tell(f"rolled back to step {self.run.step}, past samples {bad[0][0]} to {bad[-1][1] - 1}")
+
+    def _validate(self) -> float:
+        assert self.validation is not None
+        total = weight = 0.0
+        for microbatches in self.validation:
+            part, part_weight = self.engine.evaluate(microbatches, self.loss)
+            total, weight = total + part, weight + part_weight
+        loss = total / max(weight, 1e-30)
+        perplexity = math.exp(min(loss, 700.0))
+        for callback in self.callbacks:
+            callback.on_validation(self.run, loss, perplexity)
+        return loss
+
+    def _save(self) -> None:
+        self.writer.save(self.run.step, self.state())
+        if not self.config.checkpoint.async_save:
+            self._report_save(self.run.step)
+
+    def _report_save(self, step: int | None) -> None:
+        if step is not None:
+            self._tell(f"checkpoint of step {step} saved")
+
+    def _tell(self, message: str) -> None:
+        for callback in self.callbacks:
+            callback.on_event(self.run, message)

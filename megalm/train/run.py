@@ -1,0 +1,173 @@
+"""From a configuration to a finished run: directory, tokenizer, layout, engine, data, loop."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+import megalm
+from megalm import atomic
+from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config
+from megalm.checkpoint.read import damage
+from megalm.config import Config, dump_config
+from megalm.dataset.sidecar import read_sidecar
+from megalm.engine.megatron import MegatronEngine
+from megalm.errors import UserError
+from megalm.parallel.layout import Layout, create_layout
+from megalm.tokenizer.base import Tokenizer
+from megalm.tokenizer.load import load_tokenizer
+from megalm.train.callbacks import standard_callbacks
+from megalm.train.callbacks.base import Run
+from megalm.train.data import TrainingData, ValidationData, open_stream
+from megalm.train.loop import Loop
+from megalm.train.pretrain import NextTokenLoss
+
+logger = logging.getLogger(__name__)
+
+# what a checkpoint's weights and data order hang on: changing it under a run would be another run
+_FIXED = ("model", "run.seed", "batch.seq_length")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train as `config` says in the world of processes that the environment describes; return the last figures.
+
+    Collective: every process of the world calls it. UserError for what the user can mend.
+    """
+    config, tokenizer = resolve(config)
+    train_stream = open_stream(config, config.data.train, tokenizer)
+    valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
+    config.check_world_size(_world_size())
+    directory = Path(config.run.dir)
+    _check_directory(config, directory)
+
+    layout = create_layout(config.parallel, config.run.seed)
+    engine = MegatronEngine(config, layout)
+    run = Run(config=config, layout=layout, directory=directory)
+    _prepare_directory(run, tokenizer)
+    data = TrainingData(config, layout, train_stream)
+    validation = ValidationData(config, layout, valid_stream) if valid_stream else None
+    loop = Loop(run, engine, NextTokenLoss(), data, validation, standard_callbacks(config))
+    _start_weights(run, loop, engine)
+    return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
+
+
+def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
+    """Take the vocabulary from the tokenizer and refuse a configuration without data."""
+    if not config.data.train:
+        raise UserError("data.train is empty: name token files, e.g. 'data.train=[{path: data/books_train}]'")
+    if config.train.eval_interval and not config.data.valid:
+        raise UserError("train.eval_interval is set but data.valid is empty: name token files or set it to 0")
+    config = config.model_copy(deep=True)
+    tokenizer = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
+    if config.model.vocab_size is None:
+        sidecar = read_sidecar(config.data.train[0].path)
+        if tokenizer is None and sidecar is None:
+            raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
+        config.model.vocab_size = tokenizer.vocab_size if tokenizer else sidecar["vocab_size"]  # type: ignore[index]
+    elif tokenizer and tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}: "
+            "leave it out to take the tokenizer's"
+        )
+    return config, tokenizer
+
+
+def _world_size() -> int:
+    import os
+
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _check_directory(config: Config, directory: Path) -> None:
+    """Refuse to mix two runs in one directory, before anything is built."""
+    found = list_checkpoints(directory)
+    if config.run.resume == "never" and found:
+        raise UserError(f"{directory} holds checkpoints and run.resume is `never`: choose another run.dir")
+    if config.run.resume == "always" and not found:
+        raise UserError(f"{directory} holds no checkpoint to resume from: check run.dir")
+    if not found:
+        return
+    before = read_config(found[max(found)])
+    for name in _FIXED:
+        section, _, field = name.partition(".")
+        old, new = getattr(before, section), getattr(config, section)
+        if field:
+            old, new = getattr(old, field), getattr(new, field)
+            if old != new:
+                raise UserError(
+                    f"{directory} holds a run with {name} {old}, this one has {new}: choose another run.dir"
+                )
+            continue
+        kernels = {
+            "attention",
+            "norm",
+            "cross_entropy",
+            "cross_entropy_chunk_tokens",
+            "preset",
+            "make_vocab_size_divisible_by",
+            "hidden_dropout",
+            "attention_dropout",
+        }
+        for key in type(new).model_fields:
+            if key not in kernels and getattr(old, key) != getattr(new, key):
+                raise UserError(
+                    f"{directory} holds a run with {section}.{key} {getattr(old, key)}, this one has "
+                    f"{getattr(new, key)}: choose another run.dir"
+                )
+
+
+def _prepare_directory(run: Run, tokenizer: Tokenizer | None) -> None:
+    """Write the resolved configuration, a copy of the tokenizer and the lineage."""
+    config, directory = run.config, run.directory
+    if run.layout.rank == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        dump_config(config, directory / "config.yaml")
+        if config.tokenizer.path:
+            _copy_tokenizer(Path(config.tokenizer.path), directory / "tokenizer")
+        atomic.write_text(directory / "lineage.json", json.dumps(_lineage(run, tokenizer), indent=1))
+    dist.barrier()
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    if source.resolve() == target.resolve():
+        return
+    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+
+
+def _lineage(run: Run, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Hashes of what the run is made of."""
+    config = run.config
+    sources = [*config.data.train, *config.data.valid]
+    sidecars = {source.path: read_sidecar(source.path) or {} for source in sources}
+    resolved = json.dumps(config.model_dump(), sort_keys=True)
+    return {
+        "megalm": megalm.__version__,
+        "config": hashlib.sha256(resolved.encode()).hexdigest(),
+        "tokenizer": tokenizer.hash if tokenizer else None,
+        "data": {path: sidecar.get("sha256") for path, sidecar in sidecars.items()},
+        "parent": config.run.load,
+    }
+
+
+def _start_weights(run: Run, loop: Loop, engine: MegatronEngine) -> None:
+    """Resume from the newest good checkpoint of this run, or take another run's weights, or neither."""
+    found = list_checkpoints(run.directory)
+    for step in sorted(found, reverse=True):
+        wrong = damage(found[step], run.layout)
+        if wrong is None:
+            loop.resume(found[step])
+            return
+        logger.warning("%s; trying the checkpoint before it", wrong)
+    if found:
+        raise UserError(
+            f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
+        )
+    if run.config.run.load:
+        load_weights(engine, find_checkpoint(run.config.run.load))

@@ -1,0 +1,256 @@
+"""Generation gives the same tokens with and without the cache, in any batch and under every layout."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megalm.errors import UserError
+from megalm.generate.request import GenerationOptions
+from megalm.testing import run_distributed
+from tests.tiny import VOCABULARY, tiny_config, tiny_model
+from tests.worlds import in_world
+
+CONTEXT = 48
+PROMPTS = [[1, 2, 3], [5] * 17, [7, 8, 9, 10, 11], [400]]
+MODELS = {
+    "learned": ("gpt2-tiny",),
+    "sinusoidal": ("gpt2-tiny", "model.position_embedding=sinusoidal", "model.init_method_std=0.5"),
+    "rope": ("llama-tiny",),
+    "alibi": ("llama-tiny", "model.position_embedding=alibi"),
+}
+TP2 = "parallel.tensor_model_parallel_size=2"
+PP2 = "parallel.pipeline_model_parallel_size=2"
+
+
+def make_generator(model: str, *overrides: str, **keywords: Any) -> Any:
+    """A random model with large weights, so that no two tokens are nearly equally likely and texts vary."""
+    from megalm.generate.decode import Generator
+    from megalm.parallel.layout import create_layout
+
+    preset, *more = MODELS[model]
+    config = tiny_config(
+        preset, "model.init_method_std=0.2", f"model.max_sequence_length={CONTEXT}", *more, *overrides
+    )
+    return Generator(tiny_model(config), create_layout(config.parallel), CONTEXT, **keywords)
+
+
+def tokens(
+    model: str, overrides: tuple[str, ...], options: dict[str, Any], prompts: list[list[int]]
+) -> list[list[int]]:
+    """Tokens that each prompt is continued with; runs on every rank."""
+    generator = make_generator(model, *overrides)
+    options = {"max_new_tokens": 20, "greedy": True} | options
+    return [c.tokens for c in generator.generate(prompts, GenerationOptions(**options))]
+
+
+def in_one_process(model: str, **options: Any) -> list[list[int]]:
+    return run_distributed(tokens, 1, model, (), options, PROMPTS)[0]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def greedy(model: str) -> list[list[int]]:
+    """What one process generates with the cache."""
+    found = in_one_process(model)
+    assert all(len(row) == 20 for row in found)
+    assert min(len(set(row)) for row in found) > 5, "a text that repeats one token proves little"
+    return found
+
+
+def test_greedy_without_cache_is_the_same(model: str, greedy: list[list[int]]) -> None:
+    assert in_one_process(model, cache=False) == greedy
+
+
+def test_prompts_alone_give_what_they_give_in_a_batch(model: str, greedy: list[list[int]]) -> None:
+    alone = [run_distributed(tokens, 1, model, (), {}, [prompt])[0][0] for prompt in PROMPTS]
+    assert alone == greedy
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("parallel", [TP2, PP2])
+def test_greedy_under_two_ranks_is_the_same_on_each(
+    model: str, greedy: list[list[int]], parallel: str, cache: bool
+) -> None:
+    assert run_distributed(tokens, 2, model, (parallel,), {"cache": cache}, PROMPTS) == [greedy] * 2
+
+
+def test_greedy_under_tp2_pp2_is_the_same_on_each(model: str, greedy: list[list[int]]) -> None:
+    assert run_distributed(tokens, 4, model, (TP2, PP2), {}, PROMPTS) == [greedy] * 4
+
+
+SAMPLED = {
+    "greedy": False,
+    "seed": 11,
+    "temperature": 1.5,
+    "top_k": 50,
+    "top_p": 0.95,
+    "repetition_penalty": 1.2,
+}
+
+
+def test_sampling_is_a_function_of_the_seed_and_not_of_the_layout() -> None:
+    first = in_one_process("rope", **SAMPLED)
+    assert in_one_process("rope", **SAMPLED) == first
+    assert in_one_process("rope", **(SAMPLED | {"seed": 12})) != first
+    assert run_distributed(tokens, 2, "rope", (TP2,), SAMPLED, PROMPTS) == [first] * 2
+    assert run_distributed(tokens, 2, "rope", (PP2,), SAMPLED, PROMPTS) == [first] * 2
+
+
+def copies_of_the_model(sequences: list[list[int]]) -> list[list[int]]:
+    """Each data-parallel rank continues its own prompt under the number that it has among all."""
+    generator = make_generator("rope")
+    rank = generator.layout.dp_rank
+    options = GenerationOptions(**SAMPLED, max_new_tokens=20)
+    return [generator.generate([sequences[rank]], options, [rank])[0].tokens]
+
+
+def test_a_sequence_number_stands_for_the_place_in_the_batch() -> None:
+    together = run_distributed(tokens, 1, "rope", (), SAMPLED, PROMPTS[:2])[0]
+    assert [rows[0] for rows in run_distributed(copies_of_the_model, 2, PROMPTS[:2])] == together
+
+
+@in_world(1)
+def test_equal_prompts_are_sampled_apart() -> None:
+    rows = make_generator("rope").generate([[1, 2]] * 4, GenerationOptions(max_new_tokens=8))
+    assert len({tuple(row.tokens) for row in rows}) == 4
+
+
+@in_world(1)
+@pytest.mark.parametrize("pass_tokens", [8192, 8])
+@pytest.mark.parametrize("name", MODELS)
+def test_cached_logits_equal_the_full_forward(name: str, pass_tokens: int) -> None:
+    from megalm.generate.forward import NextToken
+
+    generator = make_generator(name, "precision.dtype=fp32", "model.init_method_std=0.05")
+    network = generator.model.eval()
+    tokens_BS = torch.randint(VOCABULARY, (3, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        full_BSV = network(tokens_BS)
+        cached = NextToken(network, generator.layout, 5, 30, cache=True, pass_tokens=pass_tokens)
+        lengths, slots = [9, 4, 21], [4, 0, 2]
+        while lengths:
+            sequences = [
+                tokens_BS[slot // 2, :length].tolist() for slot, length in zip(slots, lengths, strict=True)
+            ]
+            logits_BV = cached.logits(sequences, slots)
+            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+                torch.testing.assert_close(logits_BV[row], full_BSV[slot // 2, length - 1], rtol=0, atol=1e-5)
+            left = [(slot, length + 1) for slot, length in zip(slots, lengths, strict=True) if length < 30]
+            slots, lengths = [slot for slot, _ in left], [length for _, length in left]
+
+
+@in_world(1)
+def test_repetition_penalty_counts_prompt_and_text() -> None:
+    generator = make_generator("rope")
+    for row, prompt in zip(
+        generator.generate(
+            PROMPTS, GenerationOptions(greedy=True, max_new_tokens=20, repetition_penalty=1e9)
+        ),
+        PROMPTS,
+        strict=True,
+    ):
+        assert len(set(row.tokens)) == 20
+        assert not set(row.tokens) & set(prompt)
+
+
+@in_world(1)
+def test_a_text_ends_with_the_context_and_a_longer_prompt_is_refused() -> None:
+    generator = make_generator("learned")
+    options = GenerationOptions(greedy=True, max_new_tokens=20)
+    longest = [3] * (CONTEXT - 1)
+    rows = generator.generate([longest, [1, 2]], options)
+    assert [len(row.tokens) for row in rows] == [1, 20]
+    assert [row.finish_reason for row in rows] == ["length", "length"]
+    with pytest.raises(UserError, match=f"prompt 1 has {CONTEXT} tokens.*context of {CONTEXT}"):
+        generator.generate([[1], [3] * CONTEXT], options)
+
+
+@in_world(1)
+def test_the_model_keeps_its_mode_and_can_train_afterwards() -> None:
+    generator = make_generator("rope", "model.hidden_dropout=0.5")
+    network = generator.model.train()
+    first, second = (
+        generator.generate([[1, 2]], GenerationOptions(greedy=True, max_new_tokens=4)) for _ in "ab"
+    )
+    assert first == second, "dropout has to be off"
+    assert network.training
+    network(torch.tensor([[1, 2, 3]])).sum().backward()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from megalm.tokenizer import train_bpe
+
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    (folder / "text.txt").write_text("the end of the text, and of the hand\n" * 10, encoding="utf-8")
+    return str(train_bpe([folder / "text.txt"], 280, folder / "tokenizer") and folder / "tokenizer")
+
+
+@in_world(1)
+def test_rows_that_end_leave_the_batch_and_the_others_go_on(tokenizer_path: str) -> None:
+    from megalm.generate.forward import NextToken
+    from megalm.tokenizer import load_tokenizer
+
+    options = GenerationOptions(greedy=True, max_new_tokens=20)
+    plain = make_generator("rope", tokenizer=load_tokenizer(tokenizer_path))
+    free = plain.generate(PROMPTS[:3], options)
+    assert all(token < plain.tokenizer.vocab_size for row in free for token in row.tokens), (
+        "the others are no text"
+    )
+
+    # a token of the first text becomes the one that ends documents
+    last = free[0].tokens[6]
+    sizes = []
+    original = NextToken.logits
+    NextToken.logits = lambda self, sequences, slots: (
+        sizes.append(len(slots)),
+        original(self, sequences, slots),
+    )[1]
+    try:
+        name = plain.tokenizer._backend.id_to_token(last)
+        ending = make_generator("rope", tokenizer=load_tokenizer(tokenizer_path + "/tokenizer.json", name))
+        rows = ending.generate(PROMPTS[:3], options)
+    finally:
+        NextToken.logits = original
+    for row, whole in zip(rows, free, strict=True):
+        end = whole.tokens.index(last) + 1 if last in whole.tokens else 20
+        assert row.tokens == whole.tokens[:end]
+        assert row.finish_reason == ("stop" if last in whole.tokens else "length")
+        assert row.text == plain.tokenizer.decode(
+            row.tokens[:-1] if row.finish_reason == "stop" else row.tokens
+        )
+    assert sizes == [
+        sum(len(row.tokens) > step for row in rows) for step in range(max(len(r.tokens) for r in rows))
+    ]
+    assert len(set(sizes)) > 1
+
+
+def stop_at(tokenizer_path: str, overrides: tuple[str, ...]) -> list[Any]:
+    """The greedy text, and what is left of it with a stop string from its middle, with the pieces as they came."""
+    from megalm.tokenizer import load_tokenizer
+
+    generator = make_generator("rope", *overrides, tokenizer=load_tokenizer(tokenizer_path))
+    whole = generator.generate(PROMPTS[:1], GenerationOptions(greedy=True, max_new_tokens=20))[0]
+    middle = whole.text[len(whole.text) // 2 :][:3]
+    pieces: list[str] = []
+    stopped = generator.generate(
+        PROMPTS[:1],
+        GenerationOptions(greedy=True, max_new_tokens=20, stop=[middle]),
+        on_text=lambda number, piece: pieces.append(piece),
+    )[0]
+    return [whole.text, middle, stopped.text, stopped.finish_reason, "".join(pieces), len(stopped.tokens)]
+
+
+@pytest.mark.parametrize("overrides", [(), (TP2,), (PP2,)])
+def test_stop_strings_end_the_text_on_every_rank(tokenizer_path: str, overrides: tuple[str, ...]) -> None:
+    for result in run_distributed(stop_at, 1 + len(overrides), tokenizer_path, overrides):
+        whole, middle, text, reason, pieces, count = result
+        assert text == whole[: whole.index(middle)] == pieces
+        assert reason == "stop"
+        assert count < 20

@@ -1,0 +1,126 @@
+"""The distribution that is sampled is Hugging Face's, and each draw depends on its seed, sequence and step alone."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from megalm.generate.request import GenerationOptions
+from megalm.generate.sampling import (
+    choose,
+    draw,
+    keep_top_k,
+    keep_top_p,
+    penalize_repetition,
+    shape_logits,
+    uniform,
+)
+
+VOCABULARY = 97
+CHI_SQUARE_7_DEGREES_999 = 24.32
+
+
+def random_logits(rows: int = 6, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+
+
+def seen_mask(tokens_BT: Tensor) -> Tensor:
+    return torch.zeros(len(tokens_BT), VOCABULARY, dtype=torch.bool).scatter(1, tokens_BT, True)
+
+
+@pytest.mark.parametrize("penalty", [0.8, 1.3, 5.0])
+def test_repetition_penalty_equals_hugging_face(penalty: float) -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    tokens_BT = torch.randint(VOCABULARY, (6, 20), generator=torch.Generator().manual_seed(1))
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens_BT, random_logits())
+    torch.testing.assert_close(
+        penalize_repetition(random_logits(), seen_mask(tokens_BT), penalty), expected, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("k", [1, 5, 96, 97, 500])
+def test_top_k_equals_hugging_face(k: int) -> None:
+    from transformers import TopKLogitsWarper
+
+    expected = TopKLogitsWarper(k)(torch.zeros(6, 1), random_logits())
+    torch.testing.assert_close(keep_top_k(random_logits(), k), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+def test_top_p_equals_hugging_face(p: float) -> None:
+    from transformers import TopPLogitsWarper
+
+    expected = TopPLogitsWarper(p)(torch.zeros(6, 1), random_logits().double())
+    torch.testing.assert_close(keep_top_p(random_logits().double(), p), expected, rtol=0, atol=0)
+
+
+def test_all_together_in_hugging_face_order() -> None:
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(20), TopPLogitsWarper(0.8)])
+    logits_BV = random_logits() / 3
+    expected = warpers(torch.zeros(6, 1, dtype=torch.long), logits_BV)
+    shaped = shape_logits(logits_BV, GenerationOptions(temperature=0.7, top_k=20, top_p=0.8))
+    torch.testing.assert_close(shaped, expected, rtol=0, atol=0)
+    kept_B = (shaped > -math.inf).sum(1)
+    assert kept_B.min() > 1 and kept_B.max() < 20, "each filter has to leave its mark"
+
+
+def test_greedy_takes_the_likeliest_after_the_penalty() -> None:
+    logits_BV = torch.tensor([[1.0, 3.0, 2.9], [1.0, 3.0, 2.9]])
+    seen_BV = torch.tensor([[False, True, False], [False, False, False]])
+    options = GenerationOptions(greedy=True, repetition_penalty=1.5)
+    assert choose(logits_BV, options, [0, 1], [0, 0], seen_BV).tolist() == [2, 1]
+    assert choose(logits_BV, GenerationOptions(greedy=True), [0, 1], [0, 0], None).tolist() == [1, 1]
+
+
+def test_draws_follow_the_distribution() -> None:
+    draws = 20_000
+    logits_V = torch.tensor([0.0, 1.0, -math.inf, 2.0, 0.5, -1.0, 1.5, 0.2, 0.9])
+    uniform_B = torch.tensor([uniform(7, i, 0) for i in range(draws)], dtype=torch.float64)
+    counts_V = draw(logits_V.expand(draws, -1), uniform_B).bincount(minlength=9).double()
+    expected_V = logits_V.double().softmax(-1) * draws
+    real = expected_V > 0
+    chi_square = ((counts_V - expected_V)[real] ** 2 / expected_V[real]).sum()
+    assert counts_V[2] == 0
+    assert chi_square < CHI_SQUARE_7_DEGREES_999
+
+
+def test_steps_of_one_sequence_are_drawn_apart() -> None:
+    pairs = torch.tensor([[uniform(7, 3, step), uniform(7, 3, step + 1)] for step in range(4000)])
+    assert len(set(pairs[:, 0].tolist())) == 4000
+    assert abs(torch.corrcoef(pairs.T)[0, 1]) < 0.05
+    assert abs(pairs.mean() - 0.5) < 0.02
+
+
+def test_no_draw_picks_an_excluded_token() -> None:
+    logits_BV = torch.full((2, 5), -math.inf)
+    logits_BV[:, 2] = 0.3
+    assert draw(logits_BV, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [2, 2]
+
+
+def test_a_row_is_drawn_the_same_in_any_batch() -> None:
+    logits_BV = random_logits()
+    options = GenerationOptions(seed=5, top_p=0.95, temperature=2.0)
+    together = choose(logits_BV, options, [0, 1, 2, 3, 4, 5], [9] * 6, None).tolist()
+    alone = [choose(logits_BV[i : i + 1], options, [i], [9], None).item() for i in range(6)]
+    assert together == alone
+    assert together != choose(logits_BV, options, [0, 1, 2, 3, 4, 5], [10] * 6, None).tolist()
+    assert together != choose(logits_BV, options, [6, 7, 8, 9, 10, 11], [9] * 6, None).tolist()
+    assert (
+        together
+        != choose(
+            logits_BV, GenerationOptions(seed=6, top_p=0.95, temperature=2.0), range(6), [9] * 6, None
+        ).tolist()
+    )
+
+
+def test_near_ties_that_change_places_leave_the_draw() -> None:
+    numbers = torch.tensor([uniform(7, i, 0) for i in range(200)], dtype=torch.float64)
+    tied = torch.tensor([1.0, 1.0 + 1e-12, 1.0 - 1e-12, 0.5], dtype=torch.float64)
+    swapped = torch.tensor([1.0, 1.0 - 1e-12, 1.0 + 1e-12, 0.5], dtype=torch.float64)
+    options = GenerationOptions(top_p=0.99, top_k=4)
+    first = draw(shape_logits(tied.expand(200, -1), options), numbers)
+    assert first.equal(draw(shape_logits(swapped.expand(200, -1), options), numbers))

@@ -1,0 +1,97 @@
+"""Tiny models, batches and engines that the tests of model, engine and layouts share."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from megalm.config import Config, parse_config
+from megalm.engine.base import MicroBatch, to_microbatches
+from megalm.engine.megatron import MegatronEngine
+from megalm.model.gpt import GPT, build_model
+from megalm.parallel.layout import Layout, create_layout
+
+VOCABULARY = 509  # prime: no number of ranks divides it
+SEQUENCE = 32
+GLOBAL_BATCH, MICRO_BATCH = 8, 2
+LR = 1e-3
+
+
+class CrossEntropy:
+    """The mean cross entropy over counted tokens."""
+
+    def weight(self, microbatch: MicroBatch) -> Tensor:
+        """Number of counted tokens."""
+        return microbatch.loss_mask_BS.sum()
+
+    def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
+        """Summed cross entropy on the last stage."""
+        return model(
+            microbatch.tokens_BS,
+            microbatch.forward_state(),
+            labels=microbatch.labels_BS,
+            loss_mask=microbatch.loss_mask_BS,
+        )
+
+    def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:
+        """The model summed already."""
+        return output
+
+
+def tiny_config(preset: str = "llama-tiny", *overrides: str) -> Config:
+    """A model of 2 layers, hidden 64, in fp64 unless an override says otherwise."""
+    sections: dict[str, Any] = {
+        "model": {"preset": preset, "vocab_size": VOCABULARY, "max_sequence_length": SEQUENCE},
+        "batch": {"seq_length": SEQUENCE, "micro_batch_size": MICRO_BATCH, "global_batch_size": GLOBAL_BATCH},
+        "precision": {"dtype": "fp64"},
+    }
+    return parse_config(sections, overrides)
+
+
+def tiny_batch(seed: int, resets: bool = False) -> SimpleNamespace:
+    """Numpy arrays as the dataset gives them, some samples with few counted tokens, one with none.
+
+    resets: two or three documents in a window, of positions and segments of their own.
+    """
+    random = np.random.default_rng(seed)
+    window_BT = random.integers(0, VOCABULARY, (GLOBAL_BATCH, SEQUENCE + 1))
+    share_B1 = np.linspace(0.0, 1.0, GLOBAL_BATCH)[:, None]
+    mask_BS = (random.random((GLOBAL_BATCH, SEQUENCE)) < share_B1) * random.choice(
+        [0.5, 1.0], (GLOBAL_BATCH, SEQUENCE)
+    )
+    positions_BS = np.tile(np.arange(SEQUENCE), (GLOBAL_BATCH, 1))
+    segments_BS = None
+    if resets:
+        begins_BS = np.zeros((GLOBAL_BATCH, SEQUENCE), bool)
+        np.put_along_axis(begins_BS, random.integers(1, SEQUENCE, (GLOBAL_BATCH, 2)), True, axis=1)
+        segments_BS = begins_BS.cumsum(1)
+        positions_BS = positions_BS - np.maximum.accumulate(np.where(begins_BS, positions_BS, 0), axis=1)
+    return SimpleNamespace(
+        tokens_BS=window_BT[:, :-1].copy(),
+        labels_BS=window_BT[:, 1:].copy(),
+        loss_mask_BS=mask_BS.astype(np.float32),
+        positions_BS=positions_BS,
+        segments_BS=segments_BS,
+    )
+
+
+def tiny_microbatches(seed: int, layout: Layout, resets: bool = False) -> list[MicroBatch]:
+    """This rank's part of `tiny_batch`."""
+    return to_microbatches(tiny_batch(seed, resets), layout, MICRO_BATCH)
+
+
+def tiny_model(config: Config) -> GPT:
+    """This process's part of the model, under the layout that the configuration names."""
+    return build_model(config, create_layout(config.parallel))
+
+
+def tiny_engine(config: Config) -> MegatronEngine:
+    """An engine under the layout that the configuration names."""
+    return MegatronEngine(config, create_layout(config.parallel))
+
+
+def random_tokens(rows: int, length: int = SEQUENCE, seed: int = 0) -> Tensor:
+    """Token ids (rows, length)."""
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,96 @@
+"""Reading documents: nothing lost, nothing twice, and mistakes named by file and line."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from megalm.errors import UserError
+from megalm.tokenizer.documents import expand_inputs, read_documents
+
+TEXTS = ["one", "two\u2028still two\u0085\r", "drei ß", "", "五 " * 40, "six"]
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Path:
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS]
+    path.write_bytes(("\n\n".join(lines)).encode())
+    return path
+
+
+def test_lines_end_at_newline_bytes_alone(jsonl):
+    assert [document.text for document in read_documents(jsonl)] == TEXTS
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 30, 100, 10_000])
+def test_ranges_of_any_size_cover_every_document_once(jsonl, step):
+    ranges = range(0, jsonl.stat().st_size, step)
+    documents = [d for start in ranges for d in read_documents(jsonl, start=start, stop=start + step)]
+    assert documents == list(read_documents(jsonl))
+
+
+def test_offsets_are_where_lines_begin(jsonl):
+    data = jsonl.read_bytes()
+    for document in read_documents(jsonl):
+        assert json.loads(data[document.offset :].split(b"\n")[0])["text"] == document.text
+
+
+def test_ways_to_cut_text_files(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfa\r\nb\r\n\n \nc\n\n\n")
+    assert [d.text for d in read_documents(path)] == ["a\r\nb\r\n\n \nc\n\n\n"]
+    assert [d.text for d in read_documents(path, sample_by="paragraph")] == ["a\r\nb\r\n", "c\n"]
+    assert [d.text for d in read_documents(path, sample_by="line")] == ["a", "b", "c"]
+
+
+def test_directories_give_their_documents_sorted(tmp_path):
+    for name in ("b.jsonl", "sub/a.txt.gz", "sub/c.json.zst", "image.png", "README"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = [tmp_path / name for name in ("b.jsonl", "sub/a.txt.gz", "sub/c.json.zst")]
+    assert expand_inputs([tmp_path]) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([b'{"text": "a"}', b"", b"{text}"], "line 3 is not JSON"),
+        ([b'{"text": "a"}', b'{"text": 3}'], "line 2 has no text under 'text'"),
+        ([b'["text"]'], "line 1 has no text under 'text' .found a list"),
+        ([b'{"text": "a"}', b'{"text": "\xff"}'], "line 2 is not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_bad_line_is_named(tmp_path, lines, message, packed):
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    data = b"\n".join(lines)
+    path.write_bytes(gzip.compress(data) if packed else data)
+    with pytest.raises(UserError, match=message):
+        list(read_documents(path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_damaged_archive_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"not compressed at all")
+    with pytest.raises(UserError, match="is damaged"):
+        list(read_documents(path))
+
+
+def test_a_cut_archive_is_an_error(tmp_path, jsonl):
+    path = tmp_path / "b.jsonl.gz"
+    path.write_bytes(gzip.compress(jsonl.read_bytes())[:-12])
+    with pytest.raises(UserError, match="is damaged"):
+        list(read_documents(path))
+
+
+def test_wrong_inputs_are_named(tmp_path):
+    (tmp_path / "a.pdf").touch()
+    with pytest.raises(UserError, match="does not exist"):
+        expand_inputs([tmp_path / "none.jsonl"])
+    with pytest.raises(UserError, match="no known kind"):
+        expand_inputs([tmp_path / "a.pdf"])
+    with pytest.raises(UserError, match="no input files"):
+        expand_inputs([tmp_path])
