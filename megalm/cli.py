@@ -175,7 +175,7 @@ def generate(
         seed=seed,
         greedy=greedy,
         cache=not no_cache,
-        stream=stream and not as_json,
+        stream=stream,
         step=step,
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
@@ -186,7 +186,7 @@ def generate(
         _start_world(context, nproc)
     from megalm.generate import run
 
-    _print_json(run.main(request), as_json)
+    _print_json(run.main(request, show=not as_json), as_json)
 
 
 @app.command()

@@ -1,8 +1,12 @@
 """Save, load and reshard: weights and optimizer in one form that every layout reads."""
 
-from megalm.checkpoint.directory import find_checkpoint, list_checkpoints, read_config
-from megalm.checkpoint.read import load_training_state, load_weights
-from megalm.checkpoint.write import CheckpointWriter
+from megalm.parallel import cpu
+
+cpu.install()  # before any module here imports Megatron-Core
+
+from megalm.checkpoint.directory import find_checkpoint, list_checkpoints, read_config  # noqa: E402
+from megalm.checkpoint.read import load_training_state, load_weights  # noqa: E402
+from megalm.checkpoint.write import CheckpointWriter  # noqa: E402
 
 __all__ = [
     "CheckpointWriter",

@@ -4,7 +4,7 @@ from megalm.dataset.build import build_dataset
 from megalm.dataset.cursor import Cursor
 from megalm.dataset.indexed import IndexedDataset, IndexedDatasetWriter
 from megalm.dataset.inspect import info, show, verify
-from megalm.dataset.merge import merge
+from megalm.dataset.merging import merge
 from megalm.dataset.stream import Batch, TokenStream
 
 __all__ = [

@@ -105,7 +105,7 @@ class Generator:
 
         sequences: numbers that set the prompts' random draws apart, by default 0, 1, ...; a prompt's result depends on its
         own number and on no other prompt. on_text: called with (index of the prompt, piece of its text) as pieces come.
-        Raises UserError where a prompt leaves no room in the context.
+        Raises UserError as `check` does.
         """
         rows = self._open(prompts, options, range(len(prompts)) if sequences is None else sequences)
         training = self.model.training
@@ -117,18 +117,23 @@ class Generator:
             self.model.train(training)
         return [row.completion() for row in rows]
 
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raise UserError where a prompt leaves no room in the context."""
+        for number, prompt in enumerate(prompts):
+            assert prompt
+            if len(prompt) >= self.context_length:
+                raise UserError(
+                    f"prompt {number} has {len(prompt)} tokens, but the model's context of {self.context_length} "
+                    "has to hold it and at least one more: shorten it"
+                )
+
     def _open(
         self, prompts: Sequence[Sequence[int]], options: GenerationOptions, sequences: Sequence[int]
     ) -> list[_Row]:
         assert self.tokenizer is not None or not options.stop
+        self.check(prompts)
         rows = []
         for number, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
-            assert prompt
-            if len(prompt) >= self.context_length:
-                raise UserError(
-                    f"prompt {number} has {len(prompt)} tokens, but the model's context of {self.context_length} has to "
-                    "hold it and at least one more: shorten it"
-                )
             limit = min(len(prompt) + options.max_new_tokens, self.context_length)
             text = None if self.tokenizer is None else GrowingText(self.tokenizer, prompt, options.stop)
             rows.append(_Row(number, sequence, list(prompt), len(prompt), limit, text))

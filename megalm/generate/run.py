@@ -40,6 +40,8 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
 
     # an empty prompt asks for a text from its beginning, which follows the end of another in training
     prompts = [ids or [tokenizer.eod_id] for ids in tokenizer.encode_batch(request.prompts)]
+    # here, where all ranks see all prompts and fail together
+    generator.check(prompts)
     speaks = show and layout.rank == 0
     live = speaks and request.stream and len(prompts) == 1
     if live:

@@ -16,7 +16,12 @@ CONTEXT = 48
 PROMPTS = [[1, 2, 3], [5] * 17, [7, 8, 9, 10, 11], [400]]
 MODELS = {
     "learned": ("gpt2-tiny",),
-    "sinusoidal": ("gpt2-tiny", "model.position_embedding=sinusoidal", "model.init_method_std=0.5"),
+    "sinusoidal": (
+        "gpt2-tiny",
+        "model.position_embedding=sinusoidal",
+        "model.init_method_std=1",
+        "model.tie_embeddings=false",
+    ),
     "rope": ("llama-tiny",),
     "alibi": ("llama-tiny", "model.position_embedding=alibi"),
 }

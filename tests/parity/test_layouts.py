@@ -4,7 +4,6 @@ import functools
 from dataclasses import dataclass
 
 import pytest
-import torch
 from torch import Tensor
 
 from megalm.model.init import sharded_parameters

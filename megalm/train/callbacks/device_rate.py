@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -43,8 +44,7 @@ def peak_flops_per_second(device_name: str) -> float | None:
 
     A MIG slice carries the name of the whole device, of whose peak it has a part: not known.
     """
-    words = device_name.split()
-    if "MIG" in words:
+    if "MIG" in device_name.split():
         return None
     for name, tflops in PEAK_BF16_TFLOPS.items():
         if re.search(rf"\b{name}\b", device_name):
@@ -84,12 +84,14 @@ def world_flops_per_second(layout: Layout, dtype: torch.dtype) -> tuple[float, s
         peak = peak_flops_per_second(torch.cuda.get_device_name(layout.device))
     if _reduce(layout, peak or 0.0, dist.ReduceOp.MIN) > 0:
         return _reduce(layout, peak or 0.0, dist.ReduceOp.SUM), "peak"
-    # The reduction behind each window is the barrier before the next. The first one warms up and is not counted.
-    rates = [
-        _reduce(layout, matmul_flops_per_second(dtype, layout.device), dist.ReduceOp.SUM)
-        for _ in range(1 + WINDOWS)
-    ]
-    return max(rates[1:]), "measured matmul"
+    return best_of_world(layout, lambda: matmul_flops_per_second(dtype, layout.device)), "measured matmul"
+
+
+def best_of_world(layout: Layout, measure: Callable[[], float]) -> float:
+    """The best of some sums over all ranks of what `measure` returns when all call it at the same time."""
+    # The reduction behind each call is the barrier before the next. The first call warms up and is not counted.
+    sums = [_reduce(layout, measure(), dist.ReduceOp.SUM) for _ in range(1 + WINDOWS)]
+    return max(sums[1:])
 
 
 def _reduce(layout: Layout, value: float, operation: dist.ReduceOp.RedOpType) -> float:

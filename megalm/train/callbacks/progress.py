@@ -45,25 +45,25 @@ class Progress(Callback):
         self._display.step(record.step, self._last_step, status)
 
     def on_validation(self, run: Run, loss: float, perplexity: float) -> None:
-        self._message(run, f"validation loss {loss:.4f}, perplexity {perplexity:.2f}")
+        self._message(f"step {run.step}: validation loss {loss:.4f}, perplexity {perplexity:.2f}")
 
     def on_event(self, run: Run, message: str) -> None:
-        self._message(run, message)
+        self._message(message)
 
     def on_end(self, run: Run) -> None:
         if self._display is not None:
             self._display.close()
             self._display = None
 
-    def _message(self, run: Run, text: str) -> None:
+    def _message(self, text: str) -> None:
         if self._display is not None:
-            self._display.message(f"step {run.step}: {text}")
+            self._display.message(text)
 
 
 def describe(record: StepRecord) -> str:
-    """One line on a step: `loss 3.2140  lr 3.00e-04  12.3k tok/s  MFU 41.2%  3.20 GB`."""
+    """One line on a step: `loss 3.2140  12.3k tok/s  MFU 41.2%  3.20 GB`."""
     values = record.values
-    parts = [f"loss {record.metrics.loss:.4f}", f"lr {record.lr:.2e}"]
+    parts = [f"loss {record.metrics.loss:.4f}"]
     if "tokens_per_second" in values:
         parts += [f"{_with_prefix(values['tokens_per_second'])} tok/s", f"MFU {values['mfu']:.1%}"]
         parts += [f"{values['memory_gb']:.2f} GB"]

@@ -43,12 +43,12 @@ def sequences(prefix: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("block", [1, 4, 13, 1 << 20])
 def test_merge_appends_documents_and_their_sequences(dataset, tmp_path, monkeypatch, block):
-    monkeypatch.setattr("megalm.dataset.merge.BLOCK", block)
+    monkeypatch.setattr("megalm.dataset.merging.BLOCK", block)
     with IndexedDatasetWriter(tmp_path / "b", np.dtype("<u2")) as writer:
         writer.add_documents(np.arange(6), np.array([2, 4]), np.array([0, 1, 1, 2]))
     counts = merge([dataset, tmp_path / "b", dataset], tmp_path / "m")
     assert counts["documents"] == 10 and counts["tokens"] == 66
-    assert sequences(tmp_path / "m") == sequences(dataset) + [[0, 1], [2, 3, 4, 5]] + sequences(dataset)
+    assert sequences(tmp_path / "m") == [*sequences(dataset), [0, 1], [2, 3, 4, 5], *sequences(dataset)]
     assert IndexedDataset(tmp_path / "m").document_indices.tolist() == [0, 2, 3, 5, 5, 6, 6, 7, 9, 10, 12]
     assert not Path(f"{tmp_path / 'm'}.json").exists(), "a part without a record leaves the whole without"
 

@@ -1,0 +1,145 @@
+"""`megalm generate` continues prompts from a run directory, the same under every layout and through the command line."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megalm.errors import UserError
+from megalm.generate.request import GenerateRequest
+from megalm.testing import run_distributed
+from megalm.tokenizer import load_tokenizer, train_bpe
+from tests.tiny import tiny_config, tiny_engine
+from tests.worlds import in_world
+
+PROMPTS = ["the end", "", "of the text and of the hand"]
+SAMPLED = {"max_new_tokens": 12, "seed": 3, "temperature": 0.9, "top_p": 0.95}
+
+
+def save_random_model(directory: Path, vocabulary: int) -> None:
+    """A checkpoint of step 7 as training under TP2 leaves it, without the tokenizer."""
+    from megalm.checkpoint import CheckpointWriter
+
+    config = tiny_config(
+        "gpt2-tiny",
+        f"model.vocab_size={vocabulary}",
+        "model.init_method_std=0.2",
+        "parallel.tensor_model_parallel_size=2",
+        "parallel.sequence_parallel=true",
+        "checkpoint.async_save=false",
+    )
+    engine = tiny_engine(config)
+    CheckpointWriter(directory, config, engine).save(7, {"step": 7, "counters": engine.counters})
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory: Path = tmp_path_factory.mktemp("run")
+    (directory / "text.txt").write_text("the end of the text, and of the hand\n" * 10, encoding="utf-8")
+    tokenizer = train_bpe([directory / "text.txt"], 280, directory / "tokenizer")
+    run_distributed(save_random_model, 2, directory, tokenizer.vocab_size)
+    return directory
+
+
+def generate(directory: Path, changes: dict[str, Any]) -> tuple[list[dict[str, Any]], str, str]:
+    """Results, standard output and standard error of this rank."""
+    from megalm.generate import run
+
+    show = changes.pop("show", True)
+    request = GenerateRequest(
+        checkpoint=str(directory), **({"prompts": PROMPTS, "dtype": "fp64"} | SAMPLED | changes)
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        results = run.main(request, show)
+    return results, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def alone(run_directory: Path) -> tuple[list[dict[str, Any]], str, str]:
+    return run_distributed(generate, 1, run_directory, {})[0]
+
+
+def test_results_hold_text_tokens_and_reason_of_each_prompt(run_directory: Path, alone: Any) -> None:
+    results, out, err = alone
+    tokenizer = load_tokenizer(run_directory / "tokenizer")
+    assert [result["prompt"] for result in results] == PROMPTS
+    for result in results:
+        ended = result["finish_reason"] == "stop"
+        kept = result["tokens"][:-1] if ended else result["tokens"]
+        assert ended or len(kept) == 12
+        assert result["text"] == tokenizer.decode(kept)
+        assert result["prompt"] + result["text"] in out
+    assert "tokens/s" in err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}, {}],
+    ids=["TP2", "PP2", "DP2"],
+)
+def test_two_processes_give_what_one_gives(run_directory: Path, alone: Any, changes: dict[str, int]) -> None:
+    ranks = run_distributed(generate, 2, run_directory, changes)
+    assert [rank[0] for rank in ranks] == [alone[0]] * 2
+    assert [rank[1] for rank in ranks] == [alone[1], ""], "rank 0 alone speaks"
+
+
+@in_world(1)
+def test_a_single_prompt_is_streamed_and_gives_the_same_text(run_directory: Path) -> None:
+    results, streamed, _ = generate(run_directory, {"prompts": ["the end"]})
+    again, at_once, _ = generate(run_directory, {"prompts": ["the end"], "stream": False})
+    assert results == again
+    assert streamed == at_once == "the end" + results[0]["text"] + "\n"
+    assert generate(run_directory, {"prompts": ["the end"], "show": False})[:2] == (results, "")
+
+
+@in_world(1)
+def test_a_checkpoint_directory_and_bf16_work_too(run_directory: Path) -> None:
+    checkpoint = run_directory / "checkpoints" / "step_00000007"
+    assert generate(checkpoint, {})[0] == generate(run_directory, {"step": 7})[0]
+    results = generate(run_directory, {"dtype": "bf16", "greedy": True})[0]
+    assert results != generate(run_directory, {"greedy": False})[0]
+    assert all(result["tokens"] for result in results)
+
+
+@in_world(1)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": ["x" * 40]}, "prompt 0 has 40 tokens.*context of 32"),
+        ({"tensor_model_parallel_size": 2}, "--nproc 2"),
+        ({"step": 8}, "no checkpoint of step 8"),
+    ],
+)
+def test_mistakes_are_explained(run_directory: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(run_directory, changes)
+
+
+@in_world(1)
+def test_a_checkpoint_without_a_tokenizer_is_explained(run_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(run_directory / "checkpoints")
+    moved = tmp_path / "moved" / "checkpoints" / "step_00000007"
+    moved.parent.mkdir(parents=True)
+    import shutil
+
+    shutil.copytree(run_directory / "checkpoints" / "step_00000007", moved)
+    with pytest.raises(UserError, match="no tokenizer at .*moved/tokenizer"):
+        generate(tmp_path / "moved", {})
+
+
+def test_the_command_line_gives_the_same_on_two_ranks(run_directory: Path, alone: Any) -> None:
+    command = [sys.executable, "-m", "megalm", "generate", str(run_directory), "--json", "--dtype", "fp64"]
+    command += ["--nproc", "2", "--tensor-model-parallel-size", "2", "--max-new-tokens", "12", "--seed", "3"]
+    command += ["--temperature", "0.9", "--top-p", "0.95"]
+    for prompt in PROMPTS:
+        command += ["--prompt", prompt]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == alone[0]

@@ -1,0 +1,78 @@
+"""The learning curve: what is read from the metrics file, and that it is drawn."""
+
+import io
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from megalm.train.callbacks import plot
+from megalm.train.callbacks.metrics import MetricsFile
+from megalm.train.callbacks.plot import LearningCurve, draw, read_curve, smooth
+
+
+def written(run, play, until):
+    metrics = MetricsFile()
+    metrics.on_start(run)
+    play([metrics], run, until)
+    return metrics
+
+
+def has_colour(picture, colour):
+    return bool((np.abs(picture[..., :3] - to_rgb(colour)).max(-1) < 0.02).any())
+
+
+def test_picture_is_drawn_at_the_end(make_run, play):
+    run = make_run()
+    metrics = written(run, play, until=20)
+    metrics.on_validation(run, 2.5, 12.0)
+    LearningCurve().on_end(run)
+    picture = imread(run.directory / "learning_curve.png")
+    assert picture.shape[0] > 500 and picture.shape[1] > 900
+    assert (
+        has_colour(picture, plot.BLUE) and has_colour(picture, plot.ORANGE) and has_colour(picture, plot.GREY)
+    )
+
+
+def test_one_step_is_enough_for_a_picture(make_run, play):
+    run = make_run()
+    written(run, play, until=1)
+    LearningCurve().on_end(run)
+    assert has_colour(imread(run.directory / "learning_curve.png"), plot.BLUE)
+
+
+def test_no_steps_no_picture(make_run, play):
+    run = make_run()
+    LearningCurve().on_end(run)
+    written(run, play, until=0)
+    LearningCurve().on_end(run)
+    assert not (run.directory / "learning_curve.png").exists()
+
+
+def test_curve_holds_steps_validations_skips_and_restarts(make_run, play, record):
+    run = make_run()
+    metrics = written(run, play, until=2)
+    metrics.on_validation(run, 2.5, 12.0)
+    metrics.on_step(run, record(3, float("nan"), skipped=True))
+    metrics.on_event(run, "step 3 skipped")
+    written(make_run(step=3), play, until=4)
+    curve = read_curve(run.directory / "metrics.jsonl")
+    np.testing.assert_array_equal(curve.steps, [1, 2, 3, 4])
+    np.testing.assert_array_equal(curve.losses, [10, 5, np.nan, 2.5])
+    np.testing.assert_allclose(curve.rates, [1e-3, 2e-3, 3e-3, 4e-3])
+    np.testing.assert_array_equal(curve.skipped, [False, False, True, False])
+    assert curve.validation == {2: 2.5}
+    assert curve.restarts == [3]
+    assert has_colour(imread(io.BytesIO(draw(curve, "title"))), plot.RED)
+
+
+def test_smoothing_keeps_lines_straight_and_leaves_out_gaps():
+    line = np.linspace(5.0, 1.0, 301)
+    np.testing.assert_allclose(smooth(line), line, rtol=1e-12)
+    gap = np.array([2.0, np.nan, 2.0, np.nan, np.nan, np.nan, 4.0])
+    np.testing.assert_array_equal(smooth(gap), [2.0, 2.0, 2.0, 2.0, np.nan, 4.0, 4.0])
+
+
+def test_smoothing_averages_noise_away():
+    noise = np.where(np.arange(1000) % 2, 1.0, -1.0)
+    assert np.abs(smooth(noise)[10:-10]).max() < 0.1
