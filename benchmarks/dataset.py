@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megalm.dataset import IndexedDataset, IndexedDatasetWriter, TokenStream
+from megalm.dataset import IndexedDataset, IndexedDatasetWriter, TokenStream, order
 from megalm.dataset.indexed import HEADER, MAGIC
 from megalm.parallel import cpu
 
@@ -96,6 +96,7 @@ def make_dataset(folder: Path, tokens: int) -> Path:
 
 
 def open_megalm(prefix: Path, arguments: argparse.Namespace) -> Batches:
+    order._locate_block.cache_clear()  # as in a fresh process
     stream = TokenStream([(prefix, 1.0)], arguments.seq_length, SEED)
 
     def read(first: int) -> list[torch.Tensor]:

@@ -210,14 +210,13 @@ class _World:
             child.signal_group(number)
 
     def _end(self, stop: "_StopRequest") -> None:
-        """SIGTERM, a grace, SIGKILL; a second request from the user cuts the grace short."""
+        """SIGTERM and a grace, cut short by a second request; whoever is left then, `supervise` kills."""
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and not stop.pending():
             if all(child.process.poll() is not None for child in self.children):
                 return
             time.sleep(POLL_SECONDS)
-        self.kill()
 
     def _explain(self) -> int:
         """Print the first failure and return this world's exit code."""

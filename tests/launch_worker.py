@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from megalm.atomic import write_text
@@ -26,9 +27,16 @@ def main(mode: str, folder: Path) -> None:
         )
         (folder / f"rank_{rank}").write_text(" ".join(os.environ[name] for name in names))
     elif mode == "all-raise":
+        meet(folder)
         raise ValueError("the same mistake")
     elif mode == "all-user-error":
+        meet(folder)
         raise UserError("a wrong setting")
+    elif mode == "rank-0-fails-after-rank-1":
+        if rank == 1:
+            raise ValueError("the first failure")
+        wait_until((Path(os.environ["MEGALM_ERROR_DIR"]) / "rank_1.json").exists)
+        raise KeyError("the consequence")
     elif mode == "rank-1-user-error":
         if rank == 1:
             raise UserError("a wrong setting")
@@ -40,8 +48,7 @@ def main(mode: str, folder: Path) -> None:
     elif mode == "rank-1-ignores-sigterm":
         pid = folder / "pid"
         if rank == 0:
-            while not pid.exists():
-                time.sleep(0.01)
+            wait_until(pid.exists)
             raise ValueError("the first failure")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         write_text(pid, str(os.getpid()))
@@ -65,6 +72,18 @@ def collective(mode: str, rank: int) -> None:
     if mode == f"rank-{rank}-dies":
         os.kill(os.getpid(), signal.SIGKILL)
     dist.all_reduce(torch.ones(1))
+
+
+def meet(folder: Path) -> None:
+    """Go on when every rank has come here."""
+    (folder / f"here_{os.environ['RANK']}").touch()
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        wait_until((folder / f"here_{rank}").exists)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)
 
 
 def wait() -> None:

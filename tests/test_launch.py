@@ -93,6 +93,13 @@ def test_first_failure_is_shown_once_and_its_consequences_are_not(tmp_path, rank
     assert err.count("Traceback") == 1 and "peer" not in err
 
 
+def test_failure_that_came_first_is_shown_and_not_what_followed_from_it(tmp_path):
+    code, _, err = run("rank-0-fails-after-rank-1", tmp_path)
+    assert code == 1
+    assert err.startswith("rank 1 failed") and "the first failure" in err
+    assert "the consequence" not in err
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_is_named_with_its_signal(tmp_path, rank):
     code, _, err = run(f"rank-{rank}-dies", tmp_path)

@@ -6,6 +6,7 @@ counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format)
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from megalm.errors import UserError
 
 CHECKPOINTS = "checkpoints"
 TENSORS = "tensors"
-_NAME = re.compile(r"step_(\d{8,})$")
+_NAME = re.compile(r"step_(\d{8,})")
 
 
 def checkpoint_name(step: int) -> str:
@@ -29,7 +30,7 @@ def list_checkpoints(run_directory: str | Path) -> dict[int, Path]:
     """Complete checkpoints of a run by step, oldest first."""
     found = {}
     for path in (Path(run_directory) / CHECKPOINTS).glob("step_*"):
-        match = _NAME.search(path.name)
+        match = _NAME.fullmatch(path.name)
         if match and (path / "manifest.json").is_file():
             found[int(match.group(1))] = path
     return dict(sorted(found.items()))
@@ -53,16 +54,15 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> Path:
 
 
 def read_config(path: str | Path) -> Config:
-    """Configuration of the run that wrote the checkpoint at `path`."""
+    """Configuration of the run that wrote the checkpoint at `path`; UserError if it is damaged."""
+    _check_file(Path(path), "config.yaml")
     return load_config(Path(path) / "config.yaml")
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
-    """Step, counters and data position of the checkpoint at `path`."""
-    try:
-        return json.loads((Path(path) / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: state.json is missing or damaged ({error}); use another checkpoint") from None
+    """Step, counters and data position of the checkpoint at `path`; UserError if they are damaged."""
+    _check_file(Path(path), "state.json")
+    return json.loads((Path(path) / "state.json").read_text(encoding="utf-8"))
 
 
 def file_digest(path: Path) -> str:
@@ -78,25 +78,52 @@ def verify(path: str | Path, part: int = 0, parts: int = 1) -> str | None:
     """Compare files with the manifest; return what is wrong or None. Digests: every `parts`-th file from `part`."""
     path = Path(path)
     try:
-        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{path}: manifest.json is missing or damaged ({error})"
+        files = _read_manifest(path)
+    except UserError as error:
+        return str(error)
     for number, (name, expected) in enumerate(sorted(files.items())):
-        file = path / name
-        if not file.is_file():
-            return f"{file}: missing"
-        if file.stat().st_size != expected["size"]:
-            return f"{file}: {file.stat().st_size} bytes, the manifest says {expected['size']}"
-        if number % parts == part and file_digest(file) != expected["sha256"]:
-            return f"{file}: content differs from the manifest's checksum"
+        if wrong := _compare(path / name, expected, with_digest=number % parts == part):
+            return wrong
     return None
 
 
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file of a checkpoint."""
+    try:
+        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+        return {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: manifest.json is missing or damaged ({error!r}); use another checkpoint"
+        ) from None
+
+
+def _compare(file: Path, expected: tuple[int, str], with_digest: bool = True) -> str | None:
+    size, digest = expected
+    if not file.is_file():
+        return f"{file}: missing"
+    if file.stat().st_size != size:
+        return f"{file}: {file.stat().st_size} bytes, the manifest says {size}"
+    if with_digest and file_digest(file) != digest:
+        return f"{file}: content differs from the manifest's checksum"
+    return None
+
+
+def _check_file(path: Path, name: str) -> None:
+    files = _read_manifest(path)
+    wrong = _compare(path / name, files[name]) if name in files else f"{path / name}: not in the manifest"
+    if wrong:
+        raise UserError(f"{wrong}; use another checkpoint")
+
+
 def write_manifest(path: Path, digests: dict[str, str]) -> None:
-    """Record every file below `path`; `digests` holds those already known, by relative name."""
+    """Record every file below `path`; `digests` holds those already known and synced, by relative name."""
     files = {}
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = str(file.relative_to(path))
+        if name not in digests:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
         files[name] = {"size": file.stat().st_size, "sha256": digests.get(name) or file_digest(file)}
     atomic.write_text(path / "manifest.json", json.dumps({"format": 1, "files": files}, indent=1))
 
@@ -118,7 +145,14 @@ def discard(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def set_aside(path: Path) -> None:
+    """Take a damaged checkpoint out of the list and keep it for a look: step_00000100.damaged."""
+    target = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(target, ignore_errors=True)
+    path.rename(target)
+
+
 def clear_remains(run_directory: Path) -> None:
     """Delete what killed saves and deletions left behind."""
-    for path in (run_directory / CHECKPOINTS).glob(".*"):
+    for path in (run_directory / CHECKPOINTS).glob(".step_*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Reads a checkpoint's table of tensors without running what a stranger may have put into it.
 
-Torch stores the table as a pickle, and unpickling runs code. Only the names that such a table is made of are let through.
+Torch stores the table as a pickle, and unpickling runs code. Only the names that such a table is made of are let through,
+and only entries that are tensors: torch would unpickle any other entry without such a check.
 """
 
 import io
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megalm.checkpoint.directory import TENSORS
 from megalm.errors import UserError
@@ -18,7 +20,6 @@ _ALLOWED = {
     "torch": {"Size", "device", *(n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype))},
     "torch.serialization": {"_get_layout"},
     "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
         "ChunkStorageMetadata",
         "Metadata",
         "MetadataIndex",
@@ -61,20 +62,26 @@ def read_tensors(path: str | Path) -> dict[str, TensorInfo]:
     file = Path(path) / TENSORS / ".metadata"
     try:
         metadata = _Reader(io.BytesIO(file.read_bytes())).load()
-        places = {(index.fqn, tuple(index.offset or ())): info for index, info in metadata.storage_data.items()}
-        return {
-            key: TensorInfo(
-                shape=tuple(entry.size),
-                dtype=entry.properties.dtype,
-                shards=[
-                    (tuple(chunk.offsets), tuple(chunk.sizes), places[key, tuple(chunk.offsets)].relative_path)
-                    for chunk in entry.chunks
-                ],
-            )
-            for key, entry in sorted(metadata.state_dict_metadata.items())
-            if hasattr(entry, "chunks")
-        }
+        files = {(index.fqn, tuple(index.offset or ())): _file_name(info) for index, info in metadata.storage_data.items()}
+        return {key: _tensor_info(key, entry, files) for key, entry in sorted(metadata.state_dict_metadata.items())}
     except FileNotFoundError:
         raise UserError(f"{file}: missing; {path} is no checkpoint of megalm") from None
     except Exception as error:
         raise UserError(f"{file}: not a table of tensors ({error}); do not use this checkpoint") from None
+
+
+def _tensor_info(key: str, entry: Any, files: dict[tuple[str, tuple[int, ...]], str]) -> TensorInfo:
+    if type(entry) is not TensorStorageMetadata:
+        raise ValueError(f"{key} is a {type(entry).__name__}, not a tensor")
+    shards = [
+        (tuple(chunk.offsets), tuple(chunk.sizes), files[key, tuple(chunk.offsets)]) for chunk in entry.chunks
+    ]
+    return TensorInfo(tuple(entry.size), entry.properties.dtype, shards)
+
+
+def _file_name(info: Any) -> str:
+    """Name of a file beside the table; a path to anywhere else is refused."""
+    name = info.relative_path
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"it refers to the file {name!r}")
+    return name

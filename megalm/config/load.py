@@ -122,14 +122,15 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     section: Any = Config
     for part in location:
         if isinstance(part, str) and part in getattr(section, "model_fields", {}):
-            section = _section_in(section.model_fields[part].annotation)
+            section = section_in(section.model_fields[part].annotation)
     return list(section.model_fields)
 
 
-def _section_in(annotation: Any) -> Any:
+def section_in(annotation: Any) -> Any:
+    """The section inside an annotation such as `list[Section]`, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for arg in get_args(annotation) if (found := _section_in(arg)) is not None), None)
+    return next((found for arg in get_args(annotation) if (found := section_in(arg)) is not None), None)
 
 
 def _one_line(error: Exception) -> str:

@@ -240,7 +240,8 @@ def _sections(sequences: int, borders: int) -> tuple[int, int, int, int]:
 
 
 def _map_bytes(path: Path) -> NDArray[np.uint8]:
-    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+    # As a plain array: slicing a memmap costs several times as much.
+    return np.asarray(np.memmap(path, np.uint8, "r")) if path.stat().st_size else np.zeros(0, np.uint8)
 
 
 def _view(data: NDArray[np.uint8], dtype: str, count: int, offset: int) -> NDArray[Any]:

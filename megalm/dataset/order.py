@@ -24,7 +24,7 @@ Int64 = NDArray[np.int64]
 
 
 class Location(NamedTuple):
-    """Where samples lie: arrays of source numbers, epochs and windows, one entry a sample."""
+    """Where samples lie: their sources, epochs and windows, one entry a sample."""
 
     source_B: Int64
     epoch_B: Int64
@@ -83,31 +83,31 @@ def locate(samples_B: Int64, quotas: Int64, windows: Int64, seed: int) -> Locati
     `quotas` is from `block_quotas`, `windows` the number of windows an epoch of each source has.
     """
     block_B, slot_B = np.divmod(samples_B, BLOCK)
-    source_B, rank_B = np.empty_like(samples_B), np.empty_like(samples_B)
-    for block in np.unique(block_B):
+    located = Location(*(np.empty_like(samples_B) for _ in Location._fields))
+    for block in sorted(set(block_B.tolist())):
         here = block_B == block
-        sources, ranks = _block_table(tuple(quotas.tolist()), int(block), seed)
-        source_B[here], rank_B[here] = sources[slot_B[here]], ranks[slot_B[here]]
-    ordinal_B = block_B * quotas[source_B] + rank_B
-    epoch_B, place_B = np.divmod(ordinal_B, windows[source_B])
-
-    window_B = np.empty_like(samples_B)
-    for source, epoch in np.unique(np.stack([source_B, epoch_B]), axis=1).T.tolist():
-        here = (source_B == source) & (epoch_B == epoch)
-        key = derive_key("window", seed, source, epoch)
-        window_B[here] = permutation(place_B[here], int(windows[source]), key)
-    return Location(source_B, epoch_B, window_B)
+        table = _locate_block(block, tuple(quotas.tolist()), tuple(windows.tolist()), seed)
+        for column_B, column in zip(located, table, strict=True):
+            column_B[here] = column[slot_B[here]]
+    return located
 
 
 @lru_cache(maxsize=16)
-def _block_table(quotas: tuple[int, ...], block: int, seed: int) -> tuple[Int64, Int64]:
-    """Source of each slot of a block, and its rank among the slots of that source."""
+def _locate_block(block: int, quotas: tuple[int, ...], windows: tuple[int, ...], seed: int) -> Location:
+    """Return where all samples of a block lie: done at once, for the next batches want its other samples."""
     order = permutation(np.arange(BLOCK), BLOCK, derive_key("block", seed, block))
-    sources = np.searchsorted(np.cumsum(quotas), order, side="right")
-    ranks = np.empty(BLOCK, np.int64)
-    for source, quota in enumerate(quotas):
-        ranks[sources == source] = np.arange(quota)
-    return sources.astype(np.int64), ranks
+    source_B = np.searchsorted(np.cumsum(quotas), order, side="right").astype(np.int64)
+    epoch_B, window_B = np.empty_like(source_B), np.empty_like(source_B)
+    for source, (quota, size) in enumerate(zip(quotas, windows, strict=True)):
+        ordinals = block * quota + np.arange(quota)
+        epochs, places = np.divmod(ordinals, size)
+        epoch_B[source_B == source] = epochs
+        taken = np.empty_like(places)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            taken[here] = permutation(places[here], size, derive_key("window", seed, source, epoch))
+        window_B[source_B == source] = taken
+    return Location(source_B, epoch_B, window_B)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

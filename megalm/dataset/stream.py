@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +98,13 @@ class TokenStream:
         start_B = window_B * self.seq_length
         for row, (source, epoch) in enumerate(zip(source_B.tolist(), epoch_B.tolist(), strict=True)):
             size = self.datasets[source].num_tokens
-            phase = derive_key("phase", self.seed, source, epoch) % size
-            start_B[row] = (start_B[row] + phase) % size
+            start_B[row] = (start_B[row] + _phase(self.seed, source, epoch)) % size
         return start_B, source_B
+
+
+@lru_cache(maxsize=1024)
+def _phase(seed: int, source: int, epoch: int) -> int:
+    return derive_key("phase", seed, source, epoch) >> 1  # fits an int64
 
 
 def _read_ring(dataset: IndexedDataset, start: int, row: NDArray[np.int64]) -> None:

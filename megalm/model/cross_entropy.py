@@ -119,8 +119,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:  # type: ignore[override]
         grad_hidden_TH, grad_weight_VH = ctx.saved_tensors
-        scale = grad.to(grad_hidden_TH.dtype)
-        return grad_hidden_TH * scale, grad_weight_VH * scale, None, None, None, None, None
+        # `grad` stays a wide scalar: rounded to bfloat16, 1 / weight would bias every gradient by up to 0.4%
+        return grad_hidden_TH * grad, grad_weight_VH * grad, None, None, None, None, None
 
 
 def linear_cross_entropy(

@@ -38,7 +38,7 @@ def terminal(monkeypatch):
             parts = []
             while part := screen.read(65536):
                 parts.append(part)
-            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode())
+            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode()).replace("\r", "\n")
 
         with contextlib.redirect_stderr(stream):
             yield drawn

@@ -1,0 +1,55 @@
+"""Layouts that cannot work are refused with the arithmetic, before torch is even imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megalm.config import parse_config
+from megalm.errors import UserError
+
+TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_parallel_size"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.num_layers=3", f"{PP}=2"], "3 is not a multiple of"),
+        (["model.num_attention_heads=6", "model.hidden_size=96", f"{TP}=4"], "num_attention_heads 6"),
+        (["model.num_query_groups=1", f"{TP}=2"], "num_query_groups 1"),
+        (["model.hidden_size=100", "model.num_attention_heads=3"], "hidden_size 100"),
+        (["model.ffn_hidden_size=101", f"{TP}=2"], "ffn_hidden_size 101"),
+        (["model.num_attention_heads=4", "model.num_query_groups=3"], "num_query_groups 3"),
+        (["parallel.sequence_parallel=true"], "needs tensor_model_parallel_size > 1"),
+        (["parallel.sequence_parallel=true", f"{TP}=2", "batch.seq_length=33"], "seq_length 33"),
+        (["parallel.context_parallel_size=2"], "context_parallel_size 2"),
+        (["parallel.zero_stage=3"], "zero_stage 3"),
+        (["parallel.zero_stage=1", "precision.dtype=fp64"], "fp64"),
+        (["model.position_embedding=learned", "batch.seq_length=2048"], "max_sequence_length"),
+        (["optimizer.min_lr=1"], "min_lr 1"),
+        (["optimizer.warmup_steps=200"], "warmup_steps 200"),
+    ],
+)
+def test_impossible_configuration_is_refused_with_its_numbers(overrides, expected):
+    with pytest.raises(UserError, match=expected) as caught:
+        parse_config({}, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_world_size_must_be_a_multiple_of_the_model_parallel_size():
+    config = parse_config({}, [f"{TP}=2", f"{PP}=2"])
+    assert config.check_world_size(8) == 2
+    with pytest.raises(UserError, match=r"TP 2 x PP 2 = 4 processes, but there are 6"):
+        config.check_world_size(6)
+
+
+def test_global_batch_must_be_a_multiple_of_microbatch_times_data_parallel_size():
+    config = parse_config({}, ["batch.micro_batch_size=2", "batch.global_batch_size=8"])
+    assert config.check_world_size(4) == 4
+    with pytest.raises(UserError, match=r"8 is not a multiple of micro_batch_size 2 x data-parallel size 3 = 6"):
+        config.check_world_size(3)
+
+
+def test_configuration_does_not_import_torch():
+    code = "import sys, megalm.config, megalm.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
