@@ -5,7 +5,7 @@ from megalm.parallel import cpu
 cpu.install()  # before any module here imports Megatron-Core
 
 from megalm.checkpoint.directory import find_checkpoint, list_checkpoints, read_config  # noqa: E402
-from megalm.checkpoint.read import load_training_state, load_weights  # noqa: E402
+from megalm.checkpoint.read import load_training_state, load_weights, newest_intact  # noqa: E402
 from megalm.checkpoint.write import CheckpointWriter  # noqa: E402
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "list_checkpoints",
     "load_training_state",
     "load_weights",
+    "newest_intact",
     "read_config",
 ]

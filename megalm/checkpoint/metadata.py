@@ -62,8 +62,14 @@ def read_tensors(path: str | Path) -> dict[str, TensorInfo]:
     file = Path(path) / TENSORS / ".metadata"
     try:
         metadata = _Reader(io.BytesIO(file.read_bytes())).load()
-        files = {(index.fqn, tuple(index.offset or ())): _file_name(info) for index, info in metadata.storage_data.items()}
-        return {key: _tensor_info(key, entry, files) for key, entry in sorted(metadata.state_dict_metadata.items())}
+        files = {
+            (index.fqn, tuple(index.offset or ())): _file_name(info)
+            for index, info in metadata.storage_data.items()
+        }
+        return {
+            key: _tensor_info(key, entry, files)
+            for key, entry in sorted(metadata.state_dict_metadata.items())
+        }
     except FileNotFoundError:
         raise UserError(f"{file}: missing; {path} is no checkpoint of megalm") from None
     except Exception as error:

@@ -1,43 +1,138 @@
 """Reads checkpoints written under any layout into an engine of this one."""
 
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 
-from megalm.checkpoint.directory import TENSORS, read_state, verify
-from megalm.checkpoint.metadata import read_tensors
+from megalm.checkpoint.directory import TENSORS, list_checkpoints, read_config, read_state, set_aside, verify
+from megalm.checkpoint.metadata import TensorInfo, read_tensors
 from megalm.engine.base import Engine
 from megalm.errors import UserError
 from megalm.parallel.layout import Layout
 
+logger = logging.getLogger(__name__)
+
 
 def load_weights(engine: Engine, path: str | Path) -> None:
-    """Read the weights of the checkpoint at `path` into the engine. Collective. UserError if it is damaged."""
+    """Read the weights of the checkpoint at `path` into the engine. Collective.
+
+    Raises UserError if the checkpoint is damaged or belongs to another model.
+    """
+    _check_intact(Path(path), engine.layout)
     _load(engine, Path(path), with_optimizer=False)
 
 
-def load_training_state(engine: Engine, path: str | Path) -> dict[str, Any]:
-    """Read weights, optimizer and counters; return what the loop saved (step, data position). Collective."""
+def load_training_state(engine: Engine, path: str | Path, verified: bool = False) -> dict[str, Any]:
+    """Read weights, optimizer and counters; return what the loop saved (step, data position). Collective.
+
+    verified: the checkpoint comes from `newest_intact`, so its checksums need no second reading. Raises UserError if it
+    is damaged or belongs to another model.
+    """
+    if not verified:
+        _check_intact(Path(path), engine.layout)
     state = read_state(path)
     _load(engine, Path(path), with_optimizer=True)
     engine.counters = state["counters"]
     return state
 
 
+def newest_intact(run_directory: str | Path, layout: Layout, last_step: int | None = None) -> Path | None:
+    """The newest checkpoint (of `last_step` at the latest) whose checksums hold, None if there is none. Collective.
+
+    Damaged ones on the way are named in warnings and, where an intact one is found, set aside, so that they neither
+    stand in its way nor count as kept.
+    """
+    candidates = list(shared_list(run_directory, layout).items())
+    damaged: list[Path] = []
+    for step, path in reversed(candidates):
+        if last_step is not None and step > last_step:
+            continue
+        wrong = damage(path, layout)
+        if wrong is None:
+            if layout.rank == 0:
+                for other in damaged:
+                    set_aside(other)
+            dist.barrier()
+            return path
+        if layout.rank == 0:
+            logger.warning("%s; trying the checkpoint before it", wrong)
+        damaged.append(path)
+    return None
+
+
+def shared_list(run_directory: str | Path, layout: Layout) -> dict[int, Path]:
+    """`list_checkpoints` as rank 0 sees it, so that a slow network file system cannot make ranks disagree. Collective."""
+    found = [list_checkpoints(run_directory) if layout.rank == 0 else {}]
+    dist.broadcast_object_list(found, device=layout.device)
+    return found[0]
+
+
 def damage(path: str | Path, layout: Layout) -> str | None:
-    """What is wrong with the checkpoint's files, the same answer on every rank; the ranks share the reading."""
+    """What is wrong with the checkpoint's files, the same answer on every rank; the ranks share the reading. Collective."""
     found: list[str | None] = [None] * layout.world_size
     dist.all_gather_object(found, verify(path, layout.rank, layout.world_size))
     return next((text for text in found if text), None)
 
 
-def _load(engine: Engine, path: Path, with_optimizer: bool) -> None:
-    wrong = damage(path, engine.layout)
-    if wrong:
+def _check_intact(path: Path, layout: Layout) -> None:
+    if wrong := damage(path, layout):
         raise UserError(f"{wrong}; use another checkpoint")
-    stored: dict[str, torch.dtype] = {name: info.dtype for name, info in read_tensors(path).items()}
-    wanted = engine.empty_state(stored, with_optimizer)
-    engine.load(dist_checkpointing.load(wanted, str(path / TENSORS)))
+
+
+def _load(engine: Engine, path: Path, with_optimizer: bool) -> None:
+    stored = read_tensors(path)
+    _check_common(path)
+    _check_vocabulary(engine, path)
+    wanted = engine.empty_state({name: info.dtype for name, info in stored.items()}, with_optimizer)
+    _check_shapes(wanted, stored, path)
+    # the strategy is named here so that the checkpoint cannot choose another reader
+    engine.load(dist_checkpointing.load(wanted, str(path / TENSORS), TorchDistLoadShardedStrategy()))
+
+
+def _check_common(path: Path) -> None:
+    """The library loads common.pt as torch's environment says, maybe as a pickle that runs code; ours holds nothing."""
+    file = path / TENSORS / "common.pt"
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{file}: not a plain file of torch ({_line(error)}); do not use this checkpoint"
+        ) from None
+    if content != {}:
+        raise UserError(f"{file}: should hold nothing; do not use this checkpoint")
+
+
+def _check_vocabulary(engine: Engine, path: Path) -> None:
+    """Padding lets tables of any number of rows be read, so the real vocabularies are compared."""
+    theirs, ours = read_config(path).model.vocab_size, engine.model.real_vocab_size
+    if theirs != ours:
+        raise UserError(
+            f"{path} holds a model of vocabulary {theirs}, this one has {ours}: it is another model"
+        )
+
+
+def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, TensorInfo], path: Path) -> None:
+    for shard in _shards(wanted):
+        found = stored[shard.key].shape
+        if found != tuple(shard.global_shape) and not shard.allow_shape_mismatch:
+            raise UserError(
+                f"{path}: {shard.key} has shape {found}, this model's has {tuple(shard.global_shape)}: it is another model"
+            )
+
+
+def _shards(state: Mapping[str, Any]) -> Iterator[ShardedTensor]:
+    for value in state.values():
+        parts = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
+        yield from (part for part in parts if isinstance(part, ShardedTensor))
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -4,6 +4,7 @@ import json
 import queue
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from megalm.checkpoint.directory import (
     TENSORS,
     checkpoint_name,
     clear_remains,
+    discard,
     file_digest,
     list_checkpoints,
     prune,
@@ -44,13 +46,25 @@ class _Save:
 
 
 class CheckpointWriter:
-    """Writes, completes and prunes the checkpoints of one run. All methods are collective over the world."""
+    """Writes, completes and prunes the checkpoints of one run. All methods are collective over the world.
 
-    def __init__(self, run_directory: Path, config: Config, engine: Engine) -> None:
+    on_saved: called on every rank with the step of each checkpoint that is complete.
+    """
+
+    def __init__(
+        self,
+        run_directory: Path,
+        config: Config,
+        engine: Engine,
+        on_saved: Callable[[int], None] = lambda step: None,
+    ) -> None:
         self.run_directory = run_directory
         self.config = config
         self.engine = engine
+        self.on_saved = on_saved
         self.pending: _Save | None = None
+        self.newest_step: int | None = None
+        """Step of the newest checkpoint that this process knows to be good."""
         self.flag = torch.zeros((), dtype=torch.int32, device=engine.layout.device)
         if engine.layout.rank == 0:
             (run_directory / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -58,9 +72,12 @@ class CheckpointWriter:
         dist.barrier()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Begin to save the engine and `state` (JSON); returns when the tensors are copied, not when they are written."""
+        """Begin to save the engine and `state` (JSON); returns when the tensors are copied, not when they are written.
+
+        A checkpoint of the same step is replaced, unless it is the one this process saved or resumed from last.
+        """
         self.finish()
-        if step in list_checkpoints(self.run_directory):
+        if step == self.newest_step:
             return
         temporary = self.run_directory / CHECKPOINTS / f".{checkpoint_name(step)}.tmp"
         if self.engine.layout.rank == 0:
@@ -70,27 +87,40 @@ class CheckpointWriter:
             atomic.write_text(temporary / "state.json", json.dumps(state, indent=1))
         dist.barrier()
         self.pending = self._plan(step, temporary)
-        self.pending.thread = threading.Thread(target=_write, args=(self.pending,), name="checkpoint", daemon=True)
+        self.pending.thread = threading.Thread(
+            target=_write, args=(self.pending,), name="checkpoint", daemon=True
+        )
         self.pending.thread.start()
         if not self.config.checkpoint.async_save:
             self.finish()
 
-    def poll(self) -> int | None:
-        """Complete the pending save if every rank has written its part; return its step then."""
+    def poll(self) -> None:
+        """Complete the pending save if every rank has written its part."""
         if self.pending is None:
-            return None
+            return
         assert self.pending.thread is not None
         self.flag.fill_(not self.pending.thread.is_alive())
         dist.all_reduce(self.flag, dist.ReduceOp.MIN)
-        return self._complete() if self.flag.item() else None
+        if self.flag.item():
+            self._complete()
 
-    def finish(self) -> int | None:
-        """Wait for the pending save and complete it; return its step, None if there was none."""
+    def finish(self) -> None:
+        """Wait for the pending save, if there is one, and complete it. OSError if a rank could not write its part."""
         if self.pending is None:
-            return None
+            return
         assert self.pending.thread is not None
         self.pending.thread.join()
-        return self._complete()
+        self._complete()
+
+    def go_back_to(self, step: int) -> None:
+        """Make the checkpoint of `step`, from which the run goes on, the newest: delete what was saved after it."""
+        self.finish()
+        if self.engine.layout.rank == 0:
+            for later, path in list_checkpoints(self.run_directory).items():
+                if later > step:
+                    discard(path)
+        dist.barrier()
+        self.newest_step = step
 
     def _plan(self, step: int, temporary: Path) -> _Save:
         # the library hands results back through a manager process that takes seconds to start; our writer is a thread
@@ -103,7 +133,7 @@ class CheckpointWriter:
         )
         return _Save(step, temporary, request, filesystem_async._results_queue)
 
-    def _complete(self) -> int:
+    def _complete(self) -> None:
         """Write the table and the manifest, then give the directory its name."""
         save, self.pending = self.pending, None
         assert save is not None
@@ -115,14 +145,20 @@ class CheckpointWriter:
         for finalize in save.request.finalize_fns:
             finalize()
         if self.engine.layout.rank == 0:
-            write_manifest(save.temporary, {name: digest for part, _ in outcomes for name, digest in part.items()})
+            write_manifest(
+                save.temporary, {name: digest for part, _ in outcomes for name, digest in part.items()}
+            )
             for directory in (save.temporary / TENSORS, save.temporary):
                 atomic.sync_directory(directory)
-            save.temporary.rename(save.temporary.with_name(checkpoint_name(save.step)))
+            final = save.temporary.with_name(checkpoint_name(save.step))
+            if final.exists():
+                discard(final)
+            save.temporary.rename(final)
             atomic.sync_directory(save.temporary.parent)
             prune(self.run_directory, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
         dist.barrier()
-        return save.step
+        self.newest_step = save.step
+        self.on_saved(save.step)
 
 
 def _write(save: _Save) -> None:
@@ -136,7 +172,9 @@ def _write(save: _Save) -> None:
             results: queue.Queue[Any] = queue.Queue()
             busy: queue.Queue[int] = queue.Queue()
             busy.put(number)
-            FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, results, busy, use_fsync=True)
+            FileSystemWriterAsync.write_preloaded_data(
+                transforms, number, bucket, results, busy, use_fsync=True
+            )
             written[number] = results.get()[1]
             if isinstance(written[number], Exception):
                 raise written[number]

@@ -70,10 +70,10 @@ class ModelConfig(Section):
     init_method_std: float = Field(
         0.02, gt=0, description="Standard deviation of initial weights; output projections: / sqrt(2 layers)."
     )
-    attention: Literal["auto", "torch", "plain"] = Field(
+    attention: Literal["auto", "torch", "matmul", "plain"] = Field(
         "auto",
-        description="Core attention: `torch` is scaled_dot_product_attention, `plain` the paper's formula; "
-        "`auto` picks the fastest that is present.",
+        description="Core attention: `torch` is scaled_dot_product_attention, `matmul` batched matmuls that keep the "
+        "weights (short bf16 sequences on a CPU), `plain` the paper's formula; `auto` picks the fastest.",
     )
     norm: Literal["auto", "torch", "plain"] = Field(
         "auto", description="Norm kernel: `torch` is torch's fused one, `plain` the paper's formula."

@@ -4,37 +4,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from torch import Tensor, nn
 
+from megalm.model.attention_kernels import ATTENTIONS
 from megalm.model.positions import Rotary, alibi_bias, alibi_slopes
 from megalm.model.state import ForwardState
-
-
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Scaled dot-product attention by the formula (arXiv:1706.03762, eq. 1); shapes (B, heads, tokens, width).
-
-    `mask` is boolean (true: may look), a float bias, or None for causal attention.
-    """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    return F.dropout(scores.softmax(-1), dropout) @ value
-
-
-def torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same through torch's fused kernels (cuDNN or flash attention on CUDA)."""
-    grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
-    )
-
-
-ATTENTIONS = {"plain": plain_attention, "torch": torch_attention}
 
 
 class CoreAttention(nn.Module):
@@ -101,6 +76,8 @@ class CoreAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         if not (self.training and self.dropout):
             return self.function(query, key, value, mask, 0.0)
+        if self.sequence_parallel:  # the library has forked the generator around all layers already
+            return self.function(query, key, value, mask, self.dropout)
         # every tensor-parallel rank drops other weights of its own heads
         with tensor_parallel.get_cuda_rng_tracker().fork():
             return self.function(query, key, value, mask, self.dropout)

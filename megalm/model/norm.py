@@ -24,7 +24,7 @@ def torch_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-NORMS = {"plain": plain_norm, "torch": torch_norm}
+NORMS = {"auto": torch_norm, "torch": torch_norm, "plain": plain_norm}
 
 
 class Norm(nn.Module):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -19,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megalm.config.schema import Config, ModelConfig
 from megalm.model.attention import CoreAttention
+from megalm.model.linear import ColumnLinear, RowLinear
 from megalm.model.norm import Norm
 from megalm.parallel.layout import Layout
 
@@ -41,10 +41,6 @@ class MegatronConfig(TransformerConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     attention_kernel: str = "torch"
     norm_kernel: str = "torch"
-
-
-def _kernel(name: str) -> str:
-    return "torch" if name == "auto" else name
 
 
 def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
@@ -91,8 +87,8 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         model=model,
-        attention_kernel=_kernel(model.attention),
-        norm_kernel=_kernel(model.norm),
+        attention_kernel=model.attention,
+        norm_kernel=model.norm,
     )
     # the library reads only these bits of the precision; its own casts and scalers stay out of it
     result.bf16 = dtype == torch.bfloat16
@@ -109,9 +105,9 @@ def layer_spec(num_layers_here: int) -> TransformerBlockSubmodules:
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=ColumnLinear,
                     core_attention=CoreAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=RowLinear,
                     q_layernorm=IdentityOp,
                     k_layernorm=IdentityOp,
                 ),
@@ -120,7 +116,7 @@ def layer_spec(num_layers_here: int) -> TransformerBlockSubmodules:
             pre_mlp_layernorm=Norm,
             mlp=ModuleSpec(
                 module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear),
             ),
             mlp_bda=get_bias_dropout_add,
         ),

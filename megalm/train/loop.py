@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megalm.checkpoint import CheckpointWriter, list_checkpoints, load_training_state
+from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.dataset.cursor import Cursor
-from megalm.engine.base import Engine, Loss
+from megalm.engine.base import Engine, Loss, Metrics
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord
 from megalm.train.data import TrainingData, ValidationData
@@ -37,15 +37,16 @@ class Loop:
         self.data = data
         self.validation = validation
         self.callbacks = callbacks
-        self.writer = CheckpointWriter(run.directory, run.config, engine)
+        self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
         self.skipped_steps = 0
         self.rollbacks = 0
         self.bad_steps: list[tuple[int, int]] = []
         """Sample ranges of the skipped steps in a row up to now."""
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint: weights, optimizer, counters, data position."""
-        state = load_training_state(self.engine, checkpoint)
+        """Go on from an intact checkpoint: weights, optimizer, counters, data position. Newer ones are deleted."""
+        state = load_training_state(self.engine, checkpoint, verified=True)
+        self.writer.go_back_to(state["step"])
         self.run.step = state["step"]
         self.skipped_steps, self.rollbacks = state["skipped_steps"], state["rollbacks"]
         self.data.move_to(Cursor.from_json(state["cursor"]))
@@ -71,24 +72,26 @@ class Loop:
             callback.on_start(run)
         try:
             while run.step < stop:
-                record = self._step()
-                result |= {"loss": record.metrics.loss, "grad_norm": record.metrics.grad_norm}
-                self._report_save(self.writer.poll())
+                metrics = self._step()
+                result |= {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
+                self.writer.poll()
+                if metrics.skipped and self._recover():
+                    continue
                 if config.eval_interval and (
                     run.step % config.eval_interval == 0 or run.step == config.steps
                 ):
                     result["valid_loss"] = self._validate()
                 interval = self.config.checkpoint.interval
                 if interval and run.step % interval == 0:
-                    self._save()
-            self._save()
-            self._report_save(self.writer.finish())
+                    self.writer.save(run.step, self.state())
+            self.writer.save(run.step, self.state())
+            self.writer.finish()
         finally:
             for callback in self.callbacks:
                 callback.on_end(run)
         return result | {"step": run.step, "skipped_steps": self.skipped_steps, "rollbacks": self.rollbacks}
 
-    def _step(self) -> StepRecord:
+    def _step(self) -> Metrics:
         config, run = self.config, self.run
         begin = time.perf_counter()
         first = self.data.cursor.next_sample
@@ -106,39 +109,43 @@ class Loop:
         for callback in self.callbacks:
             callback.on_step(run, record)
         if metrics.skipped:
-            self._after_skip(first)
+            self.skipped_steps += 1
+            self.bad_steps.append((first, self.data.cursor.next_sample))
+            self._tell(f"step {run.step} skipped: loss or gradient is not finite")
         else:
             self.bad_steps.clear()
-        return record
+        return metrics
 
-    def _after_skip(self, first: int) -> None:
-        """Count a skipped step; after too many in a row go back, and past the data that did it."""
-        self.skipped_steps += 1
-        self.bad_steps.append((first, self.data.cursor.next_sample))
-        self._tell(f"step {self.run.step} skipped: loss or gradient is not finite")
-        if len(self.bad_steps) < self.config.train.max_nonfinite_steps:
-            return
-        bad, self.bad_steps = list(self.bad_steps), []
-        self.rollbacks += 1
-        if self.rollbacks > self.config.train.max_rollbacks:
+    def _recover(self) -> bool:
+        """After too many skipped steps in a row go back, and past the data that did it; return whether the step changed."""
+        limits, bad = self.config.train, self.bad_steps
+        if len(bad) < limits.max_nonfinite_steps:
+            return False
+        self.bad_steps = []
+        self.writer.finish()
+        if self.rollbacks >= limits.max_rollbacks:
             raise TrainingDiverged(
-                f"loss or gradient is not finite after {self.rollbacks - 1} rollbacks (train.max_rollbacks); "
+                f"loss or gradient is not finite after {self.rollbacks} rollbacks (train.max_rollbacks); "
                 "lower optimizer.lr or look at the data"
             )
-        self._report_save(self.writer.finish())
-        self._roll_back(bad)
-
-    def _roll_back(self, bad: list[tuple[int, int]]) -> None:
-        skipped, rollbacks = self.skipped_steps, self.rollbacks
-        good = [s for s in list_checkpoints(self.run.directory) if s <= self.run.step - len(bad)]
-        skipped_before = self.data.cursor.skipped
-        if not good:
+        self.rollbacks += 1
+        checkpoint = newest_intact(self.run.directory, self.engine.layout, self.run.step - len(bad))
+        if checkpoint is None:
             # skipped steps leave the weights alone, so going on past the bad data is all there is to do
             self._tell("no checkpoint to go back to: going on past the bad data")
-            return
-        self.resume(list_checkpoints(self.run.directory)[max(good)])
-        self.skipped_steps, self.rollbacks = skipped, rollbacks
-        cursor = Cursor(self.data.cursor.next_sample, list(skipped_before))
+            return False
+        self._roll_back(checkpoint, bad)
+        return True
+
+    def _roll_back(self, checkpoint: Path, bad: list[tuple[int, int]]) -> None:
+        skipped_steps, rollbacks, skipped_samples = (
+            self.skipped_steps,
+            self.rollbacks,
+            self.data.cursor.skipped,
+        )
+        self.resume(checkpoint)
+        self.skipped_steps, self.rollbacks = skipped_steps, rollbacks
+        cursor = Cursor(self.data.cursor.next_sample, list(skipped_samples))
         for start, end in bad:
             cursor.skip(end - start, start)
         self.data.move_to(cursor)
@@ -156,14 +163,8 @@ class Loop:
             callback.on_validation(self.run, loss, perplexity)
         return loss
 
-    def _save(self) -> None:
-        self.writer.save(self.run.step, self.state())
-        if not self.config.checkpoint.async_save:
-            self._report_save(self.run.step)
-
-    def _report_save(self, step: int | None) -> None:
-        if step is not None:
-            self._tell(f"checkpoint of step {step} saved")
+    def _report_save(self, step: int) -> None:
+        self._tell(f"checkpoint of step {step} saved")
 
     def _tell(self, message: str) -> None:
         for callback in self.callbacks:

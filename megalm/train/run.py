@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import torch.distributed as dist
 
 import megalm
 from megalm import atomic
-from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config
-from megalm.checkpoint.read import damage
+from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
+from megalm.checkpoint.read import shared_list
 from megalm.config import Config, dump_config
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.megatron import MegatronEngine
 from megalm.errors import UserError
-from megalm.parallel.layout import Layout, create_layout
+from megalm.parallel.layout import create_layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.load import load_tokenizer
 from megalm.train.callbacks import standard_callbacks
@@ -26,10 +26,17 @@ from megalm.train.data import TrainingData, ValidationData, open_stream
 from megalm.train.loop import Loop
 from megalm.train.pretrain import NextTokenLoss
 
-logger = logging.getLogger(__name__)
-
-# what a checkpoint's weights and data order hang on: changing it under a run would be another run
-_FIXED = ("model", "run.seed", "batch.seq_length")
+# A resumed run may change how the model is computed, padded and regularised, but not what it computes.
+_MODEL_MAY_CHANGE = {
+    "preset",
+    "attention",
+    "norm",
+    "cross_entropy",
+    "cross_entropy_chunk_tokens",
+    "make_vocab_size_divisible_by",
+    "hidden_dropout",
+    "attention_dropout",
+}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -77,8 +84,6 @@ def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
 
 
 def _world_size() -> int:
-    import os
-
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -89,35 +94,30 @@ def _check_directory(config: Config, directory: Path) -> None:
         raise UserError(f"{directory} holds checkpoints and run.resume is `never`: choose another run.dir")
     if config.run.resume == "always" and not found:
         raise UserError(f"{directory} holds no checkpoint to resume from: check run.dir")
-    if not found:
+    for path in reversed(found.values()):
+        try:
+            before = read_config(path)
+        except UserError:
+            continue  # resuming will come to the one before it, too
+        _check_same_run(directory, before, config)
         return
-    before = read_config(found[max(found)])
-    for name in _FIXED:
-        section, _, field = name.partition(".")
-        old, new = getattr(before, section), getattr(config, section)
-        if field:
-            old, new = getattr(old, field), getattr(new, field)
-            if old != new:
-                raise UserError(
-                    f"{directory} holds a run with {name} {old}, this one has {new}: choose another run.dir"
-                )
-            continue
-        kernels = {
-            "attention",
-            "norm",
-            "cross_entropy",
-            "cross_entropy_chunk_tokens",
-            "preset",
-            "make_vocab_size_divisible_by",
-            "hidden_dropout",
-            "attention_dropout",
-        }
-        for key in type(new).model_fields:
-            if key not in kernels and getattr(old, key) != getattr(new, key):
-                raise UserError(
-                    f"{directory} holds a run with {section}.{key} {getattr(old, key)}, this one has "
-                    f"{getattr(new, key)}: choose another run.dir"
-                )
+
+
+def _check_same_run(directory: Path, before: Config, now: Config) -> None:
+    old, new = _fixed_values(before), _fixed_values(now)
+    for name, value in new.items():
+        if old[name] != value:
+            raise UserError(
+                f"{directory} holds a run with {name} {old[name]}, this one has {value}: choose another run.dir"
+            )
+
+
+def _fixed_values(config: Config) -> dict[str, Any]:
+    """What the weights and the order of the data hang on: another value is another run."""
+    model = {
+        f"model.{key}": value for key, value in config.model.model_dump(exclude=_MODEL_MAY_CHANGE).items()
+    }
+    return model | {"run.seed": config.run.seed, "batch.seq_length": config.batch.seq_length}
 
 
 def _prepare_directory(run: Run, tokenizer: Tokenizer | None) -> None:
@@ -151,23 +151,19 @@ def _lineage(run: Run, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "megalm": megalm.__version__,
         "config": hashlib.sha256(resolved.encode()).hexdigest(),
         "tokenizer": tokenizer.hash if tokenizer else None,
-        "data": {path: sidecar.get("sha256") for path, sidecar in sidecars.items()},
+        "data": {path: sidecar.get("bin_sha256") for path, sidecar in sidecars.items()},
         "parent": config.run.load,
     }
 
 
 def _start_weights(run: Run, loop: Loop, engine: MegatronEngine) -> None:
     """Resume from the newest good checkpoint of this run, or take another run's weights, or neither."""
-    found = list_checkpoints(run.directory)
-    for step in sorted(found, reverse=True):
-        wrong = damage(found[step], run.layout)
-        if wrong is None:
-            loop.resume(found[step])
-            return
-        logger.warning("%s; trying the checkpoint before it", wrong)
-    if found:
+    checkpoint = newest_intact(run.directory, run.layout)
+    if checkpoint is not None:
+        loop.resume(checkpoint)
+    elif found := shared_list(run.directory, run.layout):
         raise UserError(
             f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
         )
-    if run.config.run.load:
+    elif run.config.run.load:
         load_weights(engine, find_checkpoint(run.config.run.load))

@@ -259,3 +259,13 @@ def test_stop_strings_end_the_text_on_every_rank(tokenizer_path: str, overrides:
         assert text == whole[: whole.index(middle)] == pieces
         assert reason == "stop"
         assert count < 20
+
+
+@in_world(1)
+@pytest.mark.parametrize(("name", "length"), [("learned", CONTEXT), ("rope", 64)])
+def test_the_context_is_the_position_table_or_what_was_trained(name: str, length: int) -> None:
+    from megalm.generate.decode import context_length
+
+    config = tiny_config(*MODELS[name], f"model.max_sequence_length={CONTEXT}")
+    config.batch.seq_length = 64
+    assert context_length(config) == length

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megalm.model.attention import ATTENTIONS, plain_attention
+from megalm.model.attention_kernels import ATTENTIONS, plain_attention
 from megalm.model.positions import alibi_bias, alibi_slopes
 from megalm.model.state import ForwardState
 

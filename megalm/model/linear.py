@@ -1,0 +1,27 @@
+"""Megatron-Core's parallel linear layers, less their overhead where there is nothing to share."""
+
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """x W' + b with the output cut over the tensor-parallel ranks; on one rank a single kernel adds the bias too."""
+
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (output, bias still to be added or None)."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_, weight, runtime_gather_output)
+        return F.linear(input_, self.weight if weight is None else weight, self.bias), None
+
+
+class RowLinear(RowParallelLinear):
+    """x W' + b with the input cut over the tensor-parallel ranks; on one rank a single kernel adds the bias too."""
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return (output, bias still to be added or None)."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_)
+        return F.linear(input_, self.weight, self.bias), None

@@ -1,0 +1,58 @@
+"""A run that stops and resumes is the run that did not stop, bit for bit under one layout."""
+
+from pathlib import Path
+
+import pytest
+
+from megalm.checkpoint import list_checkpoints
+from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
+from tests.train.runs import LAYOUTS, run_config, step_lines, train_in_world
+
+GPT2_WITH_DROPOUT = ("model.preset=gpt2-tiny", "model.hidden_dropout=0.1", "model.attention_dropout=0.1")
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        ("one process", "fp32"),
+        ("one process", "bf16"),
+        ("one process", "fp64"),
+        ("TP2", "fp64"),
+        ("TP2", "bf16"),
+        ("PP2", "fp32"),
+        ("PP2", "bf16"),
+        ("DP2+ZeRO-1", "fp32"),
+        ("DP2+ZeRO-1", "bf16"),
+        ("TP2xPP2", "fp32"),
+    ],
+)
+def test_resumed_run_continues_bit_for_bit(tmp_path: Path, data: Path, layout: str, dtype: str) -> None:
+    """Losses, norms, weights and moments, with dropout; the resumed run stops twice."""
+    world_size, overrides = LAYOUTS[layout]
+    settings = (*GPT2_WITH_DROPOUT, f"precision.dtype={dtype}", *overrides)
+    train_in_world(world_size, run_config(tmp_path / "whole", data, *settings))
+    for _ in range(3):
+        train_in_world(
+            world_size, run_config(tmp_path / "parts", data, *settings, "train.exit_after_steps=3")
+        )
+    assert list(list_checkpoints(tmp_path / "parts")) == [3, 6, 8]
+    assert [line["step"] for line in step_lines(tmp_path / "whole")] == list(range(1, 9))
+    assert step_lines(tmp_path / "parts") == step_lines(tmp_path / "whole")
+    found, expected = (
+        stored_tensors(tmp_path / part / "checkpoints" / "step_00000008") for part in ("parts", "whole")
+    )
+    assert_equal_tensors(found, expected)
+    masters = {name for name in expected if name.startswith("optimizer.master.")}
+    assert bool(masters) == (dtype == "bf16")
+
+
+def test_dropout_draws_differ_from_step_to_step(tmp_path: Path, data: Path) -> None:
+    """The same batch and weights twice: a rate of zero changes nothing, dropout draws anew."""
+    losses = {}
+    for dropout in (0.0, 0.5):
+        directory = tmp_path / str(dropout)
+        config = run_config(
+            directory, data, "model.preset=gpt2-tiny", f"model.hidden_dropout={dropout}", "train.steps=1"
+        )
+        losses[dropout] = train_in_world(1, config)["loss"]
+    assert losses[0.0] != losses[0.5]
