@@ -26,12 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megalm.config import Config, parse_config  # noqa: E402
-from megalm.engine.base import MicroBatch  # noqa: E402
-from megalm.engine.megatron import MegatronEngine  # noqa: E402
-from megalm.parallel.layout import create_layout  # noqa: E402
-from megalm.train.callbacks.device_rate import matmul_flops_per_second  # noqa: E402
-from megalm.train.pretrain import NextTokenLoss  # noqa: E402
+from megalm.config import Config, parse_config
+from megalm.engine.base import MicroBatch
+from megalm.engine.megatron import MegatronEngine
+from megalm.parallel.layout import create_layout
+from megalm.train.callbacks.device_rate import matmul_flops_per_second
+from megalm.train.pretrain import NextTokenLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LR, WEIGHT_DECAY, CLIP = 3e-4, 0.1, 1.0
@@ -205,7 +205,9 @@ def profile(step: Step, tokens: torch.Tensor) -> list[tuple[str, float]]:
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
     parser.add_argument("--preset", default="gpt2-14m", help="a GPT-2 preset")
     parser.add_argument("--vocab-size", type=int, default=8192)
@@ -214,7 +216,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--nanogpt", type=Path, help="model.py of a nanoGPT clone")
-    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="of megalm's config")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="KEY=VALUE", help="of megalm's config"
+    )
     parser.add_argument("--profile", action="store_true", help="where megalm's step goes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -42,11 +42,11 @@ class Kernel:
         return self.name if self.usable and self.used else self.stand_in
 
 
-# Megatron-Core takes Adam and clipping from Transformer Engine or apex by itself, and compiles its fused functions on CUDA.
+# Megatron-Core compiles its fused functions on CUDA by itself.
 TRANSFORMER_ENGINE = Kernel(
-    "transformer_engine", "Adam, gradient clipping", "torch's fused AdamW, plain clipping", used=True
+    "transformer_engine", "layers in fp8", "Megatron-Core's linears in bf16", used=False
 )
-APEX = Kernel("apex", "Adam, gradient clipping", "torch's fused AdamW, plain clipping", used=True)
+APEX = Kernel("apex", "optimizer, norm", "torch's fused AdamW, torch's norms", used=False)
 FLASH_ATTN = Kernel("flash_attn", "attention", "torch's scaled_dot_product_attention", used=False)
 LIGER = Kernel(
     "liger_kernel", "norm, cross entropy", "torch's rms_norm, megalm's chunked cross entropy", used=False

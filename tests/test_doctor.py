@@ -77,7 +77,7 @@ def test_nvidia_apex_is_usable_with_cuda_only(packages, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernels.apex().problem == kernels.NEEDS_CUDA and kernels.apex().runs == kernels.APEX.stand_in
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert kernels.apex().usable and kernels.apex().runs == "apex"
+    assert kernels.apex().usable and kernels.apex().runs == kernels.APEX.stand_in
 
 
 def test_a_kernel_that_cannot_be_imported_is_not_usable(packages, monkeypatch):

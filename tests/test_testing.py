@@ -36,6 +36,7 @@ def leave_peer_waiting(noticed: Path) -> None:
         dist.destroy_process_group()
         while not noticed.exists():
             time.sleep(0.01)
+        time.sleep(0.5)  # so that the peer's complaint comes first: the harder case
         raise ValueError("the cause")
     try:
         dist.all_reduce(torch.ones(1))

@@ -11,7 +11,7 @@ from megalm.checkpoint.metadata import read_tensors
 def inspect_checkpoint(path: str | Path, step: int | None = None) -> dict[str, Any]:
     """Step, configuration's model section, and every tensor's name, shape, format, bytes and shards."""
     found = find_checkpoint(path, step)
-    tensors = {
+    tensors: dict[str, dict[str, Any]] = {
         name: {
             "shape": list(info.shape),
             "dtype": str(info.dtype).removeprefix("torch."),

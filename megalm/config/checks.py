@@ -35,7 +35,9 @@ def check(config: Config) -> None:
 
 def _divides(name: str, value: int, by_name: str, by: int) -> None:
     if value % by:
-        raise UserError(f"{name} {value} is not a multiple of {by_name} {by}: {value} / {by} = {value / by:.3g}")
+        raise UserError(
+            f"{name} {value} is not a multiple of {by_name} {by}: {value} / {by} = {value / by:.3g}"
+        )
 
 
 def _check_model(config: Config) -> None:
@@ -47,7 +49,10 @@ def _check_model(config: Config) -> None:
         _divides("the width of a head (model.kv_channels)", model.head_dim, "2 (rope turns pairs):", 2)
     if model.position_embedding == "sinusoidal":
         _divides("model.hidden_size", model.hidden_size, "2 (sine and cosine):", 2)
-    if model.position_embedding in ("learned", "sinusoidal") and config.batch.seq_length > model.max_sequence_length:
+    if (
+        model.position_embedding in ("learned", "sinusoidal")
+        and config.batch.seq_length > model.max_sequence_length
+    ):
         raise UserError(
             f"batch.seq_length {config.batch.seq_length} exceeds model.max_sequence_length "
             f"{model.max_sequence_length}, the size of the position table: raise the latter"
@@ -64,20 +69,26 @@ def _check_parallel(config: Config) -> None:
     _divides("model.num_layers", model.num_layers, "parallel.pipeline_model_parallel_size", pp)
     if parallel.sequence_parallel:
         if tp == 1:
-            raise UserError("parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1")
+            raise UserError(
+                "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
+            )
         _divides("batch.seq_length", config.batch.seq_length, size + " (sequence_parallel)", tp)
     for name, value in (
         ("context_parallel_size", parallel.context_parallel_size),
         ("expert_model_parallel_size", parallel.expert_model_parallel_size),
     ):
         if value > 1:
-            raise UserError(f"parallel.{name} {value}: engine `{config.engine}` does not offer this axis yet; set it to 1")
+            raise UserError(
+                f"parallel.{name} {value}: engine `{config.engine}` does not offer this axis yet; set it to 1"
+            )
     if parallel.zero_stage > 1:
         raise UserError(
             f"parallel.zero_stage {parallel.zero_stage}: engine `megatron` shards the optimizer only (stage 1); use 0 or 1"
         )
     if config.precision.dtype == "fp64" and parallel.zero_stage:
-        raise UserError("precision.dtype fp64 with parallel.zero_stage 1: the sharded optimizer keeps fp32 state; use zero_stage 0")
+        raise UserError(
+            "precision.dtype fp64 with parallel.zero_stage 1: the sharded optimizer keeps fp32 state; use zero_stage 0"
+        )
 
 
 def _check_schedule(config: Config) -> None:

@@ -47,9 +47,14 @@ def _llama(
     }
 
 
-_LLAMA3 = {"length": 8192, "rope_theta": 500000.0}
-_LLAMA31 = {"length": 131072, "rope_theta": 500000.0, "rope_scaling_factor": 8.0}
-_LLAMA32 = {"length": 131072, "rope_theta": 500000.0, "rope_scaling_factor": 32.0, "tie_embeddings": True}
+_LLAMA3: dict[str, Any] = {"length": 8192, "rope_theta": 500000.0}
+_LLAMA31: dict[str, Any] = {"length": 131072, "rope_theta": 500000.0, "rope_scaling_factor": 8.0}
+_LLAMA32: dict[str, Any] = {
+    "length": 131072,
+    "rope_theta": 500000.0,
+    "rope_scaling_factor": 32.0,
+    "tie_embeddings": True,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-tiny": _gpt2(2, 64, 4) | {"hidden_dropout": 0.0, "attention_dropout": 0.0},
@@ -74,5 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def model_preset(name: str) -> dict[str, Any]:
     """Return the preset's fields of the section `model`; UserError names the nearest one if it is unknown."""
     if name not in PRESETS:
-        raise UserError(f"model.preset {name!r} is unknown{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        raise UserError(
+            f"model.preset {name!r} is unknown{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}"
+        )
     return dict(PRESETS[name])

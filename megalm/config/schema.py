@@ -140,7 +140,9 @@ class ModelConfig(Section):
 class TokenizerConfig(Section):
     """The tokenizer that the token files were made with."""
 
-    path: str | None = Field(None, description="Directory or tokenizer.json; its hash is checked against the data.")
+    path: str | None = Field(
+        None, description="Directory or tokenizer.json; its hash is checked against the data."
+    )
 
 
 class DataSource(Section):
@@ -156,7 +158,8 @@ class DataConfig(Section):
     train: list[DataSource] = Field(default_factory=list, description="Training blend.")
     valid: list[DataSource] = Field(default_factory=list, description="Validation blend.")
     reset_at_document_end: bool = Field(
-        False, description="Positions restart and attention stops at document ends; crossing labels do not count."
+        False,
+        description="Positions restart and attention stops at document ends; crossing labels do not count.",
     )
     prefetch: int = Field(2, ge=0, description="Global batches read ahead by a thread; 0 reads in line.")
 
@@ -165,7 +168,9 @@ class BatchConfig(Section):
     """Sizes of a step."""
 
     seq_length: int = Field(1024, gt=0, description="Tokens of a sample.")
-    micro_batch_size: int = Field(1, gt=0, description="Samples of one forward pass on one data-parallel rank.")
+    micro_batch_size: int = Field(
+        1, gt=0, description="Samples of one forward pass on one data-parallel rank."
+    )
     global_batch_size: int = Field(8, gt=0, description="Samples of one optimizer step over all ranks.")
 
 
@@ -182,7 +187,9 @@ class ParallelConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="0: every rank holds the optimizer state; 1: it is sharded over data-parallel ranks."
     )
-    backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="`auto`: nccl where CUDA is present.")
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto", description="`auto`: nccl where CUDA is present."
+    )
     timeout_minutes: float = Field(30.0, gt=0, description="A collective that waits longer fails.")
 
     @property
@@ -208,7 +215,9 @@ class OptimizerConfig(Section):
         gt=0,
         description="Step at which min_lr is reached (default: train.steps); for `wsd` the length of the decay.",
     )
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices; norms and biases have none.")
+    weight_decay: float = Field(
+        0.1, ge=0, description="Decoupled decay of matrices; norms and biases have none."
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     adam_eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
@@ -239,13 +248,17 @@ class TrainConfig(Section):
 
     steps: int = Field(100, ge=0, description="Optimizer steps in all.")
     exit_after_steps: int | None = Field(
-        None, gt=0, description="Save and stop after this many steps of this process; the schedule is unchanged."
+        None,
+        gt=0,
+        description="Save and stop after this many steps of this process; the schedule is unchanged.",
     )
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
     eval_batches: int = Field(8, gt=0, description="Global batches of one validation.")
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recompute.")
     max_nonfinite_steps: int = Field(
-        3, gt=0, description="After so many skipped steps in a row: back to the last good checkpoint, past the data."
+        3,
+        gt=0,
+        description="After so many skipped steps in a row: back to the last good checkpoint, past the data.",
     )
     max_rollbacks: int = Field(3, ge=0, description="After so many rollbacks the run ends with an error.")
 
@@ -255,7 +268,9 @@ class CheckpointConfig(Section):
 
     interval: int = Field(0, ge=0, description="Steps between saves; 0 saves at the end only.")
     keep_last: int = Field(3, gt=0, description="The newest so many are kept.")
-    keep_every: int = Field(0, ge=0, description="Those at multiples of this many steps are kept too; 0: none.")
+    keep_every: int = Field(
+        0, ge=0, description="Those at multiples of this many steps are kept too; 0: none."
+    )
     async_save: bool = Field(True, description="Write in the background while training goes on.")
 
 

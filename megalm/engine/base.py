@@ -65,10 +65,15 @@ class Engine(Protocol):
         """Forward, backward, reduce, clip, update; a non-finite loss or gradient skips the update."""
 
     def forward(
-        self, microbatches: Sequence[MicroBatch], run: Callable[[nn.Module, MicroBatch], Tensor],
+        self,
+        microbatches: Sequence[MicroBatch],
+        run: Callable[[nn.Module, MicroBatch], Tensor],
         collect: Callable[[Tensor, MicroBatch], Any],
     ) -> list[Any]:
         """Without gradients: what `collect` makes of each output on the last stage; [] on other stages."""
+
+    def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
+        """Without gradients: (summed loss, weight) of a global batch, the same on every rank."""
 
     def state(self) -> dict[str, Any]:
         """Sharded tensors of weights and optimizer, per parameter in the weight's own shape."""
@@ -88,7 +93,9 @@ def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int)
     Microbatch m of rank r holds samples (m x DP + r) x micro_batch_size and following, so that every rank holds the
     same number and any layout sees the same set.
     """
-    return np.arange(global_batch_size).reshape(-1, layout.dp_size, micro_batch_size)[:, layout.dp_rank].ravel()
+    return (
+        np.arange(global_batch_size).reshape(-1, layout.dp_size, micro_batch_size)[:, layout.dp_rank].ravel()
+    )
 
 
 def split_samples(batch: Any, device: torch.device, micro_batch_size: int) -> list[MicroBatch]:
@@ -97,7 +104,9 @@ def split_samples(batch: Any, device: torch.device, micro_batch_size: int) -> li
     arrays = [batch.tokens_BS, batch.labels_BS, batch.loss_mask_BS]
     if batch.segments_BS is not None:
         arrays += [batch.positions_BS, batch.segments_BS]
-    tensors = [torch.from_numpy(array).to(device, non_blocking=True).split(micro_batch_size) for array in arrays]
+    tensors = [
+        torch.from_numpy(array).to(device, non_blocking=True).split(micro_batch_size) for array in arrays
+    ]
     return [MicroBatch(*parts) for parts in zip(*tensors, strict=True)]
 
 

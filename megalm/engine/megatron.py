@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import optimizer as megatron_optimizer
 from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
@@ -54,6 +59,9 @@ class MegatronEngine:
         self.core.no_sync_func = self.ddp.no_sync
         self.core.finalize_model_grads_func = _finalize
         optimizer = self.config.optimizer
+        # torch's fused AdamW everywhere: the library would take Transformer Engine's or apex's where it finds one, and
+        # their state has another form
+        megatron_optimizer.USING_PYTORCH_OPTIMIZER = True
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -85,7 +93,9 @@ class MegatronEngine:
         self.model.train()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._run(microbatches, self.ddp, loss.forward, functools.partial(_scaled, loss, weight), train=True)
+        sums = self._run(
+            microbatches, self.ddp, loss.forward, functools.partial(_scaled, loss, weight), train=True
+        )
         loss_value = self._reduce_loss(sums)
         self.optimizer.prepare_grads()
         norm = global_norm(self.optimizer, self.layout.device)
@@ -115,7 +125,9 @@ class MegatronEngine:
 
     def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
         """Return (summed loss, weight) of a global batch, the same on every rank."""
-        sums = self.forward(microbatches, loss.forward, lambda output, microbatch: loss.sum(output, microbatch).double())
+        sums = self.forward(
+            microbatches, loss.forward, lambda output, microbatch: loss.sum(output, microbatch).double()
+        )
         return float(self._reduce_loss(sums)), float(self._global_weight(microbatches, loss))
 
     def _run(
@@ -128,7 +140,9 @@ class MegatronEngine:
     ) -> list[Any]:
         """Send the microbatches through Megatron-Core's pipeline schedule."""
 
-        def forward_step(batches: Iterator[MicroBatch], stage: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        def forward_step(
+            batches: Iterator[MicroBatch], stage: nn.Module
+        ) -> tuple[Tensor, Callable[[Tensor], Any]]:
             microbatch = next(batches)
             return run(stage, microbatch), lambda output: reduce(output, microbatch)
 
@@ -166,7 +180,9 @@ class MegatronEngine:
         if model.hidden_dropout or model.attention_dropout:
             part = self.steps_begun * 1009 + self.layout.dp_rank * self.layout.pp_size + self.layout.pp_rank
             tensor_parallel.random.initialize_rng_tracker(force_reset=True)
-            tensor_parallel.model_parallel_cuda_manual_seed((self.config.run.seed * 1_000_003 + part * 7919) % 2**31)
+            tensor_parallel.model_parallel_cuda_manual_seed(
+                (self.config.run.seed * 1_000_003 + part * 7919) % 2**31
+            )
         self.steps_begun += 1
 
     def state(self) -> dict[str, Any]:
@@ -186,7 +202,9 @@ class MegatronEngine:
             for part in self.optimizer_state.names:
                 whole = self.optimizer_state.read(parameter, part)
                 if mine:
-                    result[f"optimizer.{part}.{name}"] = _owned(template, f"optimizer.{part}.{template.key}", whole)
+                    result[f"optimizer.{part}.{name}"] = _owned(
+                        template, f"optimizer.{part}.{template.key}", whole
+                    )
         return result
 
     def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
@@ -207,7 +225,9 @@ class MegatronEngine:
                 if key in stored:
                     result[place] = _filled(template, key, torch.zeros_like(parameter, dtype=stored[key]))
                 elif place.startswith("model."):
-                    raise UserError(f"the checkpoint has no tensor {key}: it belongs to another kind of model")
+                    raise UserError(
+                        f"the checkpoint has no tensor {key}: it belongs to another kind of model"
+                    )
         return result
 
     @torch.no_grad()
@@ -250,7 +270,9 @@ def _finalize(model: list[Any], num_tokens: Tensor | None = None, **groups: Any)
     finalize_model_grads(model, None, **groups)
 
 
-def _scaled(loss: Loss, weight: Tensor, output: Tensor, microbatch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _scaled(
+    loss: Loss, weight: Tensor, output: Tensor, microbatch: MicroBatch
+) -> tuple[Tensor, Tensor, Tensor]:
     """The schedule's (quantity to differentiate, token count, what to report)."""
     total = loss.sum(output, microbatch)
     share = total / torch.where(weight > 0, weight, 1.0).to(total.dtype)

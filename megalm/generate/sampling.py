@@ -32,9 +32,8 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
     """
     sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
     probability_BV = sorted_BV.double().softmax(-1)
-    above_BV = probability_BV.cumsum(-1) - probability_BV
-    dropped_BV = above_BV >= p
-    dropped_BV[:, 0] = False
+    # what lies above the likeliest token is exactly 0, so that one always stays
+    dropped_BV = probability_BV.cumsum(-1) - probability_BV >= p
     return logits_BV.masked_fill(dropped_BV.scatter(-1, order_BV, dropped_BV), -math.inf)
 
 

@@ -61,7 +61,9 @@ class _CausalMatmul(torch.autograd.Function):
         return grad_query.view(ctx.shape), grad_key.view(shared), grad_value.view(shared)
 
 
-def matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def matmul_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
     """Batched matmuls that keep the S x S weights for the backward pass: faster than torch's kernel for short bf16
     sequences on a CPU. With a mask or dropout it is torch's kernel."""
     if mask is not None or dropout:

@@ -48,7 +48,9 @@ def _softmax_statistics(
     return sum_T.log() - label_logit_T, sum_T, column_T, is_mine_T
 
 
-def _gradient_(exponentials_TV: Tensor, sum_T: Tensor, column_T: Tensor, is_mine_T: Tensor, scale_T: Tensor) -> Tensor:
+def _gradient_(
+    exponentials_TV: Tensor, sum_T: Tensor, column_T: Tensor, is_mine_T: Tensor, scale_T: Tensor
+) -> Tensor:
     """Overwrite exp(logits - max) by the logits' gradient: scale x (softmax - one_hot(label))."""
     exponentials_TV.mul_((scale_T / sum_T)[:, None])
     if exponentials_TV.shape[1]:
@@ -58,7 +60,9 @@ def _gradient_(exponentials_TV: Tensor, sum_T: Tensor, column_T: Tensor, is_mine
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_TV: Tensor, labels_T: Tensor, first: int, group: dist.ProcessGroup) -> Tensor:
+    def forward(
+        ctx: Any, logits_TV: Tensor, labels_T: Tensor, first: int, group: dist.ProcessGroup
+    ) -> Tensor:
         wide = logits_TV.to(_wide(logits_TV.dtype), copy=True)
         loss_T, sum_T, column_T, is_mine_T = _softmax_statistics(wide, labels_T, first, group)
         ctx.save_for_backward(wide, sum_T, column_T, is_mine_T)
@@ -101,7 +105,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_TH = torch.empty_like(hidden_TH) if needs_gradient else None
         chunks = range(0, hidden_TH.shape[0], chunk)
         # sums over several chunks want more digits than bfloat16 has
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=wide if len(chunks) > 1 else None) if needs_gradient else None
+        grad_weight_VH = (
+            torch.zeros_like(weight_VH, dtype=wide if len(chunks) > 1 else None) if needs_gradient else None
+        )
         for start in chunks:
             part = slice(start, start + chunk)
             logits = (hidden_TH[part] @ weight_VH.T).to(wide)

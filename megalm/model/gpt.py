@@ -4,7 +4,11 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -38,7 +42,9 @@ class GPT(GPTModel):
             pre_process=layout.is_first_stage,
             post_process=layout.is_last_stage,
             share_embeddings_and_output_weights=model.tie_embeddings,
-            position_embedding_type="learned_absolute" if model.position_embedding in _TABLE_POSITIONS else "none",
+            position_embedding_type="learned_absolute"
+            if model.position_embedding in _TABLE_POSITIONS
+            else "none",
             pg_collection=layout.groups,
         )
         self.fused_cross_entropy = model.cross_entropy != "plain"
@@ -86,7 +92,9 @@ class GPT(GPTModel):
             return hidden_states
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
-            hidden_SBH = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True, group=group)
+            hidden_SBH = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=True, group=group
+            )
         else:
             hidden_SBH = copy_to_tensor_model_parallel_region(hidden_states, group=group)
         weight_VH = self.output_weight()[: self.columns]

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from torch import Tensor, nn
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
 
 from megalm.config.schema import Config
 from megalm.parallel.layout import Layout
@@ -36,9 +37,10 @@ def _block(seed: int, name: str, number: int, width: int) -> Tensor:
     return torch.randn(ROWS_PER_BLOCK, width, generator=generator)
 
 
-def sharded_parameters(model: nn.Module, layout: Layout) -> Iterator[ShardedTensor]:
+def sharded_parameters(model: MegatronModule, layout: Layout) -> Iterator[ShardedTensor]:
     """Every shard that this process holds, gated matrices split into their halves."""
-    for value in nested_values(model.sharded_state_dict(metadata={"dp_cp_group": layout.groups.dp_cp})):
+    shards = model.sharded_state_dict(metadata={"dp_cp_group": layout.groups.dp_cp})
+    for value in nested_values(shards):
         if isinstance(value, ShardedTensor):
             yield value
         elif isinstance(value, ShardedTensorFactory):
@@ -53,7 +55,7 @@ def canonical_name(shard: ShardedTensor) -> str:
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, config: Config, layout: Layout) -> None:
+def initialize(model: MegatronModule, config: Config, layout: Layout) -> None:
     """Fill the weights: matrices normal(0, std), output projections std / sqrt(2 layers), norms one, biases zero."""
     frozen = {parameter.data_ptr() for parameter in model.parameters() if not parameter.requires_grad}
     for shard in sharded_parameters(model, layout):
@@ -76,7 +78,9 @@ def initialize(model: nn.Module, config: Config, layout: Layout) -> None:
         _fill(local, config.run.seed, name, rows, shape[1], offset, std)
 
 
-def _fill(local: Tensor, seed: int, name: str, rows: int, width: int, offset: tuple[int, ...], std: float) -> None:
+def _fill(
+    local: Tensor, seed: int, name: str, rows: int, width: int, offset: tuple[int, ...], std: float
+) -> None:
     """Copy this shard's slice of the full matrix in pieces; rows from `rows` on are padding and become zero."""
     local.zero_()
     columns = slice(offset[1], offset[1] + local.shape[1])

@@ -25,7 +25,9 @@ class KVCache:
             self.layers[number] = (key_BNSD.new_zeros(shape), key_BNSD.new_zeros(shape))
         return self.layers[number]
 
-    def update(self, number: int, key_BNSD: Tensor, value_BNSD: Tensor, state: "ForwardState") -> tuple[Tensor, Tensor]:
+    def update(
+        self, number: int, key_BNSD: Tensor, value_BNSD: Tensor, state: "ForwardState"
+    ) -> tuple[Tensor, Tensor]:
         """Store new keys and values at (slot, position) and return all up to the longest position in use."""
         keys, values = self.layer(number, key_BNSD)
         slots_B1 = state.slots_B[:, None]

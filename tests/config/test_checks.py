@@ -46,7 +46,9 @@ def test_world_size_must_be_a_multiple_of_the_model_parallel_size():
 def test_global_batch_must_be_a_multiple_of_microbatch_times_data_parallel_size():
     config = parse_config({}, ["batch.micro_batch_size=2", "batch.global_batch_size=8"])
     assert config.check_world_size(4) == 4
-    with pytest.raises(UserError, match=r"8 is not a multiple of micro_batch_size 2 x data-parallel size 3 = 6"):
+    with pytest.raises(
+        UserError, match=r"8 is not a multiple of micro_batch_size 2 x data-parallel size 3 = 6"
+    ):
         config.check_world_size(3)
 
 

@@ -54,7 +54,9 @@ def test_missing_file_wrong_yaml_and_wrong_shape_are_one_line(tmp_path):
 
 
 def test_resolved_config_reads_back_equal(tmp_path):
-    config = parse_config({"model": {"preset": "llama-tiny"}}, ["optimizer.schedule=wsd", "data.train=[{path: a}]"])
+    config = parse_config(
+        {"model": {"preset": "llama-tiny"}}, ["optimizer.schedule=wsd", "data.train=[{path: a}]"]
+    )
     dump_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
 

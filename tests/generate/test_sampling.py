@@ -117,6 +117,14 @@ def test_a_row_is_drawn_the_same_in_any_batch() -> None:
     )
 
 
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}])
+def test_each_filter_alone_can_make_sampling_greedy(narrow: dict[str, float]) -> None:
+    logits_BV = random_logits()
+    for step in range(20):
+        drawn = choose(logits_BV, GenerationOptions(**narrow), range(6), [step] * 6, None)
+        assert drawn.equal(logits_BV.argmax(-1))
+
+
 def test_near_ties_that_change_places_leave_the_draw() -> None:
     numbers = torch.tensor([uniform(7, i, 0) for i in range(200)], dtype=torch.float64)
     tied = torch.tensor([1.0, 1.0 + 1e-12, 1.0 - 1e-12, 0.5], dtype=torch.float64)

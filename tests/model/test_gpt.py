@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megalm.model.attention_kernels import ATTENTIONS
 from megalm.model.gpt import GPT
 from megalm.model.state import ForwardState
 from tests.tiny import (
@@ -24,7 +25,7 @@ from tests.tiny import (
 from tests.worlds import in_world
 
 POSITIONS = ("learned", "rope", "sinusoidal", "alibi", "none")
-KERNELS = ("torch", "plain")
+KERNELS = tuple(ATTENTIONS)
 TP2 = "parallel.tensor_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 

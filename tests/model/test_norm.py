@@ -21,7 +21,7 @@ def values(dtype: torch.dtype, with_bias: bool) -> tuple[Tensor, Tensor, Tensor 
 @pytest.mark.parametrize("with_bias", [True, False], ids=["LayerNorm", "RMSNorm"])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
+    ("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_kernel_equals_the_formula_forward_and_backward(
     kernel: str, with_bias: bool, dtype: torch.dtype, bound: float

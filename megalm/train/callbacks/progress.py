@@ -72,10 +72,8 @@ def describe(record: StepRecord) -> str:
 
 def _with_prefix(number: float) -> str:
     for scale, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= scale:
-            return (
-                f"{number / scale:.3g}{prefix}" if number < 999.5 * scale else f"{number / scale:.0f}{prefix}"
-            )
+        if number >= 0.9995 * scale:  # what rounds to 1000 of the smaller prefix
+            return f"{number / scale:.3g}{prefix}"
     return f"{number:.3g}"
 
 

@@ -52,7 +52,7 @@ def test_line_names_loss_speed_mfu_and_memory(record):
 
 @pytest.mark.parametrize(
     ("rate", "text"),
-    [(7.25, "7.25"), (999.0, "999"), (1531.0, "1.53k"), (999600.0, "1000k"), (2.5e6, "2.5M")],
+    [(7.25, "7.25"), (999.0, "999"), (1531.0, "1.53k"), (999600.0, "1M"), (2.5e6, "2.5M")],
 )
 def test_speed_has_a_prefix(record, rate, text):
     step = record(1)

@@ -1,0 +1,197 @@
+"""A run goes on under another layout or precision with the same numbers, however its tensors were spread and padded."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from megalm.checkpoint import find_checkpoint
+from megalm.config import Config
+from megalm.testing import run_distributed
+from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
+from tests.train.runs import GLOBAL_BATCH, LAYOUTS, SEQUENCE, run_config, step_lines, train_in_world
+
+STEPS, MORE_STEPS = 3, 2
+# No number of ranks divides these; each layout pads the vocabulary of 509 otherwise: 509, 510, 512, 640, 512.
+MODEL = ("model.hidden_size=120", "model.ffn_hidden_size=172", "model.tie_embeddings=true")
+PADDING = {
+    "one process": 1,
+    "TP2": 1,
+    "PP2": 128,
+    "DP2+ZeRO-1": 640,
+    "TP2xPP2": 256,
+}
+PAIRS = [(saved, loaded) for saved in LAYOUTS for loaded in LAYOUTS if saved != loaded]
+
+
+@dataclass
+class Continued:
+    """What a rank found after it loaded a checkpoint."""
+
+    samples: dict[int, np.ndarray]
+    """Tokens of this rank's samples of the next batch, by number."""
+    updates: int
+    losses: list[float]
+    norms: list[float]
+
+
+def load_and_continue(config: Config, source: Path) -> Continued:
+    """Load `source` into a new engine, save what it now holds to the run directory, and take two more steps."""
+    from megalm.checkpoint import CheckpointWriter, load_training_state
+    from megalm.dataset import Cursor
+    from megalm.engine.megatron import MegatronEngine
+    from megalm.engine.schedule import learning_rate
+    from megalm.parallel.layout import create_layout
+    from megalm.train.data import TrainingData, open_stream
+    from megalm.train.pretrain import NextTokenLoss
+
+    engine = MegatronEngine(config, create_layout(config.parallel, config.run.seed))
+    state = load_training_state(engine, source)
+    writer = CheckpointWriter(Path(config.run.dir), config, engine)
+    writer.save(state["step"], state)
+    writer.finish()
+    updates = engine.counters["updates"]
+
+    data = TrainingData(config, engine.layout, open_stream(config, config.data.train, None))
+    data.move_to(Cursor.from_json(state["cursor"]))
+    numbers = Cursor.from_json(state["cursor"]).take(GLOBAL_BATCH)[data.local]
+    batches = [data.next() for _ in range(MORE_STEPS)]
+    tokens_BS = torch.cat([microbatch.tokens_BS for microbatch in batches[0]]).numpy()
+    results = [
+        engine.step(batch, NextTokenLoss(), learning_rate(config.optimizer, step, config.train.steps))
+        for step, batch in enumerate(batches, start=state["step"] + 1)
+    ]
+    return Continued(
+        samples=dict(zip(numbers.tolist(), tokens_BS, strict=True)),
+        updates=updates,
+        losses=[result.loss for result in results],
+        norms=[result.grad_norm for result in results],
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, data: Path):
+    """`saved(layout, *settings)`: a checkpoint of step 3, its tensors, and the losses and norms of the next steps."""
+
+    @functools.cache
+    def save(layout: str, *settings: str) -> tuple[Path, dict[str, Tensor], list[float], list[float]]:
+        world_size, overrides = LAYOUTS[layout]
+        directory = tmp_path_factory.mktemp("saved")
+        config = run_config(directory, data, *MODEL, *overrides, *settings, f"checkpoint.interval={STEPS}")
+        config.train.exit_after_steps = STEPS + MORE_STEPS
+        train_in_world(world_size, config)
+        checkpoint = find_checkpoint(directory, STEPS)
+        lines = step_lines(directory)[STEPS:]
+        norms = [line["grad_norm"] for line in lines]
+        return checkpoint, stored_tensors(checkpoint), [line["loss"] for line in lines], norms
+
+    return save
+
+
+def continue_in(layout: str, directory: Path, data: Path, source: Path, *settings: str) -> Continued:
+    """`load_and_continue` on all ranks of a layout; what the ranks found, together."""
+    world_size, overrides = LAYOUTS[layout]
+    config = run_config(directory, data, *MODEL, *overrides, *settings)
+    ranks = run_distributed(load_and_continue, world_size, config, source)
+    assert all((r.losses, r.norms, r.updates) == (ranks[0].losses, ranks[0].norms, STEPS) for r in ranks)
+    samples = {number: tokens for rank in ranks for number, tokens in rank.samples.items()}
+    return Continued(samples, ranks[0].updates, ranks[0].losses, ranks[0].norms)
+
+
+def padded(layout: str) -> str:
+    return f"model.make_vocab_size_divisible_by={PADDING[layout]}"
+
+
+@pytest.mark.parametrize(("origin", "target"), PAIRS)
+def test_other_layout_continues_with_the_same_numbers(
+    tmp_path: Path, data: Path, saved, origin: str, target: str
+) -> None:
+    """Every tensor bit for bit, Adam's count, the next batch, and the next losses within 1e-6."""
+    source, tensors, losses, norms = saved(origin, padded(origin))
+    found = continue_in(target, tmp_path, data, source, padded(target))
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
+    assert sorted(found.samples) == list(range(STEPS * GLOBAL_BATCH, (STEPS + 1) * GLOBAL_BATCH))
+    assert found.losses == pytest.approx(losses, rel=1e-6)
+    assert found.norms == pytest.approx(norms, rel=1e-5)
+
+
+def test_next_batch_is_the_same_under_every_layout(tmp_path: Path, data: Path, saved) -> None:
+    source = saved("one process", padded("one process"))[0]
+    batches = [continue_in(layout, tmp_path / layout, data, source).samples for layout in LAYOUTS]
+    for batch in batches:
+        assert batch.keys() == batches[0].keys()
+        assert all(np.array_equal(batch[number], tokens) for number, tokens in batches[0].items())
+    assert all(tokens.shape == (SEQUENCE,) for tokens in batches[0].values())
+
+
+@pytest.mark.parametrize(("origin", "target"), [("PP2", "TP2"), ("TP2xPP2", "DP2+ZeRO-1")])
+def test_untied_embeddings_change_layout_too(
+    tmp_path: Path, data: Path, saved, origin: str, target: str
+) -> None:
+    untied = "model.tie_embeddings=false"
+    source, tensors, losses, _ = saved(origin, untied)
+    assert "output_layer.weight" in tensors
+    found = continue_in(target, tmp_path, data, source, untied)
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
+    assert found.losses == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("origin", "target"), [("TP2", "DP2+ZeRO-1"), ("DP2+ZeRO-1", "TP2xPP2"), ("PP2", "one process")]
+)
+def test_bf16_run_changes_layout_with_its_masters(
+    tmp_path: Path, data: Path, saved, origin: str, target: str
+) -> None:
+    bf16 = "precision.dtype=bf16"
+    source, tensors, losses, _ = saved(origin, bf16)
+    found = continue_in(target, tmp_path, data, source, bf16)
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
+    assert found.losses == pytest.approx(losses, rel=1e-2)
+
+
+@pytest.mark.parametrize("target", ["one process", "DP2+ZeRO-1"])
+def test_bf16_run_goes_on_in_fp32_from_its_masters(tmp_path: Path, data: Path, saved, target: str) -> None:
+    source, tensors, losses, _ = saved("TP2", "precision.dtype=bf16")
+    found = continue_in(target, tmp_path, data, source, "precision.dtype=fp32")
+    expected = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer.master."):
+            weight = name.removeprefix("optimizer.master.")
+            expected[weight] = tensor
+            assert not torch.equal(tensors[weight].float(), tensor), f"{weight}: bf16 holds all of its master"
+        elif name.startswith("optimizer."):
+            expected[name] = tensor
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), expected)
+    assert found.losses == pytest.approx(losses, rel=1e-2)
+
+
+@pytest.mark.parametrize("target", ["one process", "DP2+ZeRO-1"])
+def test_fp32_run_goes_on_in_bf16_with_its_weights_as_masters(
+    tmp_path: Path, data: Path, saved, target: str
+) -> None:
+    source, tensors, losses, _ = saved("one process", "precision.dtype=fp32")
+    found = continue_in(target, tmp_path, data, source, "precision.dtype=bf16")
+    expected = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            expected[name] = tensor
+        else:
+            expected |= {name: tensor.bfloat16(), f"optimizer.master.{name}": tensor}
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), expected)
+    assert found.losses == pytest.approx(losses, rel=1e-2)
+
+
+@pytest.mark.parametrize(("dtype", "rounded"), [("fp64", torch.float64), ("fp32", torch.float32)])
+def test_fp64_run_goes_on_in_fp64_and_in_fp32(
+    tmp_path: Path, data: Path, saved, dtype: str, rounded: torch.dtype
+) -> None:
+    source, tensors, losses, _ = saved("PP2", "precision.dtype=fp64")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float64}
+    found = continue_in("TP2", tmp_path, data, source, f"precision.dtype={dtype}")
+    expected = {name: tensor.to(rounded) for name, tensor in tensors.items()}
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), expected)
+    assert found.losses == pytest.approx(losses, rel=1e-12 if dtype == "fp64" else 1e-5)
