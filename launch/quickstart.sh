@@ -4,7 +4,7 @@
 set -euo pipefail
 
 case "${1:-}" in
-"") steps=300 stop=150 text_bytes=12000000 ;;
+"") steps=600 stop=300 text_bytes=12000000 ;;
 --short) steps=40 stop=20 text_bytes=3000000 ;;
 *)
     echo "usage: bash launch/quickstart.sh [--short]" >&2

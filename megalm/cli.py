@@ -190,6 +190,26 @@ def generate(
 
 
 @app.command()
+def inspect(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
+    ],
+    step: Annotated[
+        int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the tensors of a checkpoint without loading them: names, shapes, formats, shards."""
+    from megalm.checkpoint.inspect import inspect_checkpoint, print_table
+
+    report = inspect_checkpoint(checkpoint, step)
+    if as_json:
+        _print_json(report, as_json)
+    else:
+        print_table(report)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show device, versions and kernels.
 

@@ -144,21 +144,28 @@ class CheckpointWriter:
                 raise OSError(f"rank {rank} could not write {save.temporary}: {error}")
         for finalize in save.request.finalize_fns:
             finalize()
+        failure: list[str | None] = [None]
         if self.engine.layout.rank == 0:
-            write_manifest(
-                save.temporary, {name: digest for part, _ in outcomes for name, digest in part.items()}
-            )
-            for directory in (save.temporary / TENSORS, save.temporary):
-                atomic.sync_directory(directory)
-            final = save.temporary.with_name(checkpoint_name(save.step))
-            if final.exists():
-                discard(final)
-            save.temporary.rename(final)
-            atomic.sync_directory(save.temporary.parent)
-            prune(self.run_directory, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
-        dist.barrier()
+            try:
+                self._publish(save, {name: digest for part, _ in outcomes for name, digest in part.items()})
+            except OSError as error:
+                failure = [repr(error)]
+        dist.broadcast_object_list(failure, device=self.engine.layout.device)
+        if failure[0]:
+            raise OSError(f"rank 0 could not complete {save.temporary}: {failure[0]}")
         self.newest_step = save.step
         self.on_saved(save.step)
+
+    def _publish(self, save: _Save, digests: dict[str, str]) -> None:
+        write_manifest(save.temporary, digests)
+        for directory in (save.temporary / TENSORS, save.temporary):
+            atomic.sync_directory(directory)
+        final = save.temporary.with_name(checkpoint_name(save.step))
+        if final.exists():
+            discard(final)
+        save.temporary.rename(final)
+        atomic.sync_directory(save.temporary.parent)
+        prune(self.run_directory, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
 
 
 def _write(save: _Save) -> None:

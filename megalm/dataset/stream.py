@@ -89,7 +89,7 @@ class TokenStream:
         loss_mask_BS = (~begins_BT[:, 1:]).astype(np.float32)
         index_S = np.arange(self.seq_length)
         begin_BS = np.maximum.accumulate(np.where(begins_BT[:, :-1], index_S, 0), axis=1)
-        segments_BS = np.cumsum(begins_BT[:, :-1], axis=1) - begins_BT[:, :1]
+        segments_BS = np.cumsum(begins_BT[:, :-1], axis=1)
         return Batch(tokens_BS, labels_BS, loss_mask_BS, index_S - begin_BS, segments_BS)
 
     def _window_starts(self, samples_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -115,7 +115,7 @@ def _read_ring(dataset: IndexedDataset, start: int, row: NDArray[np.int64]) -> N
 
 
 def _document_begins(dataset: IndexedDataset, start_B: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Return (B, count) marks of the tokens from `start_B` on, in the ring, that begin a document."""
+    """Return (B, count) marks of the tokens after `start_B`, in the ring, that begin a document."""
     begins_BT = np.zeros((len(start_B), count), bool)
     stop_B = np.minimum(start_B + count, dataset.num_tokens)
     first_B, last_B = dataset.document_at(start_B), dataset.document_at(stop_B - 1)
@@ -123,7 +123,7 @@ def _document_begins(dataset: IndexedDataset, start_B: NDArray[np.int64], count:
     last_wrapped_B = dataset.document_at(np.maximum(wrapped_B - 1, 0))
     for row, start in enumerate(start_B.tolist()):
         inside = dataset.document_starts(np.arange(first_B[row], last_B[row] + 1))
-        begins_BT[row, inside[inside >= start] - start] = True
+        begins_BT[row, inside[inside > start] - start] = True
         if wrapped_B[row]:
             again = dataset.document_starts(np.arange(last_wrapped_B[row] + 1))
             begins_BT[row, dataset.num_tokens - start + again] = True

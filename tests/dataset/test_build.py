@@ -15,6 +15,7 @@ import pytest
 import zstandard
 
 from megalm.dataset import IndexedDataset, build_dataset, verify
+from megalm.dataset.tasks import Task, run_tasks
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer, train_bpe
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
@@ -275,6 +276,11 @@ def test_workers_end_with_their_killed_parent(source, tokenizer_path, tmp_path):
     run = subprocess.run(list(map(str, arguments)), stdout=subprocess.PIPE, timeout=120, check=False)
     assert run.returncode == -9
     assert (tmp_path / "d.build").exists()
+
+
+def test_a_killed_worker_ends_the_build_with_a_hint():
+    with pytest.raises(RuntimeError, match="a worker process was killed"):
+        run_tasks([Task(os._exit, (1,), 1)], 2, lambda _: None)
 
 
 def test_a_finished_build_is_kept_and_another_one_needs_overwrite(

@@ -77,6 +77,11 @@ def test_merge_refuses_unlike_parts_and_existing_outputs(dataset, write_dataset,
     assert merge([dataset], tmp_path / "c", overwrite=True)["tokens"] == 30
 
 
+def test_an_overwritten_sidecar_does_not_stay(dataset, write_dataset):
+    merge([write_dataset("b", [3])], dataset, overwrite=True)
+    assert info(dataset)["sidecar"] is None
+
+
 def test_info_counts(dataset):
     found = info(dataset)
     assert (found["documents"], found["sequences"], found["tokens"], found["dtype"]) == (3, 5, 30, "uint16")

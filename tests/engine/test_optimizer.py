@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megalm.engine.base import MicroBatch
+from megalm.config import Config
+from megalm.engine.base import MicroBatch, to_microbatches
 from megalm.engine.megatron import MegatronEngine
 from megalm.model.gpt import build_model
-from megalm.parallel.layout import create_layout
-from tests.tiny import LR, CrossEntropy, tiny_config, tiny_engine, tiny_microbatches
+from megalm.parallel.layout import Layout, create_layout
+from tests.tiny import LR, CrossEntropy, tiny_batch, tiny_config, tiny_engine, tiny_microbatches
 from tests.worlds import in_world
 
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -48,14 +49,13 @@ def test_weight_decay_acts_on_matrices_alone(layout: tuple[str, ...], dtype: str
         is_matrix = name.endswith("weight") and "norm" not in name
         assert is_matrix == (parameter.dim() == 2), name
         expected = before[name] / 2 if is_matrix else before[name]
-        # the last column of a split vocabulary is padding like any other row: it decays too
         assert torch.equal(parameter, expected), name
 
 
 class PlainTrainer:
     """The same model trained by torch alone on one process."""
 
-    def __init__(self, config, layout) -> None:
+    def __init__(self, config: Config, layout: Layout) -> None:
         self.model = build_model(config, layout).train()
         fields = config.optimizer
         self.clip = fields.clip_grad
@@ -112,9 +112,6 @@ def test_five_steps_equal_torchs_adamw(preset: str, clip: float) -> None:
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 8])
 @in_world(1)
 def test_the_split_into_microbatches_changes_nothing(micro_batch_size: int) -> None:
-    from megalm.engine.base import to_microbatches
-    from tests.tiny import tiny_batch
-
     found = []
     for size in (2, micro_batch_size):
         engine = tiny_engine(tiny_config("llama-tiny", f"batch.micro_batch_size={size}"))
@@ -143,7 +140,9 @@ def spoil(kind: str, engine: MegatronEngine, microbatches: list[MicroBatch], ran
     handle = parameter.register_hook(put)
 
 
-def run_with_a_spoilt_step(kind: str | None, rank: int, config) -> tuple[list, dict[str, Tensor], list[bool]]:
+def run_with_a_spoilt_step(
+    kind: str | None, rank: int, config: Config
+) -> tuple[list, dict[str, Tensor], list[bool]]:
     """(losses and norms of the good steps, final weights, what was skipped); step 2 is spoilt or left out."""
     engine = tiny_engine(config)
     good, skipped = [], []

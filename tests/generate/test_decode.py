@@ -129,7 +129,7 @@ def test_equal_prompts_are_sampled_apart() -> None:
 @in_world(1)
 @pytest.mark.parametrize("pass_tokens", [8192, 8])
 @pytest.mark.parametrize("name", MODELS)
-def test_cached_logits_equal_the_full_forward(name: str, pass_tokens: int) -> None:
+def test_cached_logits_of_one_token_a_pass_equal_the_full_forward(name: str, pass_tokens: int) -> None:
     from megalm.generate.forward import NextToken
 
     generator = make_generator(name, "precision.dtype=fp32", "model.init_method_std=0.05")
@@ -138,6 +138,8 @@ def test_cached_logits_equal_the_full_forward(name: str, pass_tokens: int) -> No
     with torch.no_grad():
         full_BSV = network(tokens_BS)
         cached = NextToken(network, generator.layout, 5, 30, cache=True, pass_tokens=pass_tokens)
+        widths: list[int] = []
+        network.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
         lengths, slots = [9, 4, 21], [4, 0, 2]
         while lengths:
             sequences = [
@@ -148,6 +150,9 @@ def test_cached_logits_equal_the_full_forward(name: str, pass_tokens: int) -> No
                 torch.testing.assert_close(logits_BV[row], full_BSV[slot // 2, length - 1], rtol=0, atol=1e-5)
             left = [(slot, length + 1) for slot, length in zip(slots, lengths, strict=True) if length < 30]
             slots, lengths = [slot for slot, _ in left], [length for _, length in left]
+    prompt_passes = 1 if pass_tokens > 3 * 21 else 11  # two tokens of each of three rows
+    assert max(widths[:prompt_passes]) > 1
+    assert widths[prompt_passes:] == [1] * (30 - 4)
 
 
 @in_world(1)

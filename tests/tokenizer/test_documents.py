@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from megalm.errors import UserError
 from megalm.tokenizer.documents import expand_inputs, read_documents
@@ -69,6 +70,15 @@ def test_a_bad_line_is_named(tmp_path, lines, message, packed):
     path.write_bytes(gzip.compress(data) if packed else data)
     with pytest.raises(UserError, match=message):
         list(read_documents(path))
+
+
+def test_archives_of_several_parts_are_read_to_the_end(tmp_path, jsonl):
+    lines = jsonl.read_bytes().split(b"\n", 4)
+    parts = b"\n".join(lines[:4]) + b"\n", lines[4]
+    (tmp_path / "b.jsonl.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    (tmp_path / "b.jsonl.zst").write_bytes(b"".join(map(zstandard.ZstdCompressor().compress, parts)))
+    for name in ("b.jsonl.gz", "b.jsonl.zst"):
+        assert list(read_documents(tmp_path / name)) == list(read_documents(jsonl))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
