@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megalm.config import Config, parse_config
 from megalm.engine.base import MicroBatch, to_microbatches
@@ -17,27 +17,6 @@ VOCABULARY = 509  # prime: no number of ranks divides it
 SEQUENCE = 32
 GLOBAL_BATCH, MICRO_BATCH = 8, 2
 LR = 1e-3
-
-
-class CrossEntropy:
-    """The mean cross entropy over counted tokens."""
-
-    def weight(self, microbatch: MicroBatch) -> Tensor:
-        """Number of counted tokens."""
-        return microbatch.loss_mask_BS.sum()
-
-    def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
-        """Summed cross entropy on the last stage."""
-        return model(
-            microbatch.tokens_BS,
-            microbatch.forward_state(),
-            labels=microbatch.labels_BS,
-            loss_mask=microbatch.loss_mask_BS,
-        )
-
-    def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:
-        """The model summed already."""
-        return output
 
 
 def tiny_config(preset: str = "llama-tiny", *overrides: str) -> Config:

@@ -14,6 +14,9 @@ class Cursor:
     next_sample: int = 0
     skipped: list[tuple[int, int]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.skipped = _merged(self.skipped)
+
     def take(self, count: int) -> NDArray[np.int64]:
         """Return the next `count` sample numbers outside the skipped ranges, and move past them."""
         parts: list[NDArray[np.int64]] = []

@@ -33,7 +33,7 @@ class NextToken:
 
         A sequence keeps its slot and only grows between calls. With the cache only the tokens that came since the last
         call are computed. Rows are padded at their right end: what padding writes into the cache lies past the row's
-        last token and is overwritten before a query may look at it.
+        last token and is overwritten before a query may look at it; the longest new part has to fit behind every row's old one.
         """
         starts = [self.cached[slot] for slot in slots]
         new = [list(sequence[start:]) for sequence, start in zip(sequences, starts, strict=True)]

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+CACHED_ROWS = 64
+
 
 def local_columns(padded_vocab_size: int, vocab_size: int, group: dist.ProcessGroup) -> tuple[int, int]:
     """Return (first, count): this rank's real columns of the padded vocabulary; the padding lies at the end."""
@@ -87,6 +89,25 @@ def vocab_parallel_cross_entropy(
     return _VocabParallelCrossEntropy.apply(logits_TV, labels_T, first, group)
 
 
+def _loss_and_gradient_(
+    logits_TV: Tensor, labels_T: Tensor, mask_T: Tensor, first: int, group: dist.ProcessGroup
+) -> Tensor:
+    """Return the sum of mask x loss and overwrite the logits by its gradient."""
+    total = torch.zeros((), dtype=_wide(logits_TV.dtype), device=logits_TV.device)
+    # a CPU works fastest on what fits its cache; across ranks a collective a block would cost more than that
+    rows = CACHED_ROWS if logits_TV.device.type == "cpu" and group.size() == 1 else max(1, len(labels_T))
+    for start in range(0, len(labels_T), rows):
+        part = slice(start, start + rows)
+        wide = logits_TV[part].to(total.dtype)
+        scale_T = mask_T[part].to(total.dtype)
+        loss_T, sum_T, column_T, is_mine_T = _softmax_statistics(wide, labels_T[part], first, group)
+        total += (loss_T * scale_T).sum()
+        gradient = _gradient_(wide, sum_T, column_T, is_mine_T, scale_T)
+        if gradient.data_ptr() != logits_TV[part].data_ptr():
+            logits_TV[part] = gradient
+    return total
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -110,14 +131,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         for start in chunks:
             part = slice(start, start + chunk)
-            logits = (hidden_TH[part] @ weight_VH.T).to(wide)
-            scale_T = mask_T[part].to(wide)
-            loss_T, sum_T, column_T, is_mine_T = _softmax_statistics(logits, labels_T[part], first, group)
-            total += (loss_T * scale_T).sum()
+            logits = hidden_TH[part] @ weight_VH.T
+            total += _loss_and_gradient_(logits, labels_T[part], mask_T[part], first, group)
             if grad_hidden_TH is not None and grad_weight_VH is not None:
-                gradient = _gradient_(logits, sum_T, column_T, is_mine_T, scale_T).to(hidden_TH.dtype)
-                torch.mm(gradient, weight_VH, out=grad_hidden_TH[part])
-                grad_weight_VH += gradient.T @ hidden_TH[part]
+                torch.mm(logits, weight_VH, out=grad_hidden_TH[part])
+                grad_weight_VH += logits.T @ hidden_TH[part]
         if grad_hidden_TH is not None and grad_weight_VH is not None:
             ctx.save_for_backward(grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype))
         return total

@@ -196,13 +196,13 @@ def test_a_replaced_dataset_is_never_mixed_with_the_new_one(source, tokenizer_pa
     """Kill at each step of overwriting: what can be opened is all of one build."""
     monkeypatch.undo()  # pieces of the normal size: fewer steps
     prefix, new = tmp_path / "d", tmp_path / "new"
-    build_dataset([source], tokenizer_path, prefix, workers=1, seed=1)
-    build_dataset([source], tokenizer_path, new, workers=1, seed=2)
+    build_dataset([source / "a.jsonl"], tokenizer_path, prefix, workers=1, seed=1)
+    build_dataset([source / "a.jsonl"], tokenizer_path, new, workers=1, seed=2)
     whole = {Path(f"{p}_train.bin").read_bytes(): Path(f"{p}_train.idx").read_bytes() for p in (prefix, new)}
     for call in ("replace", "unlink"):
-        build_dataset([source], tokenizer_path, prefix, workers=1, seed=1, overwrite=True)
+        build_dataset([source / "a.jsonl"], tokenizer_path, prefix, workers=1, seed=1, overwrite=True)
         steps = 0
-        while killed_build(call, steps, [source], tokenizer_path, prefix, seed=2, overwrite=True):
+        while killed_build(call, steps, [source / "a.jsonl"], tokenizer_path, prefix, seed=2, overwrite=True):
             steps += 1
             if Path(f"{prefix}_train.idx").exists():
                 assert (

@@ -29,6 +29,10 @@ def test_ranges_ahead_are_left_out_wherever_they_begin():
     assert cursor.take(5).tolist() == [0, 1, 6, 10, 11]
 
 
+def test_ranges_in_any_order_that_overlap_are_put_right():
+    assert Cursor(0, [(6, 9), (1, 3), (2, 5)]).take(4).tolist() == [0, 5, 9, 10]
+
+
 def test_taking_in_pieces_of_any_size_gives_the_same_samples():
     def taken(size: int) -> list[int]:
         cursor = Cursor(0, [(1, 3), (4, 5), (8, 11)])

@@ -9,7 +9,8 @@ from megalm.engine.base import MicroBatch, to_microbatches
 from megalm.engine.megatron import MegatronEngine
 from megalm.model.gpt import build_model
 from megalm.parallel.layout import Layout, create_layout
-from tests.tiny import LR, CrossEntropy, tiny_batch, tiny_config, tiny_engine, tiny_microbatches
+from megalm.train.pretrain import NextTokenLoss
+from tests.tiny import LR, tiny_batch, tiny_config, tiny_engine, tiny_microbatches
 from tests.worlds import in_world
 
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -43,7 +44,9 @@ def test_weight_decay_acts_on_matrices_alone(layout: tuple[str, ...], dtype: str
     )
     randomize(engine)
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
-    metrics = engine.step(without_counted_tokens(tiny_microbatches(0, engine.layout)), CrossEntropy(), lr=0.5)
+    metrics = engine.step(
+        without_counted_tokens(tiny_microbatches(0, engine.layout)), NextTokenLoss(), lr=0.5
+    )
     assert (metrics.loss, metrics.grad_norm, metrics.weight, metrics.skipped) == (0.0, 0.0, 0.0, False)
     for name, parameter in engine.model.named_parameters():
         is_matrix = name.endswith("weight") and "norm" not in name
@@ -99,7 +102,7 @@ def test_five_steps_equal_torchs_adamw(preset: str, clip: float) -> None:
     engine, plain = MegatronEngine(config, layout), PlainTrainer(config, layout)
     for step in range(5):
         microbatches, lr = tiny_microbatches(step, layout), LR * (step + 1)
-        metrics = engine.step(microbatches, CrossEntropy(), lr)
+        metrics = engine.step(microbatches, NextTokenLoss(), lr)
         loss, norm = plain.step(microbatches, lr)
         assert metrics.loss == pytest.approx(loss, rel=1e-12)
         assert metrics.grad_norm == pytest.approx(norm, rel=1e-12)
@@ -117,7 +120,7 @@ def test_the_split_into_microbatches_changes_nothing(micro_batch_size: int) -> N
         engine = tiny_engine(tiny_config("llama-tiny", f"batch.micro_batch_size={size}"))
         for step in range(3):
             microbatches = to_microbatches(tiny_batch(step), engine.layout, size)
-            metrics = engine.step(microbatches, CrossEntropy(), LR)
+            metrics = engine.step(microbatches, NextTokenLoss(), LR)
         found.append([metrics.loss, metrics.grad_norm])
     assert found[1] == pytest.approx(found[0], rel=1e-12)
 
@@ -154,7 +157,7 @@ def run_with_a_spoilt_step(
             spoil(kind, engine, microbatches, rank)
             before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
             updates = engine.optimizer_state.updates
-        metrics = engine.step(microbatches, CrossEntropy(), LR)
+        metrics = engine.step(microbatches, NextTokenLoss(), LR)
         skipped.append(metrics.skipped)
         if step == 2:
             assert engine.optimizer_state.updates == updates
@@ -207,7 +210,7 @@ def test_weights_of_tied_embeddings_stay_the_same_bits_on_both_stages() -> None:
         weight = engine.model.shared_embedding_or_output_weight()
         start = weight.detach().clone()
         for step in range(5):
-            engine.step(tiny_microbatches(step, engine.layout), CrossEntropy(), LR)
+            engine.step(tiny_microbatches(step, engine.layout), NextTokenLoss(), LR)
         stages = [torch.empty_like(weight) for _ in range(2)]
         torch.distributed.all_gather(stages, weight.detach())
         assert torch.equal(stages[0], stages[1])

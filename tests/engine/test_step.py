@@ -8,7 +8,8 @@ from megalm.engine.base import MicroBatch
 from megalm.engine.megatron import MegatronEngine
 from megalm.model.attention import CoreAttention
 from megalm.model.norm import Norm
-from tests.tiny import LR, VOCABULARY, CrossEntropy, tiny_config, tiny_engine, tiny_microbatches
+from megalm.train.pretrain import NextTokenLoss
+from tests.tiny import LR, VOCABULARY, tiny_config, tiny_engine, tiny_microbatches
 from tests.worlds import in_world
 
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -18,7 +19,7 @@ ZERO1 = "parallel.zero_stage=1"
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")
 
 
-class Recording(CrossEntropy):
+class Recording(NextTokenLoss):
     """Keeps this rank's own sums."""
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ def recompute_run(granularity: str, *overrides: str) -> tuple[list, dict[str, Te
     """(losses and norms, final weights, attention calls, norm calls) of three steps."""
     engine = tiny_engine(tiny_config("gpt2-tiny", f"train.recompute.granularity={granularity}", *overrides))
     attentions, norms = count_calls(engine, CoreAttention), count_calls(engine, Norm)
-    metrics = [engine.step(tiny_microbatches(s, engine.layout), CrossEntropy(), LR) for s in range(3)]
+    metrics = [engine.step(tiny_microbatches(s, engine.layout), NextTokenLoss(), LR) for s in range(3)]
     weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     return [(m.loss, m.grad_norm) for m in metrics], weights, len(attentions), len(norms)
 
@@ -68,7 +69,7 @@ def losses_at_fixed_weights(seed: int, steps: int, first_step: int = 0) -> list[
     engine = tiny_engine(tiny_config("gpt2-tiny", f"run.seed={seed}", *DROPOUT))
     engine.model.load_state_dict(tiny_engine(tiny_config("gpt2-tiny")).model.state_dict())
     engine.steps_begun = first_step
-    return [engine.step(tiny_microbatches(0, engine.layout), CrossEntropy(), 0.0).loss for _ in range(steps)]
+    return [engine.step(tiny_microbatches(0, engine.layout), NextTokenLoss(), 0.0).loss for _ in range(steps)]
 
 
 @in_world(1)
@@ -108,7 +109,7 @@ def test_dropout_leaves_replicas_of_tensor_parallel_ranks_in_step(layout: tuple[
     """What both ranks hold, norms and the biases of row-parallel layers, must not drift apart."""
     engine = tiny_engine(tiny_config("gpt2-tiny", *DROPOUT, *layout))
     for step in range(3):
-        engine.step(tiny_microbatches(step, engine.layout), CrossEntropy(), LR)
+        engine.step(tiny_microbatches(step, engine.layout), NextTokenLoss(), LR)
     for name, parameter in engine.model.named_parameters():
         if not getattr(parameter, "tensor_model_parallel", False):
             copies = [torch.empty_like(parameter) for _ in range(2)]
@@ -130,7 +131,7 @@ def test_attention_dropout_differs_between_the_heads_of_tensor_parallel_ranks() 
 def overfit(dtype: str, *overrides: str) -> list[float]:
     """Losses of 40 steps on one batch."""
     engine = tiny_engine(tiny_config("llama-tiny", f"precision.dtype={dtype}", *overrides))
-    return [engine.step(tiny_microbatches(0, engine.layout), CrossEntropy(), 3e-3).loss for _ in range(40)]
+    return [engine.step(tiny_microbatches(0, engine.layout), NextTokenLoss(), 3e-3).loss for _ in range(40)]
 
 
 @in_world(2)
@@ -151,11 +152,14 @@ def test_sharding_the_optimizer_changes_no_bit_in_bfloat16() -> None:
 @in_world(2)
 def test_evaluation_is_the_loss_without_dropout_and_changes_nothing(layout: tuple[str, ...]) -> None:
     with_dropout = tiny_engine(tiny_config("gpt2-tiny", *DROPOUT, *layout))
-    total, weight = with_dropout.evaluate(tiny_microbatches(0, with_dropout.layout), CrossEntropy())
+    total, weight = with_dropout.evaluate(tiny_microbatches(0, with_dropout.layout), NextTokenLoss())
     assert with_dropout.steps_begun == 0
-    assert with_dropout.evaluate(tiny_microbatches(0, with_dropout.layout), CrossEntropy()) == (total, weight)
+    assert with_dropout.evaluate(tiny_microbatches(0, with_dropout.layout), NextTokenLoss()) == (
+        total,
+        weight,
+    )
     engine = tiny_engine(tiny_config("gpt2-tiny", *layout))
-    metrics = engine.step(tiny_microbatches(0, engine.layout), CrossEntropy(), LR)
+    metrics = engine.step(tiny_microbatches(0, engine.layout), NextTokenLoss(), LR)
     assert weight == metrics.weight
     assert total / weight == pytest.approx(metrics.loss, rel=1e-12)
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from megalm.model.attention_kernels import ATTENTIONS
 from megalm.model.gpt import GPT
 from megalm.model.state import ForwardState
+from megalm.train.pretrain import NextTokenLoss
 from tests.tiny import (
     LR,
     SEQUENCE,
     VOCABULARY,
-    CrossEntropy,
     random_tokens,
     tiny_config,
     tiny_engine,
@@ -145,7 +145,7 @@ def test_padding_rows_stay_zero_through_training(zero_stage: int) -> None:
         tiny_config("gpt2-tiny", "precision.dtype=fp32", "model.make_vocab_size_divisible_by=128", *layout)
     )
     for step in range(3):
-        engine.step(tiny_microbatches(step, engine.layout), CrossEntropy(), LR)
+        engine.step(tiny_microbatches(step, engine.layout), NextTokenLoss(), LR)
     assert engine.model.vocab_size == 512
     padding = engine.model.embedding.word_embeddings.weight[engine.model.columns :]
     assert len(padding) == (0 if zero_stage == 0 and engine.layout.tp_rank == 0 else 3)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from megalm.model.init import sharded_parameters
 from megalm.testing import run_distributed
+from megalm.train.pretrain import NextTokenLoss
 from tests.parity.shards import Piece, assemble, pieces_of, pieces_of_state
-from tests.tiny import LR, VOCABULARY, CrossEntropy, tiny_config, tiny_engine, tiny_microbatches
+from tests.tiny import LR, VOCABULARY, tiny_config, tiny_engine, tiny_microbatches
 
 STEPS = 10
 BETA1 = 0.9
@@ -72,7 +73,7 @@ def train(
     engine = tiny_engine(config)
     metrics = []
     for step in range(STEPS):
-        result = engine.step(tiny_microbatches(step, engine.layout, resets), CrossEntropy(), LR)
+        result = engine.step(tiny_microbatches(step, engine.layout, resets), NextTokenLoss(), LR)
         metrics.append((result.loss, result.grad_norm, result.weight, result.skipped))
         if step == 0:
             # Adam's first moment starts at zero, so it is (1 - beta1) x the reduced, clipped gradient

@@ -49,6 +49,13 @@ def test_no_steps_no_picture(make_run, play):
     assert not (run.directory / "learning_curve.png").exists()
 
 
+def test_other_ranks_draw_nothing(make_run, play):
+    written(make_run(), play, until=2)
+    run = make_run(rank=1)
+    LearningCurve().on_end(run)
+    assert not (run.directory / "learning_curve.png").exists()
+
+
 def test_curve_holds_steps_validations_skips_and_restarts(make_run, play, record):
     run = make_run()
     metrics = written(run, play, until=2)

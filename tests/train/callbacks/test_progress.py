@@ -107,12 +107,12 @@ def test_bar_on_a_terminal_shows_steps_and_messages_above(make_run, play, record
     with terminal(monkeypatch) as drawn:
         callback = started(run)
         play([callback], run, until=3)
-        callback.on_event(run, "checkpoint [3] saved")
+        callback.on_event(run, "checkpoint [last] saved")
         callback.on_step(run, step)
         callback.on_end(run)
         screen = drawn()
     assert re.search(r"step 2/4 .*loss 5.0000", screen)
-    assert re.search(r"^\s*checkpoint \[3\] saved\s*$", screen, re.MULTILINE)
+    assert re.search(r"^\s*checkpoint \[last\] saved\s*$", screen, re.MULTILINE)
     assert re.search(r"step 4/4 .*loss 3.2140  12.3k tok/s  MFU 41.2%  3.20 GB  0:00:00 left", screen)
 
 
