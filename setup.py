@@ -26,7 +26,7 @@ setup(
         "tqdm",
         "tensorboard",
         "matplotlib",
-        "tokenizers",
+        "tokenizers>=0.20",
         "safetensors",
         "zstandard",
         "psutil",

@@ -160,6 +160,7 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path):
             'Traceback (most recent call last):\n  File "' + str(WORKER),
         ),
     ],
+    ids=["failure", "user-error"],
 )
 def test_torchrun_shows_the_first_failure_once_too(tmp_path, mode, said, unsaid):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -23,7 +23,9 @@ def inspect_checkpoint(path: str | Path, step: int | None = None) -> dict[str, A
         "checkpoint": str(found),
         "step": read_state(found)["step"],
         "model": read_config(found).model.model_dump(exclude_none=True),
-        "weights": sum(math.prod(t.shape) for name, t in tensors.items() if not name.startswith("optimizer.")),
+        "weights": sum(
+            math.prod(t.shape) for name, t in tensors.items() if not name.startswith("optimizer.")
+        ),
         "bytes": sum(_size(tensor) for tensor in tensors.values()),
         "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
     }

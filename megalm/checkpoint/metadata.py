@@ -6,6 +6,7 @@ and only entries that are tensors: torch would unpickle any other entry without 
 
 import io
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _ALLOWED = {
     "pathlib._local": {"PosixPath"},
     "megatron.core.dist_checkpointing.core": {"CheckpointingConfig"},
 }
+
+
+_FILE_NAME = re.compile(r"__\d+_\d+\.distcp")
 
 
 class _Reader(pickle.Unpickler):
@@ -88,6 +92,6 @@ def _tensor_info(key: str, entry: Any, files: dict[tuple[str, tuple[int, ...]], 
 def _file_name(info: Any) -> str:
     """Name of a file beside the table; a path to anywhere else is refused."""
     name = info.relative_path
-    if not isinstance(name, str) or Path(name).name != name:
+    if not (isinstance(name, str) and _FILE_NAME.fullmatch(name)):
         raise ValueError(f"it refers to the file {name!r}")
     return name

@@ -31,6 +31,8 @@ class RunConfig(Section):
 class ModelConfig(Section):
     """Architecture of a decoder-only transformer; a preset fills what is not given."""
 
+    # names of kernels, activations and positions are plain strings here: megalm/model/ knows them, see `check_names`
+
     preset: str | None = Field(None, description="Name of a preset, e.g. `gpt2-124m` or `llama-7b`.")
     num_layers: int = Field(4, gt=0, description="Transformer layers.")
     hidden_size: int = Field(128, gt=0, description="Width of the residual stream.")
@@ -47,8 +49,9 @@ class ModelConfig(Section):
     make_vocab_size_divisible_by: int = Field(
         1, gt=0, description="The vocabulary is padded to a multiple of this times the tensor-parallel size."
     )
-    position_embedding: Literal["learned", "rope", "sinusoidal", "alibi", "none"] = Field(
-        "rope", description="How positions enter the model."
+    position_embedding: str = Field(
+        "rope",
+        description="How positions enter the model: `learned`, `rope`, `sinusoidal`, `alibi` or `none`.",
     )
     rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary frequencies.")
     rope_scaling_factor: float = Field(
@@ -59,8 +62,9 @@ class ModelConfig(Section):
     )
     normalization: Literal["LayerNorm", "RMSNorm"] = Field("RMSNorm", description="Kind of norm.")
     layernorm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance inside norms.")
-    activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "squared_relu"] = Field(
-        "swiglu", description="Activation of the MLP; `swiglu` and `geglu` are gated."
+    activation: str = Field(
+        "swiglu",
+        description="Activation of the MLP: `gelu`, `gelu_tanh`, `relu`, `squared_relu`, or gated: `swiglu`, `geglu`.",
     )
     add_bias_linear: bool = Field(False, description="Biases in all linear layers.")
     add_qkv_bias: bool = Field(False, description="Biases in the query/key/value projection only.")
@@ -70,12 +74,12 @@ class ModelConfig(Section):
     init_method_std: float = Field(
         0.02, gt=0, description="Standard deviation of initial weights; output projections: / sqrt(2 layers)."
     )
-    attention: Literal["auto", "torch", "matmul", "plain"] = Field(
+    attention: str = Field(
         "auto",
         description="Core attention: `torch` is scaled_dot_product_attention, `matmul` batched matmuls that keep the "
         "weights (short bf16 sequences on a CPU), `plain` the paper's formula; `auto` picks the fastest.",
     )
-    norm: Literal["auto", "torch", "plain"] = Field(
+    norm: str = Field(
         "auto", description="Norm kernel: `torch` is torch's fused one, `plain` the paper's formula."
     )
     cross_entropy: Literal["auto", "fused", "plain"] = Field(
@@ -103,8 +107,8 @@ class ModelConfig(Section):
 
     @property
     def gated(self) -> bool:
-        """Whether the MLP's first matrix also computes a gate."""
-        return self.activation in ("swiglu", "geglu")
+        """Whether the MLP's first matrix also computes a gate, as every `...glu` does (arXiv:2002.05202)."""
+        return self.activation.endswith("glu")
 
     def num_parameters(self) -> int:
         """Trainable parameters, without padding of the vocabulary; needs `vocab_size`."""

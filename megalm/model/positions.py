@@ -8,6 +8,8 @@ from torch import Tensor
 from megalm.config.schema import ModelConfig
 from megalm.model.state import ForwardState
 
+POSITIONS = ("learned", "rope", "sinusoidal", "alibi", "none")
+
 
 def rotary_frequencies(model: ModelConfig) -> Tensor:
     """Angular frequency of each pair of a head's components, shape (head width / 2), float64.

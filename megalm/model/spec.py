@@ -24,7 +24,7 @@ from megalm.parallel.layout import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
     "swiglu": F.silu,
@@ -61,7 +61,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         normalization=model.normalization,
         layernorm_epsilon=model.layernorm_epsilon,
         gated_linear_unit=model.gated,
-        activation_func=_ACTIVATIONS[model.activation],
+        activation_func=ACTIVATIONS[model.activation],
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,

@@ -17,6 +17,7 @@ from megalm.config import Config, dump_config
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.megatron import MegatronEngine
 from megalm.errors import UserError
+from megalm.model.names import check_names
 from megalm.parallel.layout import create_layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.load import load_tokenizer
@@ -44,6 +45,7 @@ def main(config: Config) -> dict[str, Any]:
 
     Collective: every process of the world calls it. UserError for what the user can mend.
     """
+    check_names(config.model)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None

@@ -1,6 +1,5 @@
 """Damaged checkpoints are noticed, told of and passed over; a run without any good one stops."""
 
-import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -101,7 +100,9 @@ def test_run_whose_checkpoints_are_all_damaged_stops_and_keeps_them(
     for path in list_checkpoints(run).values():
         truncate(path / "tensors" / "__0_0.distcp")
     before = sorted(run.rglob("*"))
-    with pytest.raises(RankError, match="UserError.*none of its 3 checkpoints is intact: choose another run.dir"):
+    with pytest.raises(
+        RankError, match="UserError.*none of its 3 checkpoints is intact: choose another run.dir"
+    ):
         run_distributed(train, 2, run_config(run, data, ZERO1))
     assert sorted(run.rglob("*")) == before
 
@@ -113,7 +114,6 @@ def load_as_weights(config: Config, path: Path) -> None:
     load_weights(tiny_engine(config), path)
 
 
-@functools.cache
 def refusal(directory: Path, data: Path, path: Path, *overrides: str) -> str:
     with pytest.raises(RankError) as caught:
         run_distributed(load_as_weights, 1, run_config(directory, data, *overrides), path)

@@ -75,7 +75,13 @@ def test_what_is_no_checkpoint_is_explained(
 
 @pytest.mark.parametrize(
     ("keep_last", "keep_every", "kept"),
-    [(1, 0, [60]), (2, 0, [50, 60]), (1, 20, [20, 40, 60]), (2, 30, [30, 50, 60]), (9, 0, list(range(10, 61, 10)))],
+    [
+        (1, 0, [60]),
+        (2, 0, [50, 60]),
+        (1, 20, [20, 40, 60]),
+        (2, 30, [30, 50, 60]),
+        (9, 0, list(range(10, 61, 10))),
+    ],
 )
 def test_the_newest_and_every_so_many_are_kept(
     tmp_path: Path, keep_last: int, keep_every: int, kept: list[int]
@@ -123,7 +129,9 @@ def test_any_damage_to_any_file_is_found(tmp_path: Path, name: str) -> None:
     assert verify(path) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": []}', '{"files": {"state.json": {"size": 1}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"files": []}', '{"files": {"state.json": {"size": 1}}}']
+)
 def test_a_damaged_manifest_is_found(tmp_path: Path, text: str) -> None:
     path = make_checkpoint(tmp_path, 1)
     (path / "manifest.json").write_text(text)

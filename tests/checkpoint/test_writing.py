@@ -111,7 +111,10 @@ def train_until_disk_is_full(config: Config, rank: int, part: str, good_saves: i
 
 @pytest.mark.parametrize(
     ("rank", "part", "said"),
-    [(1, "write_preloaded_data", "rank 1 could not write"), (0, "write_manifest", "rank 0 could not complete")],
+    [
+        (1, "write_preloaded_data", "rank 1 could not write"),
+        (0, "write_manifest", "rank 0 could not complete"),
+    ],
 )
 def test_failed_save_ends_the_run_and_leaves_the_last_good_one_in_force(
     tmp_path: Path, data: Path, rank: int, part: str, said: str

@@ -87,11 +87,11 @@ def draw(curve: Curve, title: str) -> bytes:
 
 
 def _draw_losses(axes: "Axes", curve: Curve) -> list[Any]:
-    marker = "o" if len(curve.steps) < 3 else ""  # a line needs two points
-    handles = axes.plot(
-        curve.steps, curve.losses, color=BLUE, alpha=0.3, linewidth=0.8, marker=marker, label="loss"
+    marker = "o" if len(curve.steps) == 1 else ""  # a line needs two points
+    handles = axes.plot(curve.steps, curve.losses, color=BLUE, alpha=0.3, linewidth=0.8, label="loss")
+    handles += axes.plot(
+        curve.steps, smooth(curve.losses), color=BLUE, linewidth=1.8, marker=marker, label="loss, smoothed"
     )
-    handles += axes.plot(curve.steps, smooth(curve.losses), color=BLUE, linewidth=1.8, label="loss, smoothed")
     if curve.validation:
         steps, losses = zip(*sorted(curve.validation.items()), strict=True)
         handles += axes.plot(
