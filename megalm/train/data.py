@@ -43,8 +43,13 @@ class TrainingData:
 
     def move_to(self, cursor: Cursor) -> None:
         """Go on from another position; what was read ahead is dropped."""
-        self.cursor = cursor
+        self.cursor = _copy(cursor)
         self._queue.clear()
+
+    @property
+    def next_sample(self) -> int:
+        """Number of the next step's first sample."""
+        return int(_copy(self.cursor).take(1)[0])
 
     def next(self) -> list[MicroBatch]:
         """Return this rank's microbatches of the next step and advance the cursor past it."""
@@ -56,13 +61,16 @@ class TrainingData:
 
     def _read_ahead(self, pool: ThreadPoolExecutor) -> None:
         while len(self._queue) <= self.ahead:
-            last = self._queue[-1][0] if self._queue else self.cursor
-            after = Cursor(last.next_sample, list(last.skipped))
+            after = _copy(self._queue[-1][0] if self._queue else self.cursor)
             positions = after.take(self.samples)[self.local]
             self._queue.append((after, pool.submit(self.stream.batch, positions)))
 
     def _to_device(self, batch: Batch) -> list[MicroBatch]:
         return split_samples(batch, self.layout.device, self.rows)
+
+
+def _copy(cursor: Cursor) -> Cursor:
+    return Cursor(cursor.next_sample, list(cursor.skipped))
 
 
 class ValidationData:

@@ -94,7 +94,7 @@ class Loop:
     def _step(self) -> Metrics:
         config, run = self.config, self.run
         begin = time.perf_counter()
-        first = self.data.cursor.next_sample
+        first = self.data.next_sample
         microbatches = self.data.next()
         lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
         metrics = self.engine.step(microbatches, self.loss, lr)

@@ -65,24 +65,41 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
-    """Take the vocabulary from the tokenizer and refuse a configuration without data."""
+    """Take the vocabulary from the tokenizer (else from the data) and refuse a configuration whose data do not fit it."""
     if not config.data.train:
         raise UserError("data.train is empty: name token files, e.g. 'data.train=[{path: data/books_train}]'")
     if config.train.eval_interval and not config.data.valid:
         raise UserError("train.eval_interval is set but data.valid is empty: name token files or set it to 0")
     config = config.model_copy(deep=True)
     tokenizer = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
+    needed = tokenizer.vocab_size if tokenizer else _vocabulary_of(_sidecars(config))
+    if config.model.vocab_size is None and not needed:
+        raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
     if config.model.vocab_size is None:
-        sidecar = read_sidecar(config.data.train[0].path)
-        if tokenizer is None and sidecar is None:
-            raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
-        config.model.vocab_size = tokenizer.vocab_size if tokenizer else sidecar["vocab_size"]  # type: ignore[index]
-    elif tokenizer and tokenizer.vocab_size > config.model.vocab_size:
+        config.model.vocab_size = needed
+    elif config.model.vocab_size < needed:
         raise UserError(
-            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}: "
+            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer's {needed}: "
             "leave it out to take the tokenizer's"
         )
     return config, tokenizer
+
+
+def _sidecars(config: Config) -> dict[str, dict[str, Any]]:
+    """What is recorded of each source, by its path; nothing for files of other programs."""
+    sources = [*config.data.train, *config.data.valid]
+    return {source.path: read_sidecar(source.path) or {} for source in sources}
+
+
+def _vocabulary_of(sidecars: dict[str, dict[str, Any]]) -> int:
+    """Size of the vocabulary that the sources were made with, 0 where none records it; it must be one tokenizer's."""
+    known = {path: sidecar for path, sidecar in sidecars.items() if "tokenizer_hash" in sidecar}
+    paths = {sidecar["tokenizer_hash"]: path for path, sidecar in known.items()}
+    if len(paths) > 1:
+        raise UserError(
+            f"{' and '.join(paths.values())} were made with different tokenizers: build them with one"
+        )
+    return max((sidecar["vocab_size"] for sidecar in known.values()), default=0)
 
 
 def _world_size() -> int:
@@ -146,14 +163,12 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 def _lineage(run: Run, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Hashes of what the run is made of."""
     config = run.config
-    sources = [*config.data.train, *config.data.valid]
-    sidecars = {source.path: read_sidecar(source.path) or {} for source in sources}
     resolved = json.dumps(config.model_dump(), sort_keys=True)
     return {
         "megalm": megalm.__version__,
         "config": hashlib.sha256(resolved.encode()).hexdigest(),
         "tokenizer": tokenizer.hash if tokenizer else None,
-        "data": {path: sidecar.get("bin_sha256") for path, sidecar in sidecars.items()},
+        "data": {path: sidecar.get("bin_sha256") for path, sidecar in _sidecars(config).items()},
         "parent": config.run.load,
     }
 

@@ -91,7 +91,7 @@ class PlainTrainer:
         return (losses * microbatch.loss_mask_BS.flatten()).sum()
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.5])
+@pytest.mark.parametrize("clip", [0.0, 0.5, 100.0])
 @pytest.mark.parametrize("preset", ["gpt2-tiny", "llama-tiny"])
 @in_world(1)
 def test_five_steps_equal_torchs_adamw(preset: str, clip: float) -> None:
@@ -106,7 +106,7 @@ def test_five_steps_equal_torchs_adamw(preset: str, clip: float) -> None:
         loss, norm = plain.step(microbatches, lr)
         assert metrics.loss == pytest.approx(loss, rel=1e-12)
         assert metrics.grad_norm == pytest.approx(norm, rel=1e-12)
-        assert metrics.grad_norm > 0.5
+        assert 0.5 < metrics.grad_norm < 100
     expected = dict(plain.model.named_parameters())
     for name, parameter in engine.model.named_parameters():
         torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-11, msg=name)

@@ -12,30 +12,33 @@ from typing import Any
 
 import pytest
 
+from megalm.config import Config
 from megalm.errors import UserError
-from megalm.generate.request import GenerateRequest
+from megalm.generate.request import GenerateRequest, GenerationOptions
 from megalm.testing import run_distributed
 from megalm.tokenizer import load_tokenizer, train_bpe
-from tests.tiny import tiny_config, tiny_engine
+from tests.tiny import tiny_config, tiny_engine, tiny_model
 from tests.worlds import in_world
 
 PROMPTS = ["the end", "", "of the text and of the hand"]
 SAMPLED = {"max_new_tokens": 12, "seed": 3, "temperature": 0.9, "top_p": 0.95}
+TRAINED = "run.seed=77"
+
+
+def config_of(vocabulary: int, *overrides: str) -> Config:
+    return tiny_config("gpt2-tiny", f"model.vocab_size={vocabulary}", "model.init_method_std=0.2", *overrides)
 
 
 def save_random_model(directory: Path, vocabulary: int) -> None:
-    """A checkpoint of step 7 as training under TP2 leaves it, without the tokenizer."""
+    """A checkpoint of step 7 as training under TP2 leaves it, without the tokenizer.
+
+    Its configuration names another seed than its weights come from, as if they had been trained.
+    """
     from megalm.checkpoint import CheckpointWriter
 
-    config = tiny_config(
-        "gpt2-tiny",
-        f"model.vocab_size={vocabulary}",
-        "model.init_method_std=0.2",
-        "parallel.tensor_model_parallel_size=2",
-        "parallel.sequence_parallel=true",
-        "checkpoint.async_save=false",
-    )
-    engine = tiny_engine(config)
+    parallel = "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"
+    engine = tiny_engine(config_of(vocabulary, *parallel, TRAINED))
+    config = config_of(vocabulary, *parallel, "checkpoint.async_save=false")
     CheckpointWriter(directory, config, engine).save(7, {"step": 7, "counters": engine.counters})
 
 
@@ -77,6 +80,19 @@ def test_results_hold_text_tokens_and_reason_of_each_prompt(run_directory: Path,
         assert result["text"] == tokenizer.decode(kept)
         assert result["prompt"] + result["text"] in out
     assert "tokens/s" in err
+
+
+@in_world(1)
+def test_texts_come_from_the_checkpoint_and_an_empty_prompt_begins_a_document(run_directory: Path) -> None:
+    from megalm.generate.decode import Generator
+    from megalm.parallel.layout import create_layout
+
+    tokenizer = load_tokenizer(run_directory / "tokenizer")
+    config = config_of(tokenizer.vocab_size, TRAINED)
+    generator = Generator(tiny_model(config), create_layout(config.parallel), 32, tokenizer)
+    prompts = [tokenizer.encode(PROMPTS[0]), [tokenizer.eod_id], tokenizer.encode(PROMPTS[2])]
+    expected = generator.generate(prompts, GenerationOptions(**SAMPLED))
+    assert [r["tokens"] for r in generate(run_directory, {})[0]] == [c.tokens for c in expected]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +146,6 @@ def test_a_checkpoint_without_a_tokenizer_is_explained(run_directory: Path, tmp_
         generate(tmp_path / "moved", {})
 
 
-@pytest.mark.slow
 def test_the_command_line_gives_the_same_on_two_ranks(run_directory: Path, alone: Any) -> None:
     command = [sys.executable, "-m", "megalm", "generate", str(run_directory), "--json", "--dtype", "fp64"]
     command += ["--nproc", "2", "--tensor-model-parallel-size", "2", "--max-new-tokens", "12", "--seed", "3"]

@@ -173,6 +173,23 @@ def test_logits_and_token_losses_under_tensor_parallelism_equal_one_process(
     torch.testing.assert_close(losses.flatten(), of_logits, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("tied", ["true", "false"])
+@in_world(2)
+def test_a_rank_that_holds_padding_alone_changes_nothing(tied: str) -> None:
+    """60 tokens padded to 256 over two ranks: the second holds none of them."""
+    small = ("model.vocab_size=60", f"model.tie_embeddings={tied}")
+    tokens, labels = random_tokens(2) % 60, random_tokens(2, seed=1) % 60
+    results = []
+    for layout in ((), (TP2, "model.make_vocab_size_divisible_by=128")):
+        model = tiny_model(tiny_config("llama-tiny", *small, *layout))
+        loss = model(tokens, labels=labels, loss_mask=torch.ones(2, SEQUENCE))
+        loss.backward()
+        results.append((model(tokens), loss, model.decoder.final_layernorm.weight.grad))
+    assert model.columns == (60, 0)[torch.distributed.get_rank()]
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("preset", "overrides"),
     [

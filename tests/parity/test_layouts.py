@@ -50,7 +50,7 @@ MODELS = {
 
 @dataclass
 class Run:
-    """What one rank, or all of them together, found."""
+    """What the world as a whole found; tensors in full."""
 
     losses: list[float]
     norms: list[float]

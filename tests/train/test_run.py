@@ -1,0 +1,225 @@
+"""A run refuses what cannot work before any process group exists, resumes what it should, and leaves its record."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from megalm.checkpoint import find_checkpoint, list_checkpoints
+from megalm.config import load_config, parse_config
+from megalm.dataset import build_dataset
+from megalm.errors import UserError
+from megalm.tokenizer import load_tokenizer, train_bpe
+from megalm.train import run as run_module
+from tests.checkpoint.stored import stored_tensors
+from tests.train.runs import (
+    TP2,
+    VOCABULARY,
+    run_config,
+    step_lines,
+    train,
+    train_in_world,
+    validation_losses,
+)
+
+
+def refusal(config) -> str:
+    """The one line that a configuration is refused with, before anything is built."""
+    with (
+        mock.patch.object(run_module, "create_layout", side_effect=AssertionError("a process group was made")),
+        mock.patch.dict(os.environ),
+        pytest.raises(UserError) as caught,
+    ):
+        os.environ.pop("WORLD_SIZE", None)
+        train(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizers `a` and `b`, and what each made of the same text."""
+    directory: Path = tmp_path_factory.mktemp("text")
+    texts = [f"the {word} of the end and the hand of {word}{n}" for n in range(80) for word in ("sea", "wood")]
+    (directory / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for name, vocabulary in (("a", 270), ("b", 300)):
+        train_bpe([directory / "text.jsonl"], vocabulary, directory / name)
+        build_dataset([directory / "text.jsonl"], directory / name, directory / f"data_{name}", workers=1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A run of 8 steps, stopped after 3."""
+    directory: Path = tmp_path_factory.mktemp("stopped")
+    train_in_world(1, run_config(directory, data, "train.exit_after_steps=3"))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train=[]"], "data.train is empty"),
+        (["train.eval_interval=2", "data.valid=[]"], "data.valid is empty"),
+        (["data.train=[{path: absent}]"], "absent"),
+        (["data.valid=[{path: absent}]", "train.eval_interval=2"], "absent"),
+        (["tokenizer.path=absent"], "no tokenizer at absent"),
+        (["model.vocab_size=null"], "model.vocab_size is unknown"),
+        (["batch.seq_length=30000", "model.max_sequence_length=30000"], "fewer than one window"),
+        ([TP2], "the layout needs a multiple of"),
+        (["batch.micro_batch_size=3"], "is not a multiple of micro_batch_size 3"),
+        (["run.resume=always"], "holds no checkpoint to resume from"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_process_group(
+    tmp_path: Path, data: Path, overrides: list[str], message: str
+) -> None:
+    assert message in refusal(run_config(tmp_path / "run", data, *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_must_fit_the_tokenizer_and_the_vocabulary(tmp_path: Path, data: Path, text_run: Path) -> None:
+    with_a, with_b = (f"{{path: {text_run}/data_{name}_train}}" for name in "ab")
+    a, b = (f"tokenizer.path={text_run / name}" for name in "ab")
+    for overrides, message in [
+        ([a, f"data.train=[{with_b}]"], "was made with tokenizer_hash"),
+        ([b, f"data.train=[{with_b}, {with_a}]"], "was made with tokenizer_hash"),
+        ([f"data.train=[{with_a}, {with_b}]"], "were made with different tokenizers"),
+        ([a, f"data.train=[{with_a}]", "model.vocab_size=200"], "model.vocab_size 200 is smaller"),
+        ([f"data.train=[{with_a}]", "model.vocab_size=200"], "model.vocab_size 200 is smaller"),
+    ]:
+        assert message in refusal(run_config(tmp_path, data, *overrides))
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_run_directory_records_the_resolved_run(
+    tmp_path: Path, data: Path, text_run: Path, with_tokenizer: bool
+) -> None:
+    """The vocabulary comes from the tokenizer, or from what the data say of theirs."""
+    source = text_run / "data_b_train"
+    overrides = ["model.vocab_size=null", f"data.train=[{{path: {source}}}]", "train.exit_after_steps=1"]
+    overrides += [f"tokenizer.path={text_run / 'b'}"] if with_tokenizer else []
+    config = run_config(tmp_path, data, *overrides)
+    train_in_world(1, config)
+    tokenizer = load_tokenizer(text_run / "b")
+    resolved = load_config(tmp_path / "config.yaml")
+    assert resolved.model.vocab_size == tokenizer.vocab_size
+    config.model.vocab_size = tokenizer.vocab_size
+    assert resolved == config == load_config(find_checkpoint(tmp_path) / "config.yaml")
+    lineage = json.loads((tmp_path / "lineage.json").read_text())
+    recorded = json.loads(Path(f"{source}.json").read_text())["bin_sha256"]
+    assert lineage["data"] == {str(source): recorded, str(data / "valid"): None}
+    assert lineage["tokenizer"] == (tokenizer.hash if with_tokenizer else None)
+    if with_tokenizer:
+        assert load_tokenizer(tmp_path / "tokenizer").hash == tokenizer.hash
+
+
+def test_finished_run_resumes_from_its_own_copy_of_the_tokenizer(
+    tmp_path: Path, data: Path, text_run: Path
+) -> None:
+    source = f"data.train=[{{path: {text_run}/data_a_train}}]"
+    overrides = (source, "model.vocab_size=null", "train.exit_after_steps=1")
+    train_in_world(1, run_config(tmp_path, data, *overrides, f"tokenizer.path={text_run / 'a'}"))
+    result = train_in_world(1, run_config(tmp_path, data, *overrides, f"tokenizer.path={tmp_path / 'tokenizer'}"))
+    assert result["step"] == 2
+
+
+def test_resume_auto_begins_and_goes_on_always_insists_never_refuses(
+    tmp_path: Path, data: Path, stopped: Path
+) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    assert list(list_checkpoints(run)) == [3]
+    assert "run.resume is `never`" in refusal(run_config(run, data, "run.resume=never"))
+    stop = "train.exit_after_steps=2"
+    assert train_in_world(1, run_config(run, data, "run.resume=always", stop))["step"] == 5
+    assert train_in_world(1, run_config(run, data, "run.resume=auto", stop))["step"] == 7
+    assert train_in_world(1, run_config(tmp_path / "new", data, "run.resume=never", stop))["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.hidden_size=32",
+        "model.num_layers=4",
+        "model.activation=geglu",
+        "model.rope_theta=500000",
+        "model.tie_embeddings=true",
+        "model.vocab_size=600",
+        "run.seed=5",
+        "batch.seq_length=16",
+    ],
+)
+def test_another_model_seed_or_length_is_refused_in_the_same_directory(
+    data: Path, stopped: Path, override: str
+) -> None:
+    name, _, value = override.partition("=")
+    said = refusal(run_config(stopped, data, override))
+    assert f"holds a run with {name} " in said and "choose another run.dir" in said
+
+
+def test_kernels_padding_dropout_and_layout_may_change_on_the_way(
+    tmp_path: Path, data: Path, stopped: Path
+) -> None:
+    """None but dropout changes the losses; the preset's name is no part of the model."""
+    settings = {
+        "kernels": ("model.attention=plain", "model.norm=plain", "model.cross_entropy=plain"),
+        "chunks and padding": (
+            "model.cross_entropy_chunk_tokens=8",
+            "model.make_vocab_size_divisible_by=64",
+            "model.ffn_hidden_size=176",
+            "parallel.zero_stage=1",
+        ),
+        "dropout": ("model.hidden_dropout=0.1", "model.attention_dropout=0.1"),
+    }
+    losses = {}
+    for name, overrides in {"same": (), **settings}.items():
+        run = shutil.copytree(stopped, tmp_path / name)
+        train_in_world(1, run_config(run, data, *overrides))
+        losses[name] = [line["loss"] for line in step_lines(run)][3:]
+        assert len(losses[name]) == 5
+    for name in ("kernels", "chunks and padding"):
+        assert losses[name] == pytest.approx(losses["same"], rel=1e-5)
+    assert losses["dropout"] != pytest.approx(losses["same"], rel=1e-5)
+    unnamed = load_config(stopped / "config.yaml").model_dump()
+    unnamed["model"] |= {"preset": None}
+    unnamed["run"] |= {"dir": str(tmp_path / "same")}
+    assert train_in_world(1, parse_config(unnamed))["step"] == 8
+
+
+def test_weights_of_another_run_are_taken_and_nothing_else(tmp_path: Path, data: Path, stopped: Path) -> None:
+    """The step, the schedule, the data position and the moments begin anew."""
+    validated = ("train.eval_interval=1", "train.exit_after_steps=1")
+    still = ("optimizer.lr=1e-9", "optimizer.min_lr=0", "train.steps=2", f"run.load={stopped}")
+    goes_on = shutil.copytree(stopped, tmp_path / "goes on")
+    train_in_world(1, run_config(goes_on, data, "optimizer.lr=1e-9", "optimizer.min_lr=0", *validated))
+    train_in_world(1, run_config(tmp_path / "takes", data, *still, *validated))
+    expected = validation_losses(goes_on)[4]
+    assert validation_losses(tmp_path / "takes") == {1: pytest.approx(expected, rel=1e-5)}
+    checkpoint = find_checkpoint(tmp_path / "takes")
+    state = json.loads((checkpoint / "state.json").read_text())
+    assert state["counters"] == {"updates": 1, "steps_begun": 1} and state["cursor"]["next_sample"] == 8
+    found, donor = stored_tensors(checkpoint), stored_tensors(find_checkpoint(stopped))
+    for name, weight in donor.items():
+        if not name.startswith("optimizer."):
+            assert found[name].allclose(weight, atol=1e-7), name
+        elif name.startswith("optimizer.exp_avg."):
+            assert not found[name].allclose(weight, rtol=0.1, atol=0), name
+
+
+def test_run_ends_with_its_figures(tmp_path: Path, data: Path) -> None:
+    result = train_in_world(2, run_config(tmp_path, data, TP2, "train.steps=3", "train.eval_interval=2"))
+    lines = step_lines(tmp_path)
+    assert result == {
+        "loss": lines[-1]["loss"],
+        "grad_norm": lines[-1]["grad_norm"],
+        "valid_loss": validation_losses(tmp_path)[3],
+        "step": 3,
+        "skipped_steps": 0,
+        "rollbacks": 0,
+        "run_dir": str(tmp_path),
+        "layout": "TP2 x PP1 x DP1",
+    }
+    assert VOCABULARY == load_config(tmp_path / "config.yaml").model.vocab_size
