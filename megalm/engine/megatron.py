@@ -1,6 +1,7 @@
 """The engine on Megatron-Core: TP, SP, PP, DP and the sharded optimizer (ZeRO-1)."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -178,11 +179,11 @@ class MegatronEngine:
         """Dropout is a function of (seed, step, rank): nothing to save, nothing that drifts on resume."""
         model = self.config.model
         if model.hidden_dropout or model.attention_dropout:
-            part = self.steps_begun * 1009 + self.layout.dp_rank * self.layout.pp_size + self.layout.pp_rank
+            where = (self.config.run.seed, self.steps_begun, self.layout.dp_rank, self.layout.pp_rank)
+            digest = hashlib.blake2b(repr(where).encode(), digest_size=4).digest()
             tensor_parallel.random.initialize_rng_tracker(force_reset=True)
-            tensor_parallel.model_parallel_cuda_manual_seed(
-                (self.config.run.seed * 1_000_003 + part * 7919) % 2**31
-            )
+            # the library adds small numbers for the tensor-parallel rank
+            tensor_parallel.model_parallel_cuda_manual_seed(int.from_bytes(digest, "little"))
         self.steps_begun += 1
 
     def state(self) -> dict[str, Any]:

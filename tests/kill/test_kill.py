@@ -92,7 +92,9 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
 
 
 def last_step(directory: Path) -> int:
-    return max((line["step"] for line in read_metrics(directory / "metrics.jsonl") if "loss" in line), default=0)
+    return max(
+        (line["step"] for line in read_metrics(directory / "metrics.jsonl") if "loss" in line), default=0
+    )
 
 
 def is_saving(directory: Path) -> bool:
@@ -100,11 +102,12 @@ def is_saving(directory: Path) -> bool:
     return folder.is_dir() and any(name.endswith(".tmp") for name in os.listdir(folder))
 
 
-def is_running(pid: int) -> bool:
+def state_of(pid: int) -> str:
+    """The kernel's letter for a process's state: Z has ended, T is stopped."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "Z"
 
 
 def assert_goes_on(directory: Path, data: Path, undisturbed: list[dict]) -> None:
@@ -132,7 +135,7 @@ def test_run_goes_on_after_one_rank_was_killed_in_a_step(
     assert code == 1
     assert f"rank {rank} failed (killed by SIGKILL)" in errors
     assert "Traceback" not in errors
-    assert not any(map(is_running, ranks.values()))
+    assert [state_of(pid) for pid in ranks.values()] == ["Z", "Z"]
     assert 2 * INTERVAL <= last_step(run) < STEPS
     assert list_checkpoints(run)
     assert_goes_on(run, data, undisturbed)
@@ -147,6 +150,7 @@ def stop_in_a_save(process: subprocess.Popen[str], run: Path) -> list[int]:
         wait_for(process, lambda: is_saving(run))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
+        wait_for(process, lambda: all(state_of(pid) == "T" for pid in pids))
         if is_saving(run):
             return pids
         for pid in pids:

@@ -68,7 +68,8 @@ def test_resumed_run_leaves_the_files_of_an_undisturbed_one(
     assert validation_losses(tmp_path / "parts") == validation_losses(tmp_path / "whole")
     assert list(validation_losses(tmp_path / "whole")) == [3, 6, 8]
     parts, whole = (
-        json.loads((find_checkpoint(tmp_path / name) / "state.json").read_text()) for name in ("parts", "whole")
+        json.loads((find_checkpoint(tmp_path / name) / "state.json").read_text())
+        for name in ("parts", "whole")
     )
     assert parts == whole
     assert whole["cursor"] == {"next_sample": 8 * GLOBAL_BATCH, "skipped": []}
@@ -86,7 +87,9 @@ def plain_validation_loss(config: Config, checkpoint: Path) -> float:
     batch = open_stream(config, config.data.valid, None).batch(torch.arange(3 * GLOBAL_BATCH).numpy())
     microbatches = split_samples(batch, engine.layout.device, GLOBAL_BATCH)
     logits_BSV = torch.cat(
-        engine.forward(microbatches, lambda model, m: model(m.tokens_BS, m.forward_state()), lambda out, _: out)
+        engine.forward(
+            microbatches, lambda model, m: model(m.tokens_BS, m.forward_state()), lambda out, _: out
+        )
     )
     labels_BS = torch.cat([microbatch.labels_BS for microbatch in microbatches])
     assert logits_BSV.shape == (3 * GLOBAL_BATCH, SEQUENCE, VOCABULARY)

@@ -49,10 +49,23 @@ def without(_: Config, read: ChangeBatch, positions: np.ndarray, first: int, sto
     return read(np.where(positions >= first, positions + (stop - first), positions))
 
 
-def poisoned_and_damaged(config: Config, read: ChangeBatch, positions: np.ndarray, first: int, stop: int) -> Any:
+def poisoned_and_damaged(
+    config: Config, read: ChangeBatch, positions: np.ndarray, first: int, stop: int
+) -> Any:
     """At the first bad samples the newest checkpoint breaks, too."""
     if first in positions:
         (find_checkpoint(config.run.dir) / "state.json").write_text("")
+    return poisoned(config, read, positions, first, stop, every=1)
+
+
+def poisoned_and_cut_off(
+    config: Config, read: ChangeBatch, positions: np.ndarray, first: int, stop: int
+) -> Any:
+    """The first time that the run comes past the bad samples, it ends."""
+    mark = Path(config.run.dir) / "was here"
+    if stop in positions and not mark.exists():
+        mark.touch()
+        raise InterruptedError("the power went out")
     return poisoned(config, read, positions, first, stop, every=1)
 
 
@@ -126,9 +139,7 @@ def test_run_that_goes_back_too_often_ends_with_an_error(tmp_path: Path, data: P
     with pytest.raises(RankError, match=r"TrainingDiverged: .* after 2 rollbacks \(train.max_rollbacks\)"):
         run_distributed(train_on, 2, config, "poisoned", 24, 10**9, 8)
     told = [event for event in events(tmp_path) if event.startswith("rolled back")]
-    assert told == [
-        f"rolled back to step 3, past samples {samples}" for samples in ("24 to 39", "40 to 55")
-    ]
+    assert told == [f"rolled back to step 3, past samples {samples}" for samples in ("24 to 39", "40 to 55")]
     assert len([event for event in events(tmp_path) if "skipped" in event]) == 6
 
 
@@ -143,10 +154,31 @@ def test_without_a_checkpoint_the_run_goes_on_past_the_bad_samples(tmp_path: Pat
 def test_run_goes_back_past_a_damaged_checkpoint(tmp_path: Path, data: Path) -> None:
     """The checkpoint of step 4 breaks while steps 5 and 6 are bad."""
     settings = (
-        "checkpoint.interval=2", "checkpoint.async_save=false", "data.prefetch=0", "train.max_nonfinite_steps=2",
-    )  # fmt: skip
+        "checkpoint.interval=2",
+        "checkpoint.async_save=false",
+        "data.prefetch=0",
+        "train.max_nonfinite_steps=2",
+    )
     config = run_config(tmp_path / "run", data, *settings)
     run_distributed(train_on, 1, config, "poisoned_and_damaged", 32, 48)
     run_distributed(train_on, 1, run_config(tmp_path / "clean", data, *settings), "without", 32, 48)
     assert "rolled back to step 2, past samples 32 to 47" in events(tmp_path / "run")
+    assert step_lines(tmp_path / "run") == step_lines(tmp_path / "clean")
+
+
+def test_run_that_ends_right_after_going_back_resumes_from_where_it_went(tmp_path: Path, data: Path) -> None:
+    """Steps 4 and 5 are bad; the checkpoint of step 4, made between them, must not come back."""
+    settings = (
+        "checkpoint.interval=2",
+        "checkpoint.async_save=false",
+        "data.prefetch=0",
+        "train.max_nonfinite_steps=2",
+    )
+    config = run_config(tmp_path / "run", data, *settings)
+    with pytest.raises(RankError, match="the power went out"):
+        run_distributed(train_on, 1, config, "poisoned_and_cut_off", 24, 40)
+    assert "rolled back to step 2, past samples 24 to 39" in events(tmp_path / "run")
+    assert list(list_checkpoints(tmp_path / "run")) == [2]
+    run_distributed(train_on, 1, config, "poisoned_and_cut_off", 24, 40)
+    run_distributed(train_on, 1, run_config(tmp_path / "clean", data, *settings), "without", 24, 40)
     assert step_lines(tmp_path / "run") == step_lines(tmp_path / "clean")

@@ -29,7 +29,9 @@ from tests.train.runs import (
 def refusal(config) -> str:
     """The one line that a configuration is refused with, before anything is built."""
     with (
-        mock.patch.object(run_module, "create_layout", side_effect=AssertionError("a process group was made")),
+        mock.patch.object(
+            run_module, "create_layout", side_effect=AssertionError("a process group was made")
+        ),
         mock.patch.dict(os.environ),
         pytest.raises(UserError) as caught,
     ):
@@ -43,7 +45,9 @@ def refusal(config) -> str:
 def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizers `a` and `b`, and what each made of the same text."""
     directory: Path = tmp_path_factory.mktemp("text")
-    texts = [f"the {word} of the end and the hand of {word}{n}" for n in range(80) for word in ("sea", "wood")]
+    texts = [
+        f"the {word} of the end and the hand of {word}{n}" for n in range(80) for word in ("sea", "wood")
+    ]
     (directory / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     for name, vocabulary in (("a", 270), ("b", 300)):
         train_bpe([directory / "text.jsonl"], vocabulary, directory / name)
@@ -123,7 +127,9 @@ def test_finished_run_resumes_from_its_own_copy_of_the_tokenizer(
     source = f"data.train=[{{path: {text_run}/data_a_train}}]"
     overrides = (source, "model.vocab_size=null", "train.exit_after_steps=1")
     train_in_world(1, run_config(tmp_path, data, *overrides, f"tokenizer.path={text_run / 'a'}"))
-    result = train_in_world(1, run_config(tmp_path, data, *overrides, f"tokenizer.path={tmp_path / 'tokenizer'}"))
+    result = train_in_world(
+        1, run_config(tmp_path, data, *overrides, f"tokenizer.path={tmp_path / 'tokenizer'}")
+    )
     assert result["step"] == 2
 
 
