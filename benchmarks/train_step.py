@@ -3,7 +3,7 @@
 
 Every contender does the whole step: forward, loss, backward, gradient norm and clipping, AdamW. bf16 means bf16 matmuls with
 fp32 master weights: autocast for the peers, bf16 weights beside fp32 masters for megalm. The yardstick is the machine's own
-rate of square matmuls in the same number format, measured between the rounds.
+rate of square matmuls (1024^3 on a CPU, 8192^3 on CUDA) in the same number format, measured between the rounds.
 
     python benchmarks/train_step.py [--dtype bf16] [--nanogpt /path/to/nanoGPT/model.py] [--profile]
 
@@ -27,10 +27,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megalm.config import Config, parse_config
+from megalm.device_rate import matmul_flops_per_second
 from megalm.engine.base import MicroBatch
 from megalm.engine.megatron import MegatronEngine
 from megalm.parallel.layout import create_layout
-from megalm.train.callbacks.device_rate import matmul_flops_per_second
 from megalm.train.pretrain import NextTokenLoss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

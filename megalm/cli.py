@@ -110,11 +110,11 @@ def train(
 
     Goes on from the run directory's last good checkpoint if there is one, also under another layout.
     """
-    from megalm.config import load_config
+    from megalm.config import data_parallel_size, load_config
 
     resolved = load_config(config, [*(overrides or []), *(["run.resume=always"] if resume else [])])
     if nproc is not None and not launch.in_world():
-        resolved.check_world_size(nproc)
+        data_parallel_size(resolved, nproc)
         _start_world(context, nproc)
     from megalm.train import run
 

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 import megalm
 from megalm import kernels
+from megalm.device_rate import matmul_flops_per_second
 from megalm.parallel._expected import SUPPORTED_VERSION
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy")
@@ -23,6 +23,7 @@ def report() -> dict[str, Any]:
     packages = {name: _version(name) for name in PACKAGES}
     found = kernels.detect()
     devices = _devices()
+    device = torch.device("cuda" if devices else "cpu")
     return {
         "megalm": megalm.__version__,
         "python": platform.python_version(),
@@ -36,7 +37,8 @@ def report() -> dict[str, Any]:
         "devices": devices,
         "backend": "nccl" if torch.cuda.is_available() else "gloo",
         "matmul_tflops": {
-            str(dtype)[6:]: round(matmul_tflops(dtype), 3) for dtype in (torch.float32, torch.bfloat16)
+            str(dtype)[6:]: round(matmul_flops_per_second(dtype, device) / 1e12, 3)
+            for dtype in (torch.float32, torch.bfloat16)
         },
         "packages": packages,
         "kernels": [_kernel_row(kernel) for kernel in found.values()],
@@ -59,22 +61,6 @@ def render(report: dict[str, Any]) -> str:
     ]
     lines += ["", *(f"warning: {warning}" for warning in report["warnings"])] if report["warnings"] else []
     return "\n".join(lines)
-
-
-def matmul_tflops(dtype: torch.dtype, repeats: int = 5) -> float:
-    """Best rate of a square matmul on this process's device, in TFLOP/s (2 n^3 operations each)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 8192 if device == "cuda" else 1024
-    a_NN = torch.randn(size, size, device=device).to(dtype)
-    b_NN = torch.randn(size, size, device=device).to(dtype)
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        a_NN @ b_NN
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds[1:]) / 1e12
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -136,7 +136,3 @@ def test_memory_is_the_control_groups_limit_where_that_is_lower(monkeypatch, tmp
     assert doctor._memory_bytes() == 2**30 < machine
     limit.write_text("max\n")
     assert doctor._memory_bytes() == machine
-
-
-def test_matmul_rate_is_a_plausible_number_of_teraflops():
-    assert 1e-4 < doctor.matmul_tflops(torch.float32, repeats=2) < 1e4

@@ -74,7 +74,7 @@ class CheckpointWriter:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to save the engine and `state` (JSON); returns when the tensors are copied, not when they are written.
 
-        A checkpoint of the same step is replaced, unless it is the one this process saved or resumed from last.
+        Nothing happens if this process has saved that step already, or resumed from it.
         """
         self.finish()
         if step == self.newest_step:
@@ -160,10 +160,7 @@ class CheckpointWriter:
         write_manifest(save.temporary, digests)
         for directory in (save.temporary / TENSORS, save.temporary):
             atomic.sync_directory(directory)
-        final = save.temporary.with_name(checkpoint_name(save.step))
-        if final.exists():
-            discard(final)
-        save.temporary.rename(final)
+        save.temporary.rename(save.temporary.with_name(checkpoint_name(save.step)))
         atomic.sync_directory(save.temporary.parent)
         prune(self.run_directory, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
 

@@ -303,9 +303,3 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
-
-    def check_world_size(self, world_size: int) -> int:
-        """Return the data-parallel size on `world_size` processes, or raise UserError with the arithmetic."""
-        from megalm.config.checks import data_parallel_size
-
-        return data_parallel_size(self, world_size)

@@ -13,7 +13,7 @@ import megalm
 from megalm import atomic
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
 from megalm.checkpoint.read import shared_list
-from megalm.config import Config, dump_config
+from megalm.config import Config, data_parallel_size, dump_config
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.megatron import MegatronEngine
 from megalm.errors import UserError
@@ -49,7 +49,7 @@ def main(config: Config) -> dict[str, Any]:
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
-    config.check_world_size(_world_size())
+    data_parallel_size(config, _world_size())
     directory = Path(config.run.dir)
     _check_directory(config, directory)
 

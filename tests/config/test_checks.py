@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from megalm.config import parse_config
+from megalm.config import data_parallel_size, parse_config
 from megalm.errors import UserError
 
 TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_parallel_size"
@@ -38,18 +38,18 @@ def test_impossible_configuration_is_refused_with_its_numbers(overrides, expecte
 
 def test_world_size_must_be_a_multiple_of_the_model_parallel_size():
     config = parse_config({}, [f"{TP}=2", f"{PP}=2"])
-    assert config.check_world_size(8) == 2
+    assert data_parallel_size(config, 8) == 2
     with pytest.raises(UserError, match=r"TP 2 x PP 2 = 4 processes, but there are 6"):
-        config.check_world_size(6)
+        data_parallel_size(config, 6)
 
 
 def test_global_batch_must_be_a_multiple_of_microbatch_times_data_parallel_size():
     config = parse_config({}, ["batch.micro_batch_size=2", "batch.global_batch_size=8"])
-    assert config.check_world_size(4) == 4
+    assert data_parallel_size(config, 4) == 4
     with pytest.raises(
         UserError, match=r"8 is not a multiple of micro_batch_size 2 x data-parallel size 3 = 6"
     ):
-        config.check_world_size(3)
+        data_parallel_size(config, 3)
 
 
 def test_configuration_does_not_import_torch():

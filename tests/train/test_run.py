@@ -161,7 +161,7 @@ def test_resume_auto_begins_and_goes_on_always_insists_never_refuses(
 def test_another_model_seed_or_length_is_refused_in_the_same_directory(
     data: Path, stopped: Path, override: str
 ) -> None:
-    name, _, value = override.partition("=")
+    name = override.partition("=")[0]
     said = refusal(run_config(stopped, data, override))
     assert f"holds a run with {name} " in said and "choose another run.dir" in said
 
