@@ -122,3 +122,18 @@ def test_validation_leaves_training_alone(tmp_path: Path, data: Path) -> None:
     train_in_world(1, run_config(tmp_path / "without", data, *settings))
     train_in_world(1, run_config(tmp_path / "with", data, *settings, "train.eval_interval=1"))
     assert step_lines(tmp_path / "with") == step_lines(tmp_path / "without")
+
+
+def test_validation_runs_without_dropout(tmp_path: Path, data: Path) -> None:
+    """Weights that stand still give the same number each time."""
+    settings = (
+        "model.preset=gpt2-tiny",
+        "model.hidden_dropout=0.5",
+        "optimizer.lr=1e-12",
+        "optimizer.min_lr=0",
+    )
+    train_in_world(1, run_config(tmp_path, data, *settings, "train.steps=3", "train.eval_interval=1"))
+    first, *others = validation_losses(tmp_path).values()
+    assert others == pytest.approx([first] * 2, rel=1e-6)
+    losses = [line["loss"] for line in step_lines(tmp_path)]
+    assert losses != pytest.approx([first] * 3, rel=1e-4)
