@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megalm.config import Config, parse_config
-from megalm.engine.base import MicroBatch, to_microbatches
+from megalm.engine.base import MicroBatch, local_samples, split_samples
 from megalm.engine.megatron import MegatronEngine
 from megalm.model.gpt import GPT, build_model
 from megalm.parallel.layout import Layout, create_layout
@@ -74,3 +74,10 @@ def tiny_engine(config: Config) -> MegatronEngine:
 def random_tokens(rows: int, length: int = SEQUENCE, seed: int = 0) -> Tensor:
     """Token ids (rows, length)."""
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def to_microbatches(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
+    """This data-parallel rank's microbatches of a whole global batch of numpy arrays."""
+    mine = local_samples(len(batch.tokens_BS), layout, micro_batch_size)
+    part = type(batch)(**{name: None if a is None else a[mine] for name, a in vars(batch).items()})
+    return split_samples(part, layout.device, micro_batch_size)

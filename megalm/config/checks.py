@@ -95,6 +95,11 @@ def _check_schedule(config: Config) -> None:
     optimizer, steps = config.optimizer, config.train.steps
     if optimizer.min_lr > optimizer.lr:
         raise UserError(f"optimizer.min_lr {optimizer.min_lr} exceeds optimizer.lr {optimizer.lr}")
+    if optimizer.schedule == "wsd" and optimizer.warmup_steps + (optimizer.decay_steps or 0) > steps > 0:
+        raise UserError(
+            f"optimizer.warmup_steps {optimizer.warmup_steps} + decay_steps {optimizer.decay_steps or 0} exceed "
+            f"train.steps {steps}: wsd warms up, stays, then decays within the run"
+        )
     decay = optimizer.decay_steps or steps
     if optimizer.schedule in ("cosine", "linear") and steps and optimizer.warmup_steps > decay:
         raise UserError(

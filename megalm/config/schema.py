@@ -77,7 +77,7 @@ class ModelConfig(Section):
     attention: str = Field(
         "auto",
         description="Core attention: `torch` is scaled_dot_product_attention, `matmul` batched matmuls that keep the "
-        "weights (short bf16 sequences on a CPU), `plain` the paper's formula; `auto` picks the fastest.",
+        "weights (short sequences on a CPU), `plain` the paper's formula; `auto` picks the fastest.",
     )
     norm: str = Field(
         "auto", description="Norm kernel: `torch` is torch's fused one, `plain` the paper's formula."
@@ -235,7 +235,8 @@ class PrecisionConfig(Section):
         "fp32", description="Of weights and activations; bf16 keeps fp32 master weights."
     )
     grad_reduce_dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Gradients are summed over microbatches and ranks in this (fp64 runs use fp64)."
+        "fp32",
+        description="bf16 runs sum gradients over microbatches and ranks in this; others in their own format.",
     )
 
 

@@ -1,7 +1,7 @@
 """What an engine is, and what a task gives it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,7 +52,6 @@ class Metrics:
     grad_norm: float
     weight: float
     skipped: bool
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -104,14 +103,5 @@ def split_samples(batch: Any, device: torch.device, micro_batch_size: int) -> li
     arrays = [batch.tokens_BS, batch.labels_BS, batch.loss_mask_BS]
     if batch.segments_BS is not None:
         arrays += [batch.positions_BS, batch.segments_BS]
-    tensors = [
-        torch.from_numpy(array).to(device, non_blocking=True).split(micro_batch_size) for array in arrays
-    ]
+    tensors = [torch.from_numpy(array).to(device).split(micro_batch_size) for array in arrays]
     return [MicroBatch(*parts) for parts in zip(*tensors, strict=True)]
-
-
-def to_microbatches(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
-    """This data-parallel rank's microbatches of a whole global batch of numpy arrays."""
-    mine = local_samples(len(batch.tokens_BS), layout, micro_batch_size)
-    part = type(batch)(**{name: None if a is None else a[mine] for name, a in vars(batch).items()})
-    return split_samples(part, layout.device, micro_batch_size)

@@ -14,14 +14,15 @@ def global_norm(optimizer: Any, device: torch.device) -> Tensor:
     `optimizer` is Megatron-Core's: it knows which gradients here are replicas of others. The sum runs in float64, so
     that the layout does not show in it.
     """
-    squares = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for part in optimizer.chained_optimizers:
         gradients = part.get_main_grads_for_grad_norm()
+        squares = torch.zeros_like(total)
         if gradients:
-            norms = torch.stack(torch._foreach_norm(gradients))
-            squares += norms.double().square().sum()
+            squares += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
         dist.all_reduce(squares, group=part.get_grad_stats_parallel_group())
-    return squares.sqrt()
+        total += squares
+    return total.sqrt()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from megalm.config.schema import OptimizerConfig
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Learning rate of the update that ends step `step` (the first is 1) of a run of `total_steps`.
 
-    Linear warm-up from 0 to `lr` over `warmup_steps`, then the schedule's shape, never below `min_lr`:
+    Linear warm-up from 0 to `lr` over `warmup_steps`, then the schedule's shape, down to `min_lr`:
     cosine (arXiv:1608.03983), linear, wsd (arXiv:2404.06395: the last `decay_steps`, default a tenth of the run, fall
     linearly), constant, inverse_sqrt (arXiv:1706.03762, eq. 3).
     """

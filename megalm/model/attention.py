@@ -28,7 +28,7 @@ class CoreAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer_number = layer_number
-        self.function = ATTENTIONS[config.attention_kernel]
+        self.function = ATTENTIONS[config.model.attention]
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.sequence_parallel = config.sequence_parallel
         model = config.model
@@ -67,7 +67,9 @@ class CoreAttention(nn.Module):
         if self.slopes_N is None:
             return mask
         if "alibi" not in state.memo:
-            bias = alibi_bias(self.slopes_N.to(query_BNSD.device), state, queries, keys).to(query_BNSD.dtype)
+            wide = torch.float64 if query_BNSD.dtype == torch.float64 else torch.float32
+            slopes_N = self.slopes_N.to(query_BNSD.device, wide)
+            bias = alibi_bias(slopes_N, state, queries, keys).to(query_BNSD.dtype)
             if mask is None:
                 mask = torch.ones(queries, keys, dtype=torch.bool, device=query_BNSD.device).tril()
             state.memo["alibi"] = bias.masked_fill(~mask, -math.inf)

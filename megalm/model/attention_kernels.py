@@ -25,47 +25,75 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
 def torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """The same through torch's fused kernels (cuDNN or flash attention on CUDA)."""
     grouped = query.shape[1] != key.shape[1]
+    if grouped and mask is not None and query.device.type == "cuda":
+        # the fused CUDA kernels take a mask or grouped heads, not both; the fallback would hold S x S in fp32
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
+        grouped = False
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
     )
 
 
+QUERY_BLOCK = 128
+
+
 class _CausalMatmul(torch.autograd.Function):
-    """Causal attention in five batched matmuls; the query heads that share a key head are rows of one matmul."""
+    """Causal attention in batched matmuls, a block of queries at a time, so that most of what is masked is never computed.
+
+    The query heads that share a key head are rows of one matmul: shapes are (B x key heads, sharing heads, S, D).
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, length, width = query.shape
         groups = key.shape[1]
-        rows = heads // groups * length
-        ctx.scale, ctx.shape = 1 / math.sqrt(width), query.shape
-        query, key, value = (x.reshape(batch * groups, -1, width) for x in (query, key, value))
-        ahead = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-        bias = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(ahead, -math.inf)
-        bias = bias.repeat(heads // groups, 1).expand(batch * groups, rows, length)
-        weights = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=ctx.scale).softmax(-1)
-        ctx.save_for_backward(query, key, value, weights)
-        return torch.bmm(weights, value).view(batch, heads, length, width)
+        ctx.scale = 1 / math.sqrt(width)
+        query = query.reshape(batch * groups, heads // groups, length, width)
+        key, value = (x.reshape(batch * groups, length, width) for x in (key, value))
+        output = torch.empty_like(query)
+        kept = []
+        for start in range(0, length, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, length)
+            rows = query[:, :, start:stop].flatten(1, 2)
+            ahead = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).triu(start + 1)
+            bias = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(ahead, -math.inf)
+            bias = bias.repeat(heads // groups, 1).expand(len(query), -1, -1)
+            scores = torch.baddbmm(bias, rows, key[:, :stop].transpose(1, 2), alpha=ctx.scale)
+            weights = scores.softmax(-1)
+            output[:, :, start:stop] = torch.bmm(weights, value[:, :stop]).view_as(query[:, :, start:stop])
+            kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        return output.view(batch, heads, length, width)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        query, key, value, weights = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
+        batch, length, width = gradient.shape[0], query.shape[2], query.shape[3]
+        shape = gradient.shape
         gradient = gradient.reshape(query.shape)
-        grad_value = torch.bmm(weights.transpose(1, 2), gradient)
-        grad_weights = torch.bmm(gradient, value.transpose(1, 2))
-        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        grad_query = torch.bmm(grad_scores, key).mul_(ctx.scale)
-        grad_key = torch.bmm(grad_scores.transpose(1, 2), query).mul_(ctx.scale)
-        batch, _, length, width = ctx.shape
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+        for number, weights in enumerate(kept):
+            start = number * QUERY_BLOCK
+            stop = min(start + QUERY_BLOCK, length)
+            rows, grad_rows = (x[:, :, start:stop].flatten(1, 2) for x in (query, gradient))
+            grad_value[:, :stop].baddbmm_(weights.transpose(1, 2), grad_rows)
+            grad_weights = torch.bmm(grad_rows, value[:, :stop].transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_rows = torch.bmm(grad_scores, key[:, :stop]).mul_(ctx.scale)
+            grad_query[:, :, start:stop] = grad_rows.view_as(query[:, :, start:stop])
+            grad_key[:, :stop].baddbmm_(grad_scores.transpose(1, 2), rows, alpha=ctx.scale)
         shared = (batch, -1, length, width)
-        return grad_query.view(ctx.shape), grad_key.view(shared), grad_value.view(shared)
+        return grad_query.view(shape), grad_key.view(shared), grad_value.view(shared)
 
 
 def matmul_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """Batched matmuls that keep the S x S weights for the backward pass: faster than torch's kernel for short bf16
-    sequences on a CPU. With a mask or dropout it is torch's kernel."""
+    """Batched matmuls that keep the weights for the backward pass: faster than torch's kernel for short sequences on a CPU.
+
+    With a mask or dropout it is torch's kernel.
+    """
     if mask is not None or dropout:
         return torch_attention(query, key, value, mask, dropout)
     return _CausalMatmul.apply(query, key, value)
@@ -73,7 +101,7 @@ def matmul_attention(
 
 def auto_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Torch's kernel, except where `matmul_attention` measured faster (docs/notebook.md)."""
-    short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= 512
+    short = query.device.type == "cpu" and query.shape[2] <= 512
     kernel = matmul_attention if short else torch_attention
     return kernel(query, key, value, mask, dropout)
 

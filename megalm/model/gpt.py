@@ -97,7 +97,9 @@ class GPT(GPTModel):
             )
         else:
             hidden_SBH = copy_to_tensor_model_parallel_region(hidden_states, group=group)
-        weight_VH = self.output_weight()[: self.columns]
+        weight_VH = self.output_weight()
+        if self.columns < len(weight_VH):  # a slice costs a whole gradient's copy
+            weight_VH = weight_VH[: self.columns]
         if labels is not None and loss_mask is not None and self.fused_cross_entropy:
             return linear_cross_entropy(
                 hidden_SBH.flatten(0, 1),

@@ -76,7 +76,7 @@ def alibi_bias(slopes_N: Tensor, state: ForwardState, queries: int, keys: int) -
         # inside one document distances do not depend on where positions restart
         query_positions_BS = torch.arange(queries, device=device)[None]
     distance_BSK = key_positions[None, None, :] - query_positions_BS[:, :, None]
-    return slopes_N[None, :, None, None] * distance_BSK[:, None]
+    return slopes_N[None, :, None, None] * distance_BSK[:, None].to(slopes_N.dtype)
 
 
 def sinusoidal_table(length: int, width: int) -> Tensor:

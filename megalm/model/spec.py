@@ -39,8 +39,6 @@ class MegatronConfig(TransformerConfig):
     """Megatron-Core's configuration plus what our own modules read."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    attention_kernel: str = "torch"
-    norm_kernel: str = "torch"
 
 
 def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
@@ -87,8 +85,6 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         model=model,
-        attention_kernel=model.attention,
-        norm_kernel=model.norm,
     )
     # the library reads only these bits of the precision; its own casts and scalers stay out of it
     result.bf16 = dtype == torch.bfloat16

@@ -28,6 +28,10 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
         (["model.position_embedding=learned", "batch.seq_length=2048"], "max_sequence_length"),
         (["optimizer.min_lr=1"], "min_lr 1"),
         (["optimizer.warmup_steps=200"], "warmup_steps 200"),
+        (
+            ["optimizer.schedule=wsd", "optimizer.warmup_steps=50", "optimizer.decay_steps=60"],
+            "50 \\+ decay_steps 60",
+        ),
     ],
 )
 def test_impossible_configuration_is_refused_with_its_numbers(overrides, expected):

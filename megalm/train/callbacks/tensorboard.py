@@ -33,7 +33,7 @@ class TensorBoard(Callback):
         self._last_step = record.step
         if record.step % run.config.logging.interval == 0:
             metrics = record.metrics
-            train = {"loss": metrics.loss, "grad_norm": metrics.grad_norm, "lr": record.lr} | metrics.extra
+            train = {"loss": metrics.loss, "grad_norm": metrics.grad_norm, "lr": record.lr}
             self._write({f"train/{name}": value for name, value in train.items()}, record.step)
             self._write({f"throughput/{name}": value for name, value in record.values.items()}, record.step)
 
