@@ -1,5 +1,6 @@
 """The `megalm` command: each sub-command parses, calls one public function and prints; nothing heavy is imported before."""
 
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,17 @@ import megalm
 from megalm import launch
 from megalm.cli_data import dataset_app, tokenizer_app
 from megalm.errors import UserError
+
+# what the system says of files and directories that are the user's to mend
+_USERS_FILES = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 app = typer.Typer(
     name="megalm",
@@ -71,6 +83,9 @@ def _mistake(error: Exception) -> str | None:
         bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
         line = "No sub-command given." if bare else " ".join(error.format_message().split())
         return f"{line} (see `{where} --help`)"
+    if isinstance(error, OSError) and error.errno in _USERS_FILES:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; check the path, its permissions and the space left"
     if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
         first = error.errors(include_url=False)[0]  # type: ignore[attr-defined]
         return f"`{'.'.join(map(str, first['loc']))}` = {first['input']!r}: {first['msg']}"

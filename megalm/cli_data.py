@@ -40,6 +40,7 @@ def train(
     text_key: TextKey = "text",
     sample_by: SampleBy = "document",
     sample_bytes: Annotated[int | None, typer.Option(help="Train on about so many bytes of text.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the tokenizer that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a byte-level BPE tokenizer."""
@@ -53,6 +54,7 @@ def train(
         text_key=text_key,
         sample_by=sample_by,  # type: ignore[arg-type]  # checked by train_bpe
         sample_bytes=sample_bytes,
+        overwrite=overwrite,
         progress=sys.stderr.isatty(),
     )
     _print(as_json, {"output": str(output), **_describe(tokenizer)})

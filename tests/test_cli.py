@@ -1,5 +1,6 @@
 """The command line: quick help, one line and code 2 for a user's mistake, code 1 and a traceback for ours."""
 
+import errno
 import json
 import os
 import subprocess
@@ -141,6 +142,15 @@ def test_failure_of_ours_is_a_traceback_and_code_1(capsys, monkeypatch):
     monkeypatch.setattr("megalm.config.load_config", lambda *_: 1 / 0)
     assert cli.main(["train", "x.yaml"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ENOSPC])
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number), "out/file")
+
+    monkeypatch.setattr("megalm.config.load_config", refuse)
+    assert f"out/file: {os.strerror(number)}; check" in mistake(capsys, "train", "config.yaml")
 
 
 def test_interrupt_is_code_130_without_a_traceback(capsys, monkeypatch):

@@ -25,6 +25,7 @@ def train_bpe(
     text_key: str = "text",
     sample_by: SampleBy = "document",
     sample_bytes: int | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> Tokenizer:
     """Train on the documents of `inputs` and write `output`/tokenizer.json and `output`/megalm.json.
@@ -33,7 +34,8 @@ def train_bpe(
     is id 0 and ends documents; `special_tokens` follow as ids 1, 2, ... `sample_bytes` limits the training
     text: each input gives its first documents up to its share, by file size. Equal inputs give equal files.
     Returns the tokenizer, whose vocabulary is smaller than `vocab_size` where the text has too few pairs to
-    merge. Raises UserError for unreadable inputs or a `vocab_size` below 256 + the special tokens.
+    merge. Raises UserError for unreadable or empty inputs, a `vocab_size` below 256 + the special tokens, or a
+    tokenizer that is there already (datasets may have been made with it) unless `overwrite`.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -45,6 +47,15 @@ def train_bpe(
             f"{BYTES + len(specials)}; raise vocab_size"
         )
     check_sample_by(sample_by)
+    if "" in specials:
+        raise UserError("a special token is empty; give it a text")
+    if sample_bytes is not None and sample_bytes < 1:
+        raise UserError(f"sample_bytes is {sample_bytes}; it must be at least 1")
+    output = Path(output)
+    if (output / TOKENIZER_NAME).exists() and not overwrite:
+        raise UserError(
+            f"{output} holds a tokenizer, with which datasets may have been made; choose another directory or --overwrite"
+        )
     files = expand_inputs(inputs)
 
     backend = Backend(models.BPE())
@@ -58,7 +69,6 @@ def train_bpe(
     )
     backend.train_from_iterator(_training_texts(files, text_key, sample_by, sample_bytes), trainer)
 
-    output = Path(output)
     atomic.write_text(output / TOKENIZER_NAME, backend.to_str(pretty=True))
     (output / METADATA_NAME).unlink(missing_ok=True)
     tokenizer = load_tokenizer(output, eod_token=EOD_TOKEN)
@@ -73,11 +83,15 @@ def _training_texts(
     files: list[Path], text_key: str, sample_by: SampleBy, sample_bytes: int | None
 ) -> Iterator[str]:
     total = sum(path.stat().st_size for path in files)
+    empty = True
     for path in files:
         budget = None if sample_bytes is None else sample_bytes * path.stat().st_size / max(total, 1)
         used = 0
         for document in read_documents(path, text_key, sample_by):
             yield document.text
+            empty = empty and not document.text
             used += len(document.text.encode())
             if budget is not None and used >= budget:
                 break
+    if empty:
+        raise UserError(f"no text in {', '.join(map(str, files))}; give files that hold some")

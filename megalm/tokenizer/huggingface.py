@@ -42,6 +42,9 @@ class HuggingFaceTokenizer:
         return content_hash(self._content)
 
     def encode(self, text: str) -> list[int]:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            # what Python makes of bytes from the command line that are no UTF-8
+            raise UserError("the text holds bytes that are not UTF-8; convert it first")
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:

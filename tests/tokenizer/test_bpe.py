@@ -89,7 +89,7 @@ def test_another_text_key(tmp_path):
 
 def test_trained_again_in_place_the_metadata_fits(source, tmp_path):
     train_bpe([source], 300, tmp_path / "t")
-    again = train_bpe([source], 310, tmp_path / "t")
+    again = train_bpe([source], 310, tmp_path / "t", overwrite=True)
     assert load_tokenizer(tmp_path / "t").hash == again.hash
 
 
@@ -100,4 +100,24 @@ def test_user_errors(source, tmp_path):
         train_bpe([source], 300, tmp_path / "t", text_key="body")
     with pytest.raises(UserError, match="sample_by is 'word'"):
         train_bpe([source], 300, tmp_path / "t", sample_by="word")
+    with pytest.raises(UserError, match="special token is empty"):
+        train_bpe([source], 300, tmp_path / "t", special_tokens=[""])
+    with pytest.raises(UserError, match="sample_bytes is -1"):
+        train_bpe([source], 300, tmp_path / "t", sample_bytes=-1)
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match="no text in .*empty.txt"):
+        train_bpe([tmp_path / "empty.txt"], 300, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_a_tokenizer_that_is_there_is_not_replaced_unasked(source, tmp_path):
+    before = train_bpe([source], 300, tmp_path / "t")
+    with pytest.raises(UserError, match="--overwrite"):
+        train_bpe([source], 310, tmp_path / "t")
+    assert load_tokenizer(tmp_path / "t").hash == before.hash
+
+
+def test_text_that_is_not_unicode_is_refused(source, tmp_path):
+    tokenizer = train_bpe([source], 300, tmp_path / "t")
+    with pytest.raises(UserError, match="not UTF-8"):
+        tokenizer.encode("caf\udce9")
