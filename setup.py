@@ -23,13 +23,11 @@ setup(
         "pyyaml",
         "typer>=0.15",
         "rich",
-        "tqdm",
         "tensorboard",
         "matplotlib",
         "tokenizers>=0.20",
-        "safetensors",
         "zstandard",
-        "psutil",
+        "psutil",  # megatron-core writes no checkpoint without it, and does not ask for it
     ],
     extras_require={
         "corpus": [

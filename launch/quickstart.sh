@@ -22,6 +22,12 @@ heading "1/7 environment"
 bash launch/setup_env.sh
 bin=${MEGALM_VENV:-.venv}/bin
 
+gpus=$("$bin/python" -c "import torch; print(torch.cuda.device_count())")
+if [ "$gpus" -lt 2 ]; then # the runs below are of two processes, and a GPU serves one
+    echo "$gpus GPU(s) here, two are needed: everything runs on the CPU"
+    export CUDA_VISIBLE_DEVICES=""
+fi
+
 heading "2/7 text: the standard library's docstrings and sources"
 rm -rf "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run"
 "$bin/python" launch/quickstart_text.py "$work/documents.jsonl" --max-bytes "$text_bytes"

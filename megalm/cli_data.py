@@ -40,7 +40,9 @@ def train(
     text_key: TextKey = "text",
     sample_by: SampleBy = "document",
     sample_bytes: Annotated[int | None, typer.Option(help="Train on about so many bytes of text.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the tokenizer that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the tokenizer that is there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a byte-level BPE tokenizer."""

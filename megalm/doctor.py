@@ -11,6 +11,7 @@ import torch
 import megalm
 from megalm import kernels
 from megalm.device_rate import matmul_flops_per_second
+from megalm.launch import available_cores
 from megalm.parallel._expected import SUPPORTED_VERSION
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy")
@@ -30,7 +31,7 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {
             "name": _cpu_name(),
-            "cores": _cores(),
+            "cores": available_cores(),
             "memory_gib": round(_memory_bytes() / GIB, 1),
             "instructions": torch.backends.cpu.get_cpu_capability(),
         },
@@ -147,11 +148,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Cores this process may use, which a batch system may keep below what the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int:

@@ -45,7 +45,8 @@ def run_local(argv: Sequence[str], nproc: int) -> int:
     """Run `megalm ARGV` as `nproc` ranks on this machine and return the exit code for the shell.
 
     Rank 0's output passes through; of the others only the first failing rank's error is shown. 0: every rank ended well;
-    1: a rank failed; 2: the cause was a UserError; 128 + signal where this process was told to stop (Ctrl-C: 130).
+    1: a rank failed; 2: the cause was a UserError; 128 + signal where this process was told to stop and a rank did not end
+    well (Ctrl-C: 130). A rank that trains takes SIGTERM as a request to save and end well.
     """
     return supervise([sys.executable, "-m", "megalm", *argv], nproc)
 
@@ -188,7 +189,7 @@ class _World:
                     break
                 self._signal(stop.take())
             time.sleep(POLL_SECONDS)
-        if stop.number is not None:
+        if stop.number is not None and not self._reported():
             self._end(stop)
             return 128 + stop.number
         time.sleep(SETTLE_SECONDS)
@@ -203,7 +204,10 @@ class _World:
             child.process.wait()
 
     def _failed(self) -> bool:
-        return any(child.process.poll() for child in self.children) or any(self.error_dir.glob("rank_*.json"))
+        return any(child.process.poll() for child in self.children) or self._reported()
+
+    def _reported(self) -> bool:
+        return any(self.error_dir.glob("rank_*.json"))
 
     def _signal(self, number: int) -> None:
         for child in self.children:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from torch import Tensor
 
 from megalm.checkpoint.directory import TENSORS, list_checkpoints, read_config, read_state, set_aside, verify
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
@@ -19,6 +21,9 @@ from megalm.errors import UserError
 from megalm.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
+
+PORTION_BYTES = 1 << 30
+"""About as much of a checkpoint is in a rank's memory at once, beside the engine; one tensor at least."""
 
 
 def load_weights(engine: Engine, path: str | Path) -> None:
@@ -93,8 +98,36 @@ def _load(engine: Engine, path: Path, with_optimizer: bool) -> None:
     _check_vocabulary(engine, path)
     wanted = engine.empty_state({name: info.dtype for name, info in stored.items()}, with_optimizer)
     _check_shapes(wanted, stored, path)
-    # the strategy is named here so that the checkpoint cannot choose another reader
-    engine.load(dist_checkpointing.load(wanted, str(path / TENSORS), TorchDistLoadShardedStrategy()))
+    for portion in _portions(wanted, engine.layout):
+        engine.load(_read(portion, path))
+
+
+def _portions(wanted: Mapping[str, Any], layout: Layout) -> list[dict[str, Any]]:
+    """Cut into parts of about PORTION_BYTES, as many on every rank; a stage that wants less gets empty ones. Collective."""
+    portions: list[dict[str, Any]] = []
+    room = 0
+    for place, shard in wanted.items():
+        if room <= 0:
+            portions.append({})
+            room = PORTION_BYTES
+        portions[-1][place] = shard
+        room -= shard.data.nbytes
+    count = torch.tensor(len(portions), device=layout.device)
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    return portions + [{} for _ in range(int(count) - len(portions))]
+
+
+def _read(portion: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Whole tensors on the CPU. Collective."""
+    empty = {
+        place: replace(shard, data=torch.zeros_like(shard.data, device="cpu"))
+        for place, shard in portion.items()
+    }
+    # the strategy is named so that the checkpoint cannot choose another reader; access is not validated because a
+    # portion may hold some layers of a tensor without the others
+    return dist_checkpointing.load(
+        empty, str(path / TENSORS), TorchDistLoadShardedStrategy(), validate_access_integrity=False
+    )
 
 
 def _check_common(path: Path) -> None:

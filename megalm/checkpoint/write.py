@@ -170,7 +170,9 @@ def _write(save: _Save) -> None:
     try:
         if save.request.async_fn is None:
             return  # nothing of the checkpoint is this rank's to write
-        buckets, transforms = save.request.preload_fn(), save.request.async_fn.args[0]
+        # the tensors are on the CPU already: the library's copy from the device is asynchronous and, in a thread, would
+        # wait for the wrong one
+        (_, buckets, _), transforms = save.request.async_fn_args, save.request.async_fn.args[0]
         written = {}
         for number, bucket in enumerate(buckets):
             results: queue.Queue[Any] = queue.Queue()

@@ -17,6 +17,7 @@ from megalm.dataset.shuffle import write_split
 from megalm.dataset.sidecar import read_sidecar, sidecar_path, write_sidecar
 from megalm.dataset.tasks import Task, progress_bar, run_tasks
 from megalm.errors import UserError
+from megalm.launch import available_cores
 from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs
 
@@ -67,7 +68,7 @@ def build_dataset(
     with _locked(folder):
         plan.clear_unusable(folder)
         atomic.write_text(folder / "plan.json", plan.to_json())
-        _run_first_pass(plan, folder, workers or len(os.sched_getaffinity(0)), progress)
+        _run_first_pass(plan, folder, workers or available_cores(), progress)
         if Plan.make(recipe, paths) != plan:
             raise UserError(
                 f"the inputs of {prefix} changed during the build; repeat the command when they are at rest"

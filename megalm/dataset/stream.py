@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megalm.dataset.indexed import IndexedDataset
-from megalm.dataset.order import block_quotas, derive_key, locate
+from megalm.dataset.order import BLOCK, block_quotas, derive_key, locate
 from megalm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,17 +43,17 @@ class TokenStream:
         sources: Sequence[tuple[str | Path | IndexedDataset, float]],
         seq_length: int,
         seed: int,
-        eod_id: int | None = None,
         reset_at_document_end: bool = False,
         expected_tokenizer_hash: str | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         """Open `sources`, pairs of a dataset (or its prefix) and its weight; weights need not sum to 1.
 
         With `reset_at_document_end` positions start again at each document, `segments_BS` tells documents
-        apart, and the label that would cross into the next document does not count. `eod_id` and
-        `expected_tokenizer_hash`, where given, must be those that the datasets' sidecars record. Raises
-        UserError for no source, a missing or damaged dataset, a wrong weight, a dataset of not even
-        seq_length + 1 tokens, or another tokenizer.
+        apart, and the label that would cross into the next document does not count. `expected_tokenizer_hash`,
+        where given, must be the one that the datasets' sidecars record, and every id that is read below
+        `vocab_size`. Raises UserError for no source, a missing or damaged dataset, a wrong weight, a dataset
+        of not even seq_length + 1 tokens, or another tokenizer.
         """
         if not sources:
             raise UserError("no training data; name at least one dataset prefix")
@@ -62,21 +62,25 @@ class TokenStream:
         self.datasets = [s if isinstance(s, IndexedDataset) else IndexedDataset(s) for s, _ in sources]
         self.seq_length = seq_length
         self.seed = seed
+        self.vocab_size = vocab_size
         self.reset_at_document_end = reset_at_document_end
         for dataset in self.datasets:
             _check_length(dataset, seq_length)
-            _check_recorded(dataset, "tokenizer_hash", expected_tokenizer_hash)
-            _check_recorded(dataset, "eod_id", eod_id)
+            _check_tokenizer(dataset, expected_tokenizer_hash)
         self._quotas = block_quotas([weight for _, weight in sources])
         self.windows = np.array([dataset.num_tokens // seq_length for dataset in self.datasets], np.int64)
         """Windows in an epoch of each source."""
 
     def batch(self, positions: NDArray[np.int64]) -> Batch:
-        """Return the samples whose global numbers (from 0) are `positions`."""
+        """Return the samples whose global numbers (from 0) are `positions`.
+
+        Raises UserError for an id outside the vocabulary.
+        """
         start_B, source_B = self._window_starts(np.asarray(positions, np.int64))
         window_BT = np.empty((len(start_B), self.seq_length + 1), np.int64)
         for row, start, source in zip(window_BT, start_B.tolist(), source_B.tolist(), strict=True):
             _read_ring(self.datasets[source], start, row)
+        self._check_ids(window_BT, source_B)
         tokens_BS, labels_BS = window_BT[:, :-1], window_BT[:, 1:]
         if not self.reset_at_document_end:
             positions_BS = np.tile(np.arange(self.seq_length, dtype=np.int64), (len(start_B), 1))
@@ -92,19 +96,37 @@ class TokenStream:
         segments_BS = np.cumsum(begins_BT[:, :-1], axis=1)
         return Batch(tokens_BS, labels_BS, loss_mask_BS, index_S - begin_BS, segments_BS)
 
+    def samples_before_repeats(self) -> int:
+        """How many samples, from number 0 on, come before a source gives its first window again."""
+        block = int((self.windows // self._quotas).min())  # the blocks before it use no source up
+        epoch_B = locate(block * BLOCK + np.arange(BLOCK), self._quotas, self.windows, self.seed).epoch_B
+        return block * BLOCK + int(np.argmax(epoch_B > 0))
+
+    def _check_ids(self, window_BT: NDArray[np.int64], source_B: NDArray[np.int64]) -> None:
+        if self.vocab_size is None or not window_BT.size:
+            return
+        if window_BT.min() >= 0 and window_BT.max() < self.vocab_size:
+            return
+        outside_BT = (window_BT < 0) | (window_BT >= self.vocab_size)
+        row = int(outside_BT.any(axis=1).argmax())
+        raise UserError(
+            f"dataset {self.datasets[source_B[row]].prefix} holds the id {window_BT[row][outside_BT[row]][0]}, the "
+            f"model's vocabulary ends at {self.vocab_size - 1}; build the dataset with the model's tokenizer"
+        )
+
     def _window_starts(self, samples_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the token number in its source at which each sample begins, and the source."""
         source_B, epoch_B, window_B = locate(samples_B, self._quotas, self.windows, self.seed)
         start_B = window_B * self.seq_length
         for row, (source, epoch) in enumerate(zip(source_B.tolist(), epoch_B.tolist(), strict=True)):
             size = self.datasets[source].num_tokens
-            start_B[row] = (start_B[row] + _phase(self.seed, source, epoch)) % size
+            start_B[row] = (start_B[row] + _phase(self.seed, source, epoch) % size) % size
         return start_B, source_B
 
 
 @lru_cache(maxsize=1024)
 def _phase(seed: int, source: int, epoch: int) -> int:
-    return derive_key("phase", seed, source, epoch) >> 1  # fits an int64
+    return derive_key("phase", seed, source, epoch) >> 1
 
 
 def _read_ring(dataset: IndexedDataset, start: int, row: NDArray[np.int64]) -> None:
@@ -142,13 +164,13 @@ def _check_length(dataset: IndexedDataset, seq_length: int) -> None:
         )
 
 
-def _check_recorded(dataset: IndexedDataset, name: str, expected: object) -> None:
+def _check_tokenizer(dataset: IndexedDataset, expected: str | None) -> None:
     if expected is None:
         return
     if dataset.sidecar is None:
-        logger.warning("dataset %s has no .json sidecar, so its %s is not checked", dataset.prefix, name)
-    elif dataset.sidecar[name] != expected:
+        logger.warning("dataset %s has no .json sidecar, so its tokenizer is not checked", dataset.prefix)
+    elif dataset.sidecar["tokenizer_hash"] != expected:
         raise UserError(
-            f"dataset {dataset.prefix} was made with {name} {dataset.sidecar[name]}, the model has "
-            f"{expected}; build the dataset with the model's tokenizer"
+            f"dataset {dataset.prefix} was made with tokenizer_hash {dataset.sidecar['tokenizer_hash']}, the model "
+            f"has {expected}; build the dataset with the model's tokenizer"
         )

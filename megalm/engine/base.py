@@ -75,13 +75,16 @@ class Engine(Protocol):
         """Without gradients: (summed loss, weight) of a global batch, the same on every rank."""
 
     def state(self) -> dict[str, Any]:
-        """Sharded tensors of weights and optimizer, per parameter in the weight's own shape."""
+        """Sharded tensors, per parameter in the weight's own shape, of the weights and optimizer that this rank writes.
+
+        Copies on the CPU: training may go on while they are written. Collective.
+        """
 
     def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
-        """Tensors to read a checkpoint into; `stored` maps its tensors' names to their formats."""
+        """What to read of a checkpoint, without memory yet; `stored` maps its tensors' names to their formats."""
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what was read into `empty_state`."""
+    def load(self, portion: Mapping[str, Tensor]) -> None:
+        """Take over some of what `empty_state` asked for, read into tensors on the CPU; portions come in its order."""
 
     counters: dict[str, int]
 

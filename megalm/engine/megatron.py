@@ -3,15 +3,12 @@
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core import tensor_parallel
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -26,8 +23,8 @@ from torch import Tensor, nn
 from megalm.config.schema import Config
 from megalm.engine.base import Loss, Metrics, MicroBatch
 from megalm.engine.gradients import clip, global_norm
-from megalm.engine.optimizer_state import MASTER, OptimizerState
-from megalm.errors import UserError
+from megalm.engine.optimizer_state import OptimizerState
+from megalm.engine.sharded_state import ShardedState
 from megalm.model.gpt import GPT, build_model
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout
@@ -47,6 +44,7 @@ class MegatronEngine:
         self.steps_begun = 0
         if train:
             self._make_trainable()
+        self.sharded_state = ShardedState(self.model, layout, self.optimizer_state if train else None)
 
     def _make_trainable(self) -> None:
         precision, sharded = self.config.precision, self.config.parallel.zero_stage == 1
@@ -187,63 +185,16 @@ class MegatronEngine:
         self.steps_begun += 1
 
     def state(self) -> dict[str, Any]:
-        """Sharded tensors: `model` by the library's keys, `optimizer.*` with the same keys and shapes as the weights.
-
-        Collective over the data-parallel ranks; the tensors are copies, so training may go on while they are written.
-        """
-        templates = self._templates()
-        result: dict[str, Any] = {}
-        for number, (name, parameter) in enumerate(self.model.named_parameters()):
-            template = templates[name]
-            mine = number % self.layout.groups.dp_cp.size() == self.layout.groups.dp_cp.rank()
-            if mine:
-                result[f"model.{name}"] = _owned(template, template.key, parameter.detach().clone())
-            if not parameter.requires_grad:
-                continue
-            for part in self.optimizer_state.names:
-                whole = self.optimizer_state.read(parameter, part)
-                if mine:
-                    result[f"optimizer.{part}.{name}"] = _owned(
-                        template, f"optimizer.{part}.{template.key}", whole
-                    )
-        return result
+        """See Engine.state."""
+        return self.sharded_state.copy()
 
     def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
-        """Zero tensors to read a checkpoint into, whole on every rank; `stored`: its tensors' names and formats."""
-        templates = self._templates()
-        trainable = with_optimizer and hasattr(self, "optimizer_state")
-        parts = self.optimizer_state.names if trainable else ()
-        result: dict[str, Any] = {}
-        for name, parameter in self.model.named_parameters():
-            template = templates[name]
-            key, master = template.key, f"optimizer.{MASTER}.{template.key}"
-            if parameter.dtype != torch.bfloat16 and master in stored:
-                key = master  # fp32 weights go on from a bf16 run's fp32 masters
-            wanted = {f"model.{name}": key}
-            if parameter.requires_grad:
-                wanted |= {f"optimizer.{part}.{name}": f"optimizer.{part}.{template.key}" for part in parts}
-            for place, key in wanted.items():
-                if key in stored:
-                    result[place] = _filled(template, key, torch.zeros_like(parameter, dtype=stored[key]))
-                elif place.startswith("model."):
-                    raise UserError(
-                        f"the checkpoint has no tensor {key}: it belongs to another kind of model"
-                    )
-        return result
+        """See Engine.empty_state."""
+        return self.sharded_state.empty(stored, with_optimizer)
 
-    @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over tensors read into `empty_state`; without masters in them, the weights become the masters."""
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(state[f"model.{name}"])
-            if not (hasattr(self, "optimizer_state") and parameter.requires_grad):
-                continue
-            for part in self.optimizer_state.names:
-                value = state.get(f"optimizer.{part}.{name}")
-                if value is not None:
-                    self.optimizer_state.write(parameter, part, value)
-                elif part == MASTER:
-                    self.optimizer_state.write(parameter, part, state[f"model.{name}"])
+    def load(self, portion: Mapping[str, Tensor]) -> None:
+        """See Engine.load."""
+        self.sharded_state.load(portion)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -254,16 +205,6 @@ class MegatronEngine:
     def counters(self, values: Mapping[str, int]) -> None:
         self.optimizer_state.updates = values["updates"]
         self.steps_begun = values["steps_begun"]
-
-    def _templates(self) -> dict[str, ShardedTensor | ShardedTensorFactory]:
-        """Each parameter's place in the full tensor."""
-        names = {parameter.data_ptr(): name for name, parameter in self.model.named_parameters()}
-        sharded = self.model.sharded_state_dict(metadata={"dp_cp_group": self.layout.groups.dp_cp})
-        return {
-            names[value.data.data_ptr()]: value
-            for value in nested_values(sharded)
-            if isinstance(value, ShardedTensor | ShardedTensorFactory)
-        }
 
 
 def _finalize(model: list[Any], num_tokens: Tensor | None = None, **groups: Any) -> None:
@@ -278,14 +219,3 @@ def _scaled(
     total = loss.sum(output, microbatch)
     share = total / torch.where(weight > 0, weight, 1.0).to(total.dtype)
     return share, torch.zeros((), dtype=torch.int, device=total.device), share.detach()
-
-
-def _filled(template: Any, key: str, data: Tensor) -> Any:
-    extra = {"dtype": data.dtype} if isinstance(template, ShardedTensor) else {}
-    return replace(template, key=key, data=data, **extra)
-
-
-def _owned(template: Any, key: str, data: Tensor) -> Any:
-    """A shard that this data-parallel rank writes."""
-    tied_copy, tensor_replica, _ = template.replica_id
-    return replace(_filled(template, key, data), replica_id=(tied_copy, tensor_replica, 0))

@@ -54,18 +54,21 @@ class OptimizerState:
                 return {**part.optimizer.state[master], MASTER: master}, slice(0, parameter.numel())
         return None
 
-    def read(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """A copy of the whole tensor `name`, shaped like the parameter; the optimizer's precision (fp32 or fp64)."""
-        fragment = self._fragment(parameter)
+    def gather(self, parameter: nn.Parameter, name: str, owner: int) -> Tensor | None:
+        """A copy on the CPU of the whole tensor `name` on rank `owner` of the group, None on the others.
+
+        It is shaped like the parameter and in the optimizer's precision (fp32 or fp64).
+        """
+        mine, fragment = self.group.rank() == owner, self._fragment(parameter)
         if not self.sharded:
             assert fragment is not None
-            return fragment[0][name].detach().clone().view(parameter.shape)
+            return fragment[0][name].detach().to("cpu", copy=True).view(parameter.shape) if mine else None
         # the parts of all ranks add up; even a rank that holds the whole parameter takes part
         whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         if fragment is not None:
             whole[fragment[1]] = fragment[0][name].detach().flatten()
-        dist.all_reduce(whole, group=self.group)
-        return whole.view(parameter.shape)
+        dist.reduce(whole, dist.get_global_rank(self.group, owner), group=self.group)
+        return whole.cpu().view(parameter.shape) if mine else None
 
     def write(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
         """Take this rank's part out of the whole tensor."""

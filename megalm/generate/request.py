@@ -43,8 +43,8 @@ class GenerationOptions:
 class GenerateRequest(GenerationOptions):
     """One batch of prompts for a checkpoint, and how to continue them.
 
-    `checkpoint` is a run directory or one of its checkpoints; `step` picks one of a run directory (None: the last good
-    one). `stream`: print a single prompt's text as it comes. Layout sizes and `dtype` are those of this generation, not
+    `checkpoint` is a run directory or one of its checkpoints; `step` picks one of a run directory (None: the newest
+    intact one). `stream`: print a single prompt's text as it comes. Layout sizes and `dtype` are those of this generation, not
     of the training.
     """
 

@@ -1,5 +1,6 @@
 """The command `megalm generate`: loads a checkpoint under any layout and continues prompts."""
 
+import logging
 import os
 import sys
 import time
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megalm.checkpoint import find_checkpoint, load_weights, read_config
+from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config
+from megalm.checkpoint.read import damage
 from megalm.config import Config
 from megalm.config.checks import check
 from megalm.config.schema import ParallelConfig
@@ -18,6 +20,8 @@ from megalm.generate.decode import Completion, Generator, context_length
 from megalm.generate.request import GenerateRequest
 from megalm.parallel.layout import Layout, create_layout
 from megalm.tokenizer import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 
@@ -29,13 +33,13 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
     single one as it comes if the request says so. Rank 0 reports the speed on stderr. Collective.
     """
     request.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
-    checkpoint = find_checkpoint(request.checkpoint, request.step)
-    config = read_config(checkpoint)
-    tokenizer = _open_tokenizer(checkpoint, config)
+    candidates = _candidates(request)
+    config = _read_config(candidates)
+    tokenizer = _open_tokenizer(candidates[0], config)
     _adapt(config, request, tokenizer)
     layout = create_layout(config.parallel, config.run.seed)
     engine = MegatronEngine(config, layout, train=False)
-    load_weights(engine, checkpoint)
+    load_weights(engine, _newest_intact(candidates, layout))
     generator = Generator(engine.model, layout, context_length(config), tokenizer)
 
     # an empty prompt asks for a text from its beginning, which follows the end of another in training
@@ -60,6 +64,40 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
         {"prompt": prompt, "text": c.text, "tokens": c.tokens, "finish_reason": c.finish_reason}
         for prompt, c in zip(request.prompts, completions, strict=True)
     ]
+
+
+def _candidates(request: GenerateRequest) -> list[Path]:
+    """The checkpoint that is named, or those of the run directory, newest first."""
+    newest = find_checkpoint(request.checkpoint, request.step)
+    if request.step is not None or newest == Path(request.checkpoint):
+        return [newest]
+    return list(reversed(list_checkpoints(request.checkpoint).values()))
+
+
+def _read_config(candidates: list[Path]) -> Config:
+    """The configuration, in the newest checkpoint where it is whole: all of a run's describe one model."""
+    for path in candidates[:-1]:
+        try:
+            return read_config(path)
+        except UserError:
+            continue  # `_newest_intact` will name it
+    return read_config(candidates[-1])
+
+
+def _newest_intact(candidates: list[Path], layout: Layout) -> Path:
+    """The first candidate whose checksums hold. Collective.
+
+    Not `megalm.checkpoint.newest_intact`, which sets damaged checkpoints aside: this command changes nothing.
+    """
+    shared = [candidates]
+    dist.broadcast_object_list(shared, device=layout.device)
+    for path in shared[0][:-1]:
+        wrong = damage(path, layout)
+        if wrong is None:
+            return path
+        if layout.rank == 0:
+            logger.warning("%s; trying the checkpoint before it", wrong)
+    return shared[0][-1]  # loading it tells what is wrong with it
 
 
 def _adapt(config: Config, request: GenerateRequest, tokenizer: Tokenizer) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megalm.config.schema import ParallelConfig
+from megalm.errors import UserError
 from megalm.parallel import cpu
 
 cpu.install()
@@ -81,22 +82,35 @@ class Layout:
 def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     """Join the world that the environment describes (RANK, WORLD_SIZE, ...; default one process).
 
-    Returns this process's device. `auto` picks NCCL where CUDA is present, else gloo.
+    Returns this process's device. `auto` picks NCCL where CUDA is present, else gloo. UserError for more processes than GPUs.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cpu")
     if cuda:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", _local_gpu())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         if backend == "auto":
             backend = "nccl" if cuda else "gloo"
         timeout = datetime.timedelta(minutes=timeout_minutes)
+        bound = device if backend == "nccl" else None  # else NCCL guesses the device from the rank
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            dist.init_process_group(backend, timeout=timeout, device_id=bound)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(
+                backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1, device_id=bound
+            )
     return device
+
+
+def _local_gpu() -> int:
+    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(
+            f"process {number} (counted from 0) of this machine finds {count} GPU(s): start at most {count} here, "
+            "or set CUDA_VISIBLE_DEVICES= (empty: run on the CPU)"
+        )
+    return number
 
 
 def create_layout(config: ParallelConfig, seed: int = 1234) -> Layout:

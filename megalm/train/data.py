@@ -23,6 +23,7 @@ def open_stream(config: Config, sources: list[DataSource], tokenizer: Tokenizer 
         config.run.seed,
         reset_at_document_end=config.data.reset_at_document_end,
         expected_tokenizer_hash=tokenizer.hash if tokenizer else None,
+        vocab_size=config.model.vocab_size,
     )
 
 
@@ -78,7 +79,7 @@ class ValidationData:
 
     def __init__(self, config: Config, layout: Layout, stream: TokenStream) -> None:
         size, rows = config.batch.global_batch_size, config.batch.micro_batch_size
-        available = int(stream.windows.sum()) // size
+        available = stream.samples_before_repeats() // size
         self.batches = max(1, min(config.train.eval_batches, available))
         self.stream, self.layout, self.rows, self.size = stream, layout, rows, size
         self.local: NDArray[np.int64] = local_samples(size, layout, rows)

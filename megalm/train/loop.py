@@ -1,5 +1,6 @@
 """The training loop: steps, validation, checkpoints, and what happens when the loss is not finite."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from megalm.engine.base import Engine, Loss, Metrics
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord
 from megalm.train.data import TrainingData, ValidationData
+from megalm.train.stop import StopRequest
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingDiverged(RuntimeError):
@@ -38,6 +42,8 @@ class Loop:
         self.validation = validation
         self.callbacks = callbacks
         self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
+        self.notices: list[str] = []
+        """Told as events at the start."""
         self.skipped_steps = 0
         self.rollbacks = 0
         self.bad_steps: list[tuple[int, int]] = []
@@ -62,34 +68,65 @@ class Loop:
         }
 
     def train(self) -> dict[str, Any]:
-        """Run to `train.steps` (or `exit_after_steps` of this process); return the last figures."""
+        """Run to `train.steps` (or `exit_after_steps` of this process, or a request to stop); return the last figures."""
+        with StopRequest(self.engine.layout.device) as request:
+            try:
+                for callback in self.callbacks:
+                    callback.on_start(self.run)
+                for notice in self.notices:
+                    self._tell(notice)
+                result = self._run_steps(request)
+            except BaseException:
+                self._end_callbacks()
+                raise
+            if errors := self._end_callbacks():
+                raise errors[0]
+        counts = {"skipped_steps": self.skipped_steps, "rollbacks": self.rollbacks}
+        return result | {"step": self.run.step} | counts
+
+    def _run_steps(self, request: StopRequest) -> dict[str, Any]:
         config, run = self.config.train, self.run
-        stop = config.steps
+        last = config.steps
         if config.exit_after_steps is not None:
-            stop = min(stop, run.step + config.exit_after_steps)
+            last = min(last, run.step + config.exit_after_steps)
         result: dict[str, Any] = {}
+        stopped = False
+        while run.step < last and not stopped:
+            metrics = self._step()
+            result |= {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
+            self.writer.poll()
+            if metrics.skipped and self._recover():
+                continue
+            # not after the last step, and before a validation: whoever asks to stop kills after some seconds
+            stopped = run.step < last and request.agreed()
+            if not stopped:
+                result |= self._after_step()
+        self.writer.save(run.step, self.state())
+        self.writer.finish()
+        if stopped:
+            self._tell(f"stopped on request after step {run.step}, saved: the same command goes on")
+        return result
+
+    def _after_step(self) -> dict[str, float]:
+        """Validate and save where it is time to; return the validation loss if there is one."""
+        config, step, result = self.config.train, self.run.step, {}
+        if config.eval_interval and (step % config.eval_interval == 0 or step == config.steps):
+            result["valid_loss"] = self._validate()
+        interval = self.config.checkpoint.interval
+        if interval and step % interval == 0:
+            self.writer.save(step, self.state())
+        return result
+
+    def _end_callbacks(self) -> list[Exception]:
+        """Let every callback end, whatever becomes of the others; return their errors."""
+        errors = []
         for callback in self.callbacks:
-            callback.on_start(run)
-        try:
-            while run.step < stop:
-                metrics = self._step()
-                result |= {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
-                self.writer.poll()
-                if metrics.skipped and self._recover():
-                    continue
-                if config.eval_interval and (
-                    run.step % config.eval_interval == 0 or run.step == config.steps
-                ):
-                    result["valid_loss"] = self._validate()
-                interval = self.config.checkpoint.interval
-                if interval and run.step % interval == 0:
-                    self.writer.save(run.step, self.state())
-            self.writer.save(run.step, self.state())
-            self.writer.finish()
-        finally:
-            for callback in self.callbacks:
-                callback.on_end(run)
-        return result | {"step": run.step, "skipped_steps": self.skipped_steps, "rollbacks": self.rollbacks}
+            try:
+                callback.on_end(self.run)
+            except Exception as error:
+                logger.warning("%s failed at the end of the run: %r", type(callback).__name__, error)
+                errors.append(error)
+        return errors
 
     def _step(self) -> Metrics:
         config, run = self.config, self.run

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -24,8 +25,11 @@ from megalm.tokenizer.load import load_tokenizer
 from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.data import TrainingData, ValidationData, open_stream
+from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
 from megalm.train.pretrain import NextTokenLoss
+
+logger = logging.getLogger(__name__)
 
 # A resumed run may change how the model is computed, padded and regularised, but not what it computes.
 _MODEL_MAY_CHANGE = {
@@ -52,16 +56,22 @@ def main(config: Config) -> dict[str, Any]:
     data_parallel_size(config, _world_size())
     directory = Path(config.run.dir)
     _check_directory(config, directory)
+    before, lineage = _recorded_lineage(directory), _lineage(config, tokenizer)
+    notices = _compare_lineage(directory, before, lineage)
+    if config.run.load and not before:
+        find_checkpoint(config.run.load)
+    lineage["tokenizer"] = lineage["tokenizer"] or before.get("tokenizer")
 
     layout = create_layout(config.parallel, config.run.seed)
-    engine = MegatronEngine(config, layout)
-    run = Run(config=config, layout=layout, directory=directory)
-    _prepare_directory(run, tokenizer)
-    data = TrainingData(config, layout, train_stream)
-    validation = ValidationData(config, layout, valid_stream) if valid_stream else None
-    loop = Loop(run, engine, NextTokenLoss(), data, validation, standard_callbacks(config))
-    _start_weights(run, loop, engine)
-    return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
+    with run_lock(directory):
+        engine = MegatronEngine(config, layout)
+        run = Run(config=config, layout=layout, directory=directory)
+        _prepare_directory(run, lineage)
+        data = TrainingData(config, layout, train_stream)
+        validation = ValidationData(config, layout, valid_stream) if valid_stream else None
+        loop = Loop(run, engine, NextTokenLoss(), data, validation, standard_callbacks(config))
+        loop.notices = [*notices, *_start_weights(run, loop, engine)]
+        return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
@@ -139,7 +149,41 @@ def _fixed_values(config: Config) -> dict[str, Any]:
     return model | {"run.seed": config.run.seed, "batch.seq_length": config.batch.seq_length}
 
 
-def _prepare_directory(run: Run, tokenizer: Tokenizer | None) -> None:
+def _recorded_lineage(directory: Path) -> dict[str, Any]:
+    """What the run in `directory` was made of, nothing where there is no run to go on with."""
+    path = directory / "lineage.json"
+    if not list_checkpoints(directory) or not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not JSON ({error}): delete it to resume without comparing the data"
+        ) from None
+
+
+def _compare_lineage(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Refuse another tokenizer than the run began with; return what else differs, to be told."""
+    old, new = before.get("tokenizer"), now["tokenizer"]
+    if old and new and old != new:
+        raise UserError(
+            f"{directory} holds a run with the tokenizer {old}, this one has {new}: use {directory / 'tokenizer'} "
+            "or choose another run.dir"
+        )
+    if not before or _data_of(before) == _data_of(now):
+        return []
+    told = "the data are not those that this run was trained on before: the curve goes on with others"
+    if int(os.environ.get("RANK", 0)) == 0:
+        logger.warning("%s: %s (%s was %s)", directory, told, _data_of(now), _data_of(before))
+    return [told]
+
+
+def _data_of(lineage: dict[str, Any]) -> list[str]:
+    """Hashes of the token files in their order, wherever they lie now; the path of those without a record."""
+    return [digest or path for path, digest in lineage["data"].items()]
+
+
+def _prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
     """Write the resolved configuration, a copy of the tokenizer and the lineage."""
     config, directory = run.config, run.directory
     if run.layout.rank == 0:
@@ -147,7 +191,7 @@ def _prepare_directory(run: Run, tokenizer: Tokenizer | None) -> None:
         dump_config(config, directory / "config.yaml")
         if config.tokenizer.path:
             _copy_tokenizer(Path(config.tokenizer.path), directory / "tokenizer")
-        atomic.write_text(directory / "lineage.json", json.dumps(_lineage(run, tokenizer), indent=1))
+        atomic.write_text(directory / "lineage.json", json.dumps(lineage, indent=1))
     dist.barrier()
 
 
@@ -160,9 +204,8 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
-def _lineage(run: Run, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _lineage(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Hashes of what the run is made of."""
-    config = run.config
     resolved = json.dumps(config.model_dump(), sort_keys=True)
     return {
         "megalm": megalm.__version__,
@@ -173,14 +216,22 @@ def _lineage(run: Run, tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def _start_weights(run: Run, loop: Loop, engine: MegatronEngine) -> None:
-    """Resume from the newest good checkpoint of this run, or take another run's weights, or neither."""
+def _start_weights(run: Run, loop: Loop, engine: MegatronEngine) -> list[str]:
+    """Resume from the newest good checkpoint of this run, or take another run's weights, or neither; say what was done."""
     checkpoint = newest_intact(run.directory, run.layout)
     if checkpoint is not None:
         loop.resume(checkpoint)
-    elif found := shared_list(run.directory, run.layout):
+        told = [f"going on from the checkpoint of step {run.step} under {run.layout.describe()}"]
+        if run.config.run.load:
+            told.append("run.load is not used: the run directory has a checkpoint of its own")
+        if run.step >= run.config.train.steps:
+            told.append(f"nothing to do: train.steps is {run.config.train.steps}")
+        return told
+    if found := shared_list(run.directory, run.layout):
         raise UserError(
             f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
         )
-    elif run.config.run.load:
+    if run.config.run.load:
         load_weights(engine, find_checkpoint(run.config.run.load))
+        return [f"weights taken from {run.config.run.load}"]
+    return []

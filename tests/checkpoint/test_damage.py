@@ -111,7 +111,13 @@ def load_as_weights(config: Config, path: Path) -> None:
     from megalm.checkpoint import load_weights
     from tests.tiny import tiny_engine
 
-    load_weights(tiny_engine(config), path)
+    engine = tiny_engine(config)
+    before = {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
+    try:
+        load_weights(engine, path)
+    finally:
+        for name, parameter in engine.model.named_parameters():
+            assert parameter.equal(before[name]), f"{name} was changed"
 
 
 def refusal(directory: Path, data: Path, path: Path, *overrides: str) -> str:

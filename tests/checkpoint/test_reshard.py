@@ -1,8 +1,11 @@
 """A run goes on under another layout or precision with the same numbers, however its tensors were spread and padded."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -37,6 +40,9 @@ class Continued:
     updates: int
     losses: list[float]
     norms: list[float]
+
+
+Work = Callable[[Config, Path], Continued]
 
 
 def load_and_continue(config: Config, source: Path) -> Continued:
@@ -92,14 +98,76 @@ def saved(tmp_path_factory: pytest.TempPathFactory, data: Path):
     return save
 
 
-def continue_in(layout: str, directory: Path, data: Path, source: Path, *settings: str) -> Continued:
+def continue_in(
+    layout: str, directory: Path, data: Path, source: Path, *settings: str, work: Work = load_and_continue
+) -> Continued:
     """`load_and_continue` on all ranks of a layout; what the ranks found, together."""
     world_size, overrides = LAYOUTS[layout]
     config = run_config(directory, data, *MODEL, *overrides, *settings)
-    ranks = run_distributed(load_and_continue, world_size, config, source)
+    ranks = run_distributed(work, world_size, config, source)
     assert all((r.losses, r.norms, r.updates) == (ranks[0].losses, ranks[0].norms, STEPS) for r in ranks)
     samples = {number: tokens for rank in ranks for number, tokens in rank.samples.items()}
     return Continued(samples, ranks[0].updates, ranks[0].losses, ranks[0].norms)
+
+
+def continue_with_buckets(config: Config, source: Path) -> Continued:
+    """`load_and_continue` with gradients and optimizer in several buckets, each padded."""
+    from megatron.core.distributed import DistributedDataParallelConfig
+
+    from megalm.engine import megatron
+
+    # the library makes several buckets only where it sends one while it computes the next
+    several = functools.partial(DistributedDataParallelConfig, bucket_size=30_000, overlap_grad_reduce=True)
+    buckets, step = [], megatron.MegatronEngine.step
+
+    def count_and_step(engine: megatron.MegatronEngine, *arguments: Any) -> Any:
+        buckets.append([len(buffer.buckets) for buffer in engine.ddp.buffers])
+        return step(engine, *arguments)
+
+    with (
+        mock.patch.object(megatron, "DistributedDataParallelConfig", several),
+        mock.patch.object(megatron.MegatronEngine, "step", count_and_step),
+    ):
+        found = load_and_continue(config, source)
+    assert buckets and all(sum(numbers) >= 4 for numbers in buckets), buckets
+    return found
+
+
+def continue_in_portions(limit: int, config: Config, source: Path) -> Continued:
+    """`load_and_continue` with little memory to read into: no portion is larger than `limit` and one tensor."""
+    from megalm.checkpoint import read
+    from megalm.engine.megatron import MegatronEngine
+
+    sizes, load = [], MegatronEngine.load
+
+    def measure_and_load(engine: MegatronEngine, portion: dict[str, Tensor]) -> None:
+        sizes.append([tensor.nbytes for tensor in portion.values()])
+        assert all(tensor.device.type == "cpu" for tensor in portion.values())
+        load(engine, portion)
+
+    with (
+        mock.patch.object(read, "PORTION_BYTES", limit),
+        mock.patch.object(MegatronEngine, "load", measure_and_load),
+    ):
+        found = load_and_continue(config, source)
+    assert len(sizes) > 5 and all(sum(portion[:-1]) < limit for portion in sizes), sizes
+    of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_ranks, sizes)
+    assert any([] in portions for portions in of_ranks) == (config.parallel.pipeline_model_parallel_size > 1)
+    return found
+
+
+def load_weights_and_save(config: Config, source: Path) -> None:
+    """Load only the weights and save what the engine then holds."""
+    from megalm.checkpoint import CheckpointWriter, load_weights
+    from megalm.engine.megatron import MegatronEngine
+    from megalm.parallel.layout import create_layout
+
+    engine = MegatronEngine(config, create_layout(config.parallel))
+    load_weights(engine, source)
+    writer = CheckpointWriter(Path(config.run.dir), config, engine)
+    writer.save(1, {})
+    writer.finish()
 
 
 def padded(layout: str) -> str:
@@ -195,3 +263,56 @@ def test_fp64_run_goes_on_in_fp64_and_in_fp32(
     expected = {name: tensor.to(rounded) for name, tensor in tensors.items()}
     assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), expected)
     assert found.losses == pytest.approx(losses, rel=1e-12 if dtype == "fp64" else 1e-5)
+
+
+@pytest.mark.parametrize("origin", ["one process", "TP2xPP2"])
+def test_optimizer_in_several_padded_buckets_loses_nothing(
+    tmp_path: Path, data: Path, saved, origin: str
+) -> None:
+    """Into buckets and, by a second engine, out of them; the library's own format loses elements here."""
+    source, tensors, losses, norms = saved(origin, padded(origin))
+    target = "DP2+ZeRO-1"
+    found = continue_in(
+        target, tmp_path / "buckets", data, source, padded(target), work=continue_with_buckets
+    )
+    written = find_checkpoint(tmp_path / "buckets")
+    assert_equal_tensors(stored_tensors(written), tensors)
+    assert (found.losses, found.norms) == (pytest.approx(losses, rel=1e-6), pytest.approx(norms, rel=1e-5))
+    back = continue_in(origin, tmp_path / "back", data, written, padded(origin))
+    assert back.losses == pytest.approx(losses, rel=1e-6)
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path / "back")), tensors)
+
+
+@pytest.mark.parametrize(("target", "dtype", "limit"), [("PP2", "fp32", 1), ("DP2+ZeRO-1", "bf16", 100_000)])
+def test_checkpoint_read_in_portions_is_the_same(
+    tmp_path: Path, data: Path, saved, target: str, dtype: str, limit: int
+) -> None:
+    """Also where one stage reads more portions than the other."""
+    precision = f"precision.dtype={dtype}"
+    source, tensors, losses, _ = saved("TP2", precision)
+    found = continue_in(
+        target, tmp_path, data, source, precision, work=functools.partial(continue_in_portions, limit)
+    )
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
+    assert found.losses == pytest.approx(losses, rel=1e-2 if dtype == "bf16" else 1e-6)
+
+
+@pytest.mark.parametrize("target", ["one process", "DP2+ZeRO-1"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_weights_alone_come_with_their_full_precision_and_without_moments(
+    tmp_path: Path, data: Path, saved, target: str, dtype: str
+) -> None:
+    """A bf16 engine takes the masters of a bf16 run, and the weights of a fp32 run as masters."""
+    tensors = saved("TP2", f"precision.dtype={dtype}")[1]
+    world_size, overrides = LAYOUTS[target]
+    config = run_config(tmp_path, data, *MODEL, *overrides, "precision.dtype=bf16")
+    source = saved("TP2", f"precision.dtype={dtype}")[0]
+    run_distributed(load_weights_and_save, world_size, config, source)
+    found = stored_tensors(find_checkpoint(tmp_path))
+    weights = [name for name in tensors if not name.startswith("optimizer.")]
+    assert len(found) == 4 * len(weights)
+    for name in weights:
+        precise = tensors[f"optimizer.master.{name}" if dtype == "bf16" else name]
+        assert torch.equal(found[f"optimizer.master.{name}"], precise), name
+        assert torch.equal(found[name], precise.bfloat16()), name
+        assert not found[f"optimizer.exp_avg.{name}"].any(), name

@@ -88,6 +88,28 @@ def test_training_goes_on_while_a_save_is_written(
     assert all(not saved[name].equal(later[name]) for name in saved if name.endswith("linear_fc1.weight"))
 
 
+def save_without_the_device(config: Config) -> None:
+    """Save with the library's own copy from the device forbidden; what the thread gets must be on the CPU."""
+    from megalm.checkpoint import write
+    from megalm.engine.megatron import MegatronEngine
+    from megalm.parallel.layout import create_layout
+
+    engine = MegatronEngine(config, create_layout(config.parallel))
+    with mock.patch.object(write.FileSystemWriterAsync, "preload_tensors", side_effect=AssertionError):
+        writer = write.CheckpointWriter(Path(config.run.dir), config, engine)
+        writer.save(1, {})
+        assert writer.pending is not None
+        for _, _, (other, tensors) in writer.pending.request.async_fn_args[1]:
+            assert not other and {tensor.device.type for _, tensor in tensors} == {"cpu"}
+        writer.finish()
+
+
+def test_the_writing_thread_leaves_the_device_alone(tmp_path: Path, data: Path) -> None:
+    """A thread begins on the first device, whatever the process uses: it would wait for copies of another one."""
+    run_distributed(save_without_the_device, 2, run_config(tmp_path, data, ZERO1))
+    assert names(tmp_path) == ["step_00000001"]
+
+
 def train_until_disk_is_full(config: Config, rank: int, part: str, good_saves: int) -> str:
     """Train on a disk that is full for `rank` after so many saves; returns the error that every rank sees."""
     from megalm.checkpoint import write

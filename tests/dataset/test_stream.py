@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from megalm.dataset import IndexedDataset, TokenStream
+from megalm.dataset.order import locate
 from megalm.dataset.sidecar import write_sidecar
 from megalm.errors import UserError
 
@@ -131,9 +132,47 @@ def test_another_tokenizer_is_an_error_and_an_unknown_one_a_warning(prefix, capl
     with caplog.at_level(logging.WARNING):
         TokenStream([(prefix, 1)], 16, seed=0, expected_tokenizer_hash="abc")
     assert "no .json sidecar" in caplog.text
-    write_sidecar(prefix, {"tokenizer_hash": "abc", "eod_id": 0})
-    TokenStream([(prefix, 1)], 16, seed=0, eod_id=0, expected_tokenizer_hash="abc")
+    write_sidecar(prefix, {"tokenizer_hash": "abc"})
+    TokenStream([(prefix, 1)], 16, seed=0, expected_tokenizer_hash="abc")
     with pytest.raises(UserError, match="made with tokenizer_hash abc, the model has xyz"):
         TokenStream([(prefix, 1)], 16, seed=0, expected_tokenizer_hash="xyz")
-    with pytest.raises(UserError, match="made with eod_id 0, the model has 2"):
-        TokenStream([(prefix, 1)], 16, seed=0, eod_id=2)
+
+
+@pytest.mark.parametrize(
+    ("first", "vocab_size", "found"), [(1000, 1169, None), (1000, 1168, 1168), (-3, 5000, -3)]
+)
+def test_ids_outside_the_vocabulary_are_named_with_their_dataset(
+    prefix, write_dataset, first, vocab_size, found
+):
+    other = write_dataset("other", [169], first=first)
+    stream = TokenStream([(prefix, 1), (other, 1)], 16, seed=3, vocab_size=vocab_size)
+    if found is None:
+        assert stream.batch(np.arange(100)).tokens_BS.max() > 1100
+    else:
+        with pytest.raises(UserError, match=rf"other holds the id {found}, .* ends at {vocab_size - 1};"):
+            stream.batch(np.arange(100))
+
+
+@pytest.mark.parametrize("lengths", [[50], [169], [16 * 1024], [16 * 1500], [16 * 30, 40000]])
+def test_samples_before_repeats_are_just_those_that_hold_no_window_twice(prefix, write_dataset, lengths):
+    other = write_dataset("other", [16 * 5000], first=100000)
+    blends = [[(prefix, 1)], [(write_dataset("small", lengths), 1), (other, 3)]]
+    for sources in blends:
+        stream = TokenStream(sources, 16, seed=3)
+        count = stream.samples_before_repeats()
+        assert 0 < count <= stream.windows.sum()
+        tokens = stream.batch(np.arange(count)).tokens_BS
+        assert len(np.unique(tokens)) == tokens.size
+        assert _epochs(stream, count) == {0} and _epochs(stream, count + 1) == {0, 1}
+
+
+def _epochs(stream: TokenStream, count: int) -> set[int]:
+    return set(locate(np.arange(count), stream._quotas, stream.windows, stream.seed).epoch_B.tolist())
+
+
+def test_places_in_the_ring_do_not_overflow(prefix, monkeypatch):
+    """The phase is a number of 63 bits, and added to a place."""
+    phase = 2**63 - 1
+    monkeypatch.setattr("megalm.dataset.stream._phase", lambda *_: phase)
+    starts = TokenStream([(prefix, 1)], 16, seed=3).batch(np.arange(10)).tokens_BS[:, 0]
+    assert sorted(starts) == sorted((16 * window + phase) % 169 for window in range(10))

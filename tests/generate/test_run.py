@@ -137,6 +137,27 @@ def test_mistakes_are_explained(run_directory: Path, changes: dict[str, Any], me
 
 
 @in_world(1)
+def test_the_newest_intact_checkpoint_of_a_run_is_taken_and_nothing_is_moved(
+    run_directory: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    good = run / "checkpoints" / "step_00000007"
+    for step, damaged in ((8, "tensors"), (9, "config.yaml")):
+        newer = shutil.copytree(good, run / "checkpoints" / f"step_{step:08d}")
+        file = next((newer / "tensors").glob("*.distcp")) if damaged == "tensors" else newer / damaged
+        file.write_bytes(b"x" + file.read_bytes()[1:])
+    before = sorted(run.rglob("*"))
+    assert generate(run, {})[0] == generate(run_directory, {})[0]
+    assert sorted(run.rglob("*")) == before
+    with pytest.raises(UserError, match="step_00000008.*use another checkpoint"):
+        generate(run, {"step": 8})
+    state = good / "state.json"
+    state.write_bytes(b"x" + state.read_bytes()[1:])
+    with pytest.raises(UserError, match="step_00000007.*use another checkpoint"):
+        generate(run, {})
+
+
+@in_world(1)
 def test_a_checkpoint_without_a_tokenizer_is_explained(run_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").symlink_to(run_directory / "checkpoints")
     moved = tmp_path / "moved" / "checkpoints" / "step_00000007"

@@ -13,7 +13,7 @@ import pytest
 from megalm.checkpoint.directory import list_checkpoints, verify
 from megalm.config import dump_config
 from megalm.train.callbacks.metrics import read_metrics
-from tests.train.runs import ZERO1, run_config, step_lines, write_tokens
+from tests.train.runs import ZERO1, events, run_config, step_lines, write_tokens
 
 pytestmark = [
     pytest.mark.slow,
@@ -138,6 +138,22 @@ def test_run_goes_on_after_one_rank_was_killed_in_a_step(
     assert [state_of(pid) for pid in ranks.values()] == ["Z", "Z"]
     assert 2 * INTERVAL <= last_step(run) < STEPS
     assert list_checkpoints(run)
+    assert_goes_on(run, data, undisturbed)
+
+
+def test_run_that_is_asked_to_stop_saves_ends_well_and_goes_on(
+    tmp_path: Path, data: Path, undisturbed: list[dict]
+) -> None:
+    run = tmp_path / "run"
+    process = launch(run, data)
+    wait_for(process, lambda: last_step(run) >= INTERVAL + 2)
+    process.send_signal(signal.SIGTERM)
+    code, errors = finish(process, END_SECONDS)
+    assert (code, errors) == (0, "")
+    stopped_at = last_step(run)
+    assert INTERVAL + 2 <= stopped_at < STEPS
+    assert list(list_checkpoints(run))[-1] == stopped_at
+    assert events(run)[-1].startswith(f"stopped on request after step {stopped_at}, saved")
     assert_goes_on(run, data, undisturbed)
 
 

@@ -120,3 +120,17 @@ def test_validation_takes_no_sample_twice(data: Path) -> None:
     validation = ValidationData(config, create_layout(config.parallel), stream)
     assert len(list(validation)) == validation.batches == int(stream.windows.sum()) // GLOBAL_BATCH > 1
     assert len(set(stream.read)) == len(stream.read)
+
+
+@in_world(1)
+def test_validation_stops_before_the_small_source_of_a_blend_comes_again(data: Path) -> None:
+    from megalm.parallel.layout import create_layout
+    from megalm.train.data import ValidationData, open_stream
+
+    small, large = (f"{{path: {data / name}, weight: 0.5}}" for name in ("valid", "train"))
+    config = run_config(Path("unused"), data, "train.eval_batches=1000", f"data.valid=[{small}, {large}]")
+    stream = open_stream(config, config.data.valid, None)
+    batches = ValidationData(config, create_layout(config.parallel), stream).batches
+    fewest, most = sorted(int(windows) for windows in stream.windows)
+    # half of the samples are the small source's, give or take what a random order brings
+    assert 1 < batches * GLOBAL_BATCH < 2.6 * fewest < fewest + most

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from megalm.checkpoint import find_checkpoint
 from megalm.config import Config
 from megalm.engine.schedule import learning_rate
 from megalm.testing import run_distributed
+from megalm.train.callbacks.base import Callback, Run, StepRecord
 from megalm.train.callbacks.metrics import read_metrics
 from tests.train.runs import (
     GLOBAL_BATCH,
@@ -52,7 +54,8 @@ def test_learning_rate_is_the_schedules_whatever_the_stops(tmp_path: Path, data:
 def test_run_stops_after_so_many_steps_of_this_process_and_at_its_end(tmp_path: Path, data: Path) -> None:
     config = run_config(tmp_path, data, "train.exit_after_steps=3")
     assert [train_in_world(1, config)["step"] for _ in range(4)] == [3, 6, 8, 8]
-    assert events(tmp_path) == [f"checkpoint of step {step} saved" for step in (3, 6, 8)]
+    saved = [event for event in events(tmp_path) if event.endswith("saved")]
+    assert saved == [f"checkpoint of step {step} saved" for step in (3, 6, 8)]
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -122,6 +125,56 @@ def test_validation_leaves_training_alone(tmp_path: Path, data: Path) -> None:
     train_in_world(1, run_config(tmp_path / "without", data, *settings))
     train_in_world(1, run_config(tmp_path / "with", data, *settings, "train.eval_interval=1"))
     assert step_lines(tmp_path / "with") == step_lines(tmp_path / "without")
+
+
+class Fragile(Callback):
+    """Fails in one of its methods; says in a file that it was ended."""
+
+    def __init__(self, fails_in: str, ended: Path) -> None:
+        self.fails_in, self.ended = fails_in, ended
+
+    def on_start(self, run: Run) -> None:
+        if self.fails_in == "on_start":
+            raise ValueError("the failure in on_start")
+
+    def on_step(self, run: Run, record: StepRecord) -> None:
+        if self.fails_in == "on_step":
+            raise ValueError("the failure in on_step")
+
+    def on_end(self, run: Run) -> None:
+        with self.ended.open("a") as file:
+            file.write(f"{self.fails_in}\n")
+        if self.fails_in.startswith("on_end"):
+            raise KeyError(f"the failure in {self.fails_in}")
+
+
+def train_with(config: Config, ended: Path, fails: list[str]) -> str:
+    """What a run with such callbacks fails with."""
+    from megalm.train import run
+
+    with mock.patch.object(run, "standard_callbacks", lambda _: [Fragile(name, ended) for name in fails]):
+        try:
+            run.main(config)
+        except Exception as error:
+            return repr(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [
+        (["on_end", "on_start", ""], "ValueError('the failure in on_start')"),
+        (["on_end", "on_step", ""], "ValueError('the failure in on_step')"),
+        (["on_end", "", "on_end 2"], "KeyError('the failure in on_end')"),
+        (["", ""], ""),
+    ],
+)
+def test_every_callback_is_ended_and_the_first_error_is_the_one_told(
+    tmp_path: Path, data: Path, fails: list[str], error: str
+) -> None:
+    config = run_config(tmp_path / "run", data, "train.exit_after_steps=1")
+    assert run_distributed(train_with, 1, config, tmp_path / "ended", fails) == [error]
+    assert (tmp_path / "ended").read_text().splitlines() == fails
 
 
 def test_validation_runs_without_dropout(tmp_path: Path, data: Path) -> None:

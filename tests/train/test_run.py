@@ -1,5 +1,6 @@
 """A run refuses what cannot work before any process group exists, resumes what it should, and leaves its record."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,12 +13,14 @@ from megalm.checkpoint import find_checkpoint, list_checkpoints
 from megalm.config import load_config, parse_config
 from megalm.dataset import build_dataset
 from megalm.errors import UserError
+from megalm.testing import RankError
 from megalm.tokenizer import load_tokenizer, train_bpe
 from megalm.train import run as run_module
 from tests.checkpoint.stored import stored_tensors
 from tests.train.runs import (
     TP2,
     VOCABULARY,
+    events,
     run_config,
     step_lines,
     train,
@@ -85,6 +88,31 @@ def test_what_cannot_work_is_refused_before_any_process_group(
     assert not (tmp_path / "run").exists()
 
 
+def test_missing_weights_to_start_from_are_refused_with_nothing_left_behind(
+    tmp_path: Path, data: Path
+) -> None:
+    assert "absent" in refusal(run_config(tmp_path / "run", data, "run.load=absent"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_in_use_by_another_run_is_refused(tmp_path: Path, data: Path) -> None:
+    with open(tmp_path / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RankError, match="in use by another run"):
+            train_in_world(2, run_config(tmp_path, data))
+    assert not (tmp_path / "metrics.jsonl").exists()
+    train_in_world(2, run_config(tmp_path, data, "train.exit_after_steps=1"))
+
+
+def test_resuming_says_where_it_goes_on_and_when_there_is_nothing_to_do(tmp_path: Path, data: Path) -> None:
+    train_in_world(1, run_config(tmp_path, data, "train.steps=2"))
+    train_in_world(1, run_config(tmp_path, data, "train.steps=2", f"run.load={tmp_path}"))
+    told = events(tmp_path)
+    assert "going on from the checkpoint of step 2 under TP1 x PP1 x DP1" in told
+    assert "nothing to do: train.steps is 2" in told
+    assert "run.load is not used: the run directory has a checkpoint of its own" in told
+
+
 def test_data_must_fit_the_tokenizer_and_the_vocabulary(tmp_path: Path, data: Path, text_run: Path) -> None:
     with_a, with_b = (f"{{path: {text_run}/data_{name}_train}}" for name in "ab")
     a, b = (f"tokenizer.path={text_run / name}" for name in "ab")
@@ -143,6 +171,38 @@ def test_resume_auto_begins_and_goes_on_always_insists_never_refuses(
     assert train_in_world(1, run_config(run, data, "run.resume=always", stop))["step"] == 5
     assert train_in_world(1, run_config(run, data, "run.resume=auto", stop))["step"] == 7
     assert train_in_world(1, run_config(tmp_path / "new", data, "run.resume=never", stop))["step"] == 2
+
+
+def test_another_tokenizer_is_refused_in_the_same_directory(
+    tmp_path: Path, data: Path, text_run: Path
+) -> None:
+    a, b = ([f"tokenizer.path={text_run / name}", "model.vocab_size=300"] for name in "ab")
+    blends = {name: f"data.train=[{{path: {text_run}/data_{name}_train}}]" for name in "ab"}
+    train_in_world(1, run_config(tmp_path, data, *a, blends["a"], "train.exit_after_steps=1"))
+    recorded = (tmp_path / "lineage.json").read_bytes()
+    assert "holds a run with the tokenizer" in refusal(run_config(tmp_path, data, *b, blends["b"]))
+    assert (tmp_path / "lineage.json").read_bytes() == recorded
+    assert load_tokenizer(tmp_path / "tokenizer").hash == load_tokenizer(text_run / "a").hash
+    # a process that names no tokenizer does not make the run forget it
+    nameless = ["model.vocab_size=300", blends["a"], "train.exit_after_steps=1"]
+    train_in_world(1, run_config(tmp_path, data, *nameless))
+    assert "holds a run with the tokenizer" in refusal(run_config(tmp_path, data, *b, blends["b"]))
+
+
+def test_other_data_are_told_and_moved_ones_are_not(tmp_path: Path, data: Path, text_run: Path) -> None:
+    for suffix in (".bin", ".idx", ".json"):
+        shutil.copyfile(f"{text_run}/data_a_train{suffix}", f"{tmp_path}/moved{suffix}")
+    told = []
+    for prefix in (
+        text_run / "data_a_train",
+        tmp_path / "moved",
+        data / "valid",
+        data / "valid",
+    ):
+        settings = ["model.vocab_size=300", f"data.train=[{{path: {prefix}}}]"]
+        train_in_world(1, run_config(tmp_path / "run", data, *settings, "train.exit_after_steps=1"))
+        told.append(sum("data are not those" in event for event in events(tmp_path / "run")))
+    assert told == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(

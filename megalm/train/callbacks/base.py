@@ -53,4 +53,4 @@ class Callback:
         """Something a user wants to read: a save, a skipped step, a rollback."""
 
     def on_end(self, run: Run) -> None:
-        """After the last step of this process, also when it ends by an error."""
+        """After the last step of this process, also when it ends by an error, be it in an `on_start`."""

@@ -1,6 +1,7 @@
 """Draws RUN_DIR/learning_curve.png from the metrics file when a run ends."""
 
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,26 @@ from megalm.train.callbacks.metrics import FILE_NAME, read_metrics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+logger = logging.getLogger(__name__)
+
 BLUE, ORANGE, GREY, RED = "#2563eb", "#ea580c", "#94a3b8", "#dc2626"
 
 
 class LearningCurve(Callback):
-    """On rank 0, at the end: loss of each step, smoothed, on validation data, and the learning rate. No steps, no picture."""
+    """On rank 0, at the end: loss of each step, smoothed, on validation data, and the learning rate. No steps, no picture.
+
+    A picture that cannot be drawn is a warning: the run is none the worse for it.
+    """
 
     def on_end(self, run: Run) -> None:
         if run.layout.rank != 0:
             return
-        curve = read_curve(run.directory / FILE_NAME)
-        if len(curve.steps):
-            write_bytes(run.directory / "learning_curve.png", draw(curve, _title(run)))
+        try:
+            curve = read_curve(run.directory / FILE_NAME)
+            if len(curve.steps):
+                write_bytes(run.directory / "learning_curve.png", draw(curve, _title(run)))
+        except Exception as error:
+            logger.warning("the learning curve could not be drawn: %r", error)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The learning curve: what is read from the metrics file, and that it is drawn."""
 
 import io
+import sys
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -48,6 +49,15 @@ def test_no_steps_no_picture(make_run, play):
     LearningCurve().on_end(run)
     written(run, play, until=0)
     LearningCurve().on_end(run)
+    assert not (run.directory / "learning_curve.png").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(make_run, play, monkeypatch, caplog):
+    run = make_run()
+    written(run, play, until=2)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    LearningCurve().on_end(run)
+    assert "the learning curve could not be drawn" in caplog.text
     assert not (run.directory / "learning_curve.png").exists()
 
 

@@ -1,0 +1,129 @@
+"""Weights and optimizer as shards of full tensors: copied out to save them, written in one by one to load them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor
+
+from megalm.engine.optimizer_state import MASTER, OptimizerState
+from megalm.errors import UserError
+from megalm.model.gpt import GPT
+from megalm.parallel.layout import Layout
+
+Shard: TypeAlias = Any  # ShardedTensor or, of a gated matrix, ShardedTensorFactory: the library is untyped
+
+
+class ShardedState:
+    """What a checkpoint holds of an engine, by place: `model.NAME` and `optimizer.PART.NAME` of each parameter.
+
+    A place's full tensor has the library's key of the weight, behind `optimizer.PART.` where it is not the weight itself.
+    The device never holds a second copy of more than one tensor. optimizer: None for a model that is not trained.
+    """
+
+    def __init__(self, model: GPT, layout: Layout, optimizer: OptimizerState | None) -> None:
+        self.model = model
+        self.group = layout.groups.dp_cp
+        self.optimizer = optimizer
+
+    def copy(self) -> dict[str, Shard]:
+        """Copies on the CPU of the tensors that this rank writes. Collective over the data-parallel ranks."""
+        templates = self._templates()
+        result: dict[str, Shard] = {}
+        for name, owner in self._owners(templates).items():
+            parameter, template = self.model.get_parameter(name), templates[name]
+            if owner == self.group.rank():
+                weight = parameter.detach().to("cpu", copy=True)
+                result[f"model.{name}"] = _owned(template, template.key, weight)
+            for part in self._parts(parameter):
+                whole = self.optimizer.gather(parameter, part, owner) if self.optimizer else None
+                if whole is not None:
+                    key = f"optimizer.{part}.{template.key}"
+                    result[f"optimizer.{part}.{name}"] = _owned(template, key, whole)
+        return result
+
+    def empty(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Shard]:
+        """What to read of a checkpoint, as tensors without memory (on torch's meta device), whole on every rank.
+
+        stored: its tensors' names and formats. Raises UserError if one is missing. fp32 masters count as weights: they
+        are read even without the optimizer, and into the weights themselves where those are not bf16.
+        """
+        templates = self._templates()
+        result: dict[str, Shard] = {}
+        for name, parameter in self.model.named_parameters():
+            key, parts = templates[name].key, self._parts(parameter)
+            master = f"optimizer.{MASTER}.{key}"
+            wanted = {f"model.{name}": key}
+            if master not in stored:
+                parts = tuple(part for part in parts if part != MASTER)
+            elif parameter.dtype != torch.bfloat16:
+                wanted = {f"model.{name}": master}
+            if not with_optimizer:
+                parts = tuple(part for part in parts if part == MASTER)
+            wanted |= {f"optimizer.{part}.{name}": f"optimizer.{part}.{key}" for part in parts}
+            for place, key in wanted.items():
+                if key not in stored:
+                    raise UserError(
+                        f"the checkpoint has no tensor {key}: it belongs to another kind of model"
+                    )
+                data = torch.empty_like(parameter, dtype=stored[key], device="meta")
+                result[place] = _filled(templates[name], key, data)
+        return result
+
+    @torch.no_grad()
+    def load(self, portion: Mapping[str, Tensor]) -> None:
+        """Take over tensors read into places of `empty`, in its order: weights become masters until masters come."""
+        for place in sorted(portion):  # model.* before optimizer.*
+            kind, _, name = place.partition(".")
+            if kind == "model":
+                parameter, part = self.model.get_parameter(name), MASTER
+                parameter.copy_(portion[place])
+            else:
+                part, _, name = name.partition(".")
+                parameter = self.model.get_parameter(name)
+            if self.optimizer and part in self._parts(parameter):
+                self.optimizer.write(parameter, part, portion[place])
+
+    def _parts(self, parameter: Tensor) -> tuple[str, ...]:
+        return self.optimizer.names if self.optimizer and parameter.requires_grad else ()
+
+    def _owners(self, templates: Mapping[str, Shard]) -> dict[str, int]:
+        """Which data-parallel rank writes each parameter: the one with the fewest bytes so far, so that all write alike.
+
+        Copies that another tensor-parallel rank or pipeline stage writes are left out.
+        """
+        written = [0] * self.group.size()
+        owners = {}
+        for name, parameter in self.model.named_parameters():
+            tied_copy, tensor_replica, _ = templates[name].replica_id
+            if tied_copy or tensor_replica:
+                continue
+            owners[name] = written.index(min(written))
+            precise = torch.promote_types(parameter.dtype, torch.float32)
+            width = parameter.itemsize + len(self._parts(parameter)) * precise.itemsize
+            written[owners[name]] += parameter.numel() * width
+        return owners
+
+    def _templates(self) -> dict[str, Shard]:
+        """Each parameter's place in the full tensor."""
+        names = {parameter.data_ptr(): name for name, parameter in self.model.named_parameters()}
+        sharded = self.model.sharded_state_dict(metadata={"dp_cp_group": self.group})
+        return {
+            names[value.data.data_ptr()]: value
+            for value in nested_values(sharded)
+            if isinstance(value, ShardedTensor | ShardedTensorFactory)
+        }
+
+
+def _filled(template: Shard, key: str, data: Tensor) -> Shard:
+    extra = {"dtype": data.dtype} if isinstance(template, ShardedTensor) else {}
+    return replace(template, key=key, data=data, **extra)
+
+
+def _owned(template: Shard, key: str, data: Tensor) -> Shard:
+    """A shard that this data-parallel rank writes."""
+    tied_copy, tensor_replica, _ = template.replica_id
+    return replace(_filled(template, key, data), replica_id=(tied_copy, tensor_replica, 0))
