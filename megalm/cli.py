@@ -209,9 +209,7 @@ def inspect(
     checkpoint: Annotated[
         str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
     ],
-    step: Annotated[
-        int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")
-    ] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the newest.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the tensors of a checkpoint without loading them: names, shapes, formats, shards."""

@@ -72,7 +72,6 @@ class MegatronEngine:
                 params_dtype=DTYPES[precision.dtype],
                 bf16=precision.dtype == "bf16",
                 use_distributed_optimizer=sharded,
-                clip_grad=optimizer.clip_grad,
             ),
             [self.ddp],
             use_gloo_process_groups=False,
@@ -98,14 +97,15 @@ class MegatronEngine:
         loss_value = self._reduce_loss(sums)
         self.optimizer.prepare_grads()
         norm = global_norm(self.optimizer, self.layout.device)
-        loss_number, norm_number = torch.stack([loss_value, norm]).tolist()
+        # the one moment in a step when the host waits for the device
+        loss_number, norm_number, weight_number = torch.stack([loss_value, norm, weight]).tolist()
         skipped = not (abs(loss_number) < float("inf") and norm_number < float("inf"))
         if not skipped:
             clip(self.optimizer, norm, self.config.optimizer.clip_grad)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step_with_ready_grads()
-        return Metrics(loss=loss_number, grad_norm=norm_number, weight=float(weight), skipped=skipped)
+        return Metrics(loss=loss_number, grad_norm=norm_number, weight=weight_number, skipped=skipped)
 
     @torch.no_grad()
     def forward(
