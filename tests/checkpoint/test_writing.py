@@ -163,4 +163,5 @@ def test_saves_are_complete_intact_pruned_and_told_of_once(
     assert [verify(path) for path in list_checkpoints(tmp_path).values()] == [None, None]
     assert events(tmp_path) == [f"checkpoint of step {step} saved" for step in (2, 4, 6, 7)]
     train_in_world(2, config)
-    assert len(events(tmp_path)) == 4, "a run that is at its end saved again"
+    saved = [event for event in events(tmp_path) if event.endswith("saved")]
+    assert len(saved) == 4, "a run that is at its end saved again"
