@@ -47,7 +47,10 @@ TRANSFORMER_ENGINE = Kernel(
     "transformer_engine", "layers in fp8", "Megatron-Core's linears in bf16", used=False
 )
 APEX = Kernel("apex", "optimizer, norm", "torch's fused AdamW, torch's norms", used=False)
-FLASH_ATTN = Kernel("flash_attn", "attention", "torch's scaled_dot_product_attention", used=False)
+# `auto` stays with torch's kernel, which holds flash attention too; `model.attention=flash` takes the package's
+FLASH_ATTN = Kernel(
+    "flash_attn", "attention (model.attention=flash)", "torch's scaled_dot_product_attention", used=False
+)
 LIGER = Kernel(
     "liger_kernel", "norm, cross entropy", "torch's rms_norm, megalm's chunked cross entropy", used=False
 )

@@ -76,7 +76,7 @@ class ModelConfig(Section):
     )
     attention: str = Field(
         "auto",
-        description="Core attention: `torch` is scaled_dot_product_attention, `matmul` batched matmuls that keep the "
+        description="Core attention: `torch` is scaled_dot_product_attention, `flash` the flash-attn package, `matmul` batched matmuls that keep the "
         "weights (short sequences on a CPU), `plain` the paper's formula; `auto` picks the fastest.",
     )
     norm: str = Field(

@@ -34,6 +34,17 @@ def torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     )
 
 
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same through the flash-attn package (arXiv:2307.08691) on CUDA in bf16; with a mask it is torch's kernel."""
+    if mask is not None or query.dtype != torch.bfloat16:
+        return torch_attention(query, key, value, mask, dropout)
+    from flash_attn import flash_attn_func
+
+    # flash-attn wants (B, tokens, heads, width); grouped heads are its own business
+    parts = (x.transpose(1, 2) for x in (query, key, value))
+    return flash_attn_func(*parts, dropout_p=dropout, causal=True).transpose(1, 2)
+
+
 QUERY_BLOCK = 128
 
 
@@ -109,6 +120,7 @@ def auto_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
 ATTENTIONS = {
     "auto": auto_attention,
     "torch": torch_attention,
+    "flash": flash_attention,
     "matmul": matmul_attention,
     "plain": plain_attention,
 }

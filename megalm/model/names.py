@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from megalm.config.schema import ModelConfig
 from megalm.config.suggest import nearest
 from megalm.errors import UserError
+from megalm.kernels import FLASH_ATTN, detect
 from megalm.model.attention_kernels import ATTENTIONS
 from megalm.model.norm import NORMS
 from megalm.model.positions import POSITIONS
@@ -25,3 +26,7 @@ def check_names(model: ModelConfig) -> None:
             raise UserError(
                 f"model.{field} {value!r} is unknown{nearest(value, names)}; there are {', '.join(names)}"
             )
+    if model.attention == "flash" and not (flash := detect()[FLASH_ATTN.name]).usable:
+        raise UserError(
+            f"model.attention is `flash`, but flash_attn is not to be used here ({flash.problem}): take `torch`"
+        )

@@ -44,11 +44,14 @@ def test_bf16_training_follows_float32():
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_fused_attention_agrees_with_plain_in_bf16(groups):
-    from megalm.model.attention_kernels import plain_attention, torch_attention
+    from megalm.kernels import detect
+    from megalm.model.attention_kernels import flash_attention, plain_attention, torch_attention
 
     generator = torch.Generator("cuda").manual_seed(0)
     query = torch.randn(2, 8, 128, 64, device="cuda", generator=generator)
     key, value = (torch.randn(2, 8 // groups, 128, 64, device="cuda", generator=generator) for _ in range(2))
     expected = plain_attention(query, key, value, None, 0.0)
-    found = torch_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), None, 0.0)
-    assert (found.float() - expected).abs().max() < 2e-2
+    kernels = [torch_attention] + [flash_attention] * detect()["flash_attn"].usable
+    for kernel in kernels:
+        found = kernel(query.bfloat16(), key.bfloat16(), value.bfloat16(), None, 0.0)
+        assert (found.float() - expected).abs().max() < 2e-2
