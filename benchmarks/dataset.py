@@ -8,6 +8,7 @@ document, sample and shuffle index for the asked-for epochs there. Figures are m
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megalm.dataset import IndexedDataset, IndexedDatasetWriter, TokenStream, order
 from megalm.dataset.indexed import HEADER, MAGIC
