@@ -80,6 +80,6 @@ def model_preset(name: str) -> dict[str, Any]:
     """Return the preset's fields of the section `model`; UserError names the nearest one if it is unknown."""
     if name not in PRESETS:
         raise UserError(
-            f"model.preset {name!r} is unknown{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}"
+            f"model.preset {name!r} is unknown{nearest(name, PRESETS)} (known: {', '.join(PRESETS)})"
         )
     return dict(PRESETS[name])

@@ -24,7 +24,7 @@ def check_names(model: ModelConfig) -> None:
         value = getattr(model, field)
         if value not in names:
             raise UserError(
-                f"model.{field} {value!r} is unknown{nearest(value, names)}; there are {', '.join(names)}"
+                f"model.{field} {value!r} is unknown{nearest(value, names)} (known: {', '.join(names)})"
             )
     if model.attention == "flash" and not (flash := detect()[FLASH_ATTN.name]).usable:
         raise UserError(
