@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from megalm.config import Config, parse_config
 from megalm.device_rate import matmul_flops_per_second
 from megalm.engine.base import MicroBatch
-from megalm.engine.megatron import MegatronEngine
+from megalm.engine.build import build_engine
 from megalm.parallel.layout import create_layout
 from megalm.train.pretrain import NextTokenLoss
 
@@ -41,7 +41,7 @@ Step = Callable[[torch.Tensor], float]
 def megalm_step(config: Config) -> Step:
     """megalm's engine, one process."""
     layout = create_layout(config.parallel)
-    engine, loss = MegatronEngine(config, layout), NextTokenLoss()
+    engine, loss = build_engine(config, layout), NextTokenLoss()
 
     def step(tokens: torch.Tensor) -> float:
         tokens = tokens.to(layout.device)

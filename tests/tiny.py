@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from megalm.config import Config, parse_config
-from megalm.engine.base import MicroBatch, local_samples, split_samples
-from megalm.engine.megatron import MegatronEngine
+from megalm.engine.base import Engine, MicroBatch, local_samples, split_samples
+from megalm.engine.build import build_engine
 from megalm.model.gpt import GPT, build_model
 from megalm.parallel.layout import Layout, create_layout
 
@@ -66,9 +66,9 @@ def tiny_model(config: Config) -> GPT:
     return build_model(config, create_layout(config.parallel))
 
 
-def tiny_engine(config: Config) -> MegatronEngine:
+def tiny_engine(config: Config) -> Engine:
     """An engine under the layout that the configuration names."""
-    return MegatronEngine(config, create_layout(config.parallel))
+    return build_engine(config, create_layout(config.parallel))
 
 
 def random_tokens(rows: int, length: int = SEQUENCE, seed: int = 0) -> Tensor:
@@ -80,4 +80,4 @@ def to_microbatches(batch: Any, layout: Layout, micro_batch_size: int) -> list[M
     """This data-parallel rank's microbatches of a whole global batch of numpy arrays."""
     mine = local_samples(len(batch.tokens_BS), layout, micro_batch_size)
     part = type(batch)(**{name: None if a is None else a[mine] for name, a in vars(batch).items()})
-    return split_samples(part, layout.device, micro_batch_size)
+    return split_samples(part, layout, micro_batch_size)

@@ -100,11 +100,11 @@ def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int)
     )
 
 
-def split_samples(batch: Any, device: torch.device, micro_batch_size: int) -> list[MicroBatch]:
-    """Turn samples as numpy arrays (dataset.Batch) into microbatches on the device."""
+def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
+    """Turn samples as numpy arrays (dataset.Batch) into this rank's microbatches on its device."""
     # without document resets positions are 0 ... S-1 in every row: the model's fast path
     arrays = [batch.tokens_BS, batch.labels_BS, batch.loss_mask_BS]
     if batch.segments_BS is not None:
         arrays += [batch.positions_BS, batch.segments_BS]
-    tensors = [torch.from_numpy(array).to(device).split(micro_batch_size) for array in arrays]
+    tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays]
     return [MicroBatch(*parts) for parts in zip(*tensors, strict=True)]

@@ -14,7 +14,7 @@ from megalm.checkpoint.read import damage
 from megalm.config import Config
 from megalm.config.checks import check
 from megalm.config.schema import ParallelConfig
-from megalm.engine.megatron import MegatronEngine
+from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.generate.decode import Completion, Generator, context_length
 from megalm.generate.request import GenerateRequest
@@ -38,7 +38,7 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
     tokenizer = _open_tokenizer(candidates[0], config)
     _adapt(config, request, tokenizer)
     layout = create_layout(config.parallel, config.run.seed)
-    engine = MegatronEngine(config, layout, train=False)
+    engine = build_engine(config, layout, train=False)
     load_weights(engine, _newest_intact(candidates, layout))
     generator = Generator(engine.model, layout, context_length(config), tokenizer)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from megalm.config.schema import ModelConfig
+from megalm.config.model import ModelConfig
 from megalm.config.suggest import nearest
 from megalm.errors import UserError
 from megalm.kernels import FLASH_ATTN, detect

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from megalm.config.schema import ModelConfig
+from megalm.config.model import ModelConfig
 from megalm.model.state import ForwardState
 
 POSITIONS = ("learned", "rope", "sinusoidal", "alibi", "none")

@@ -16,7 +16,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megalm.config.schema import Config, ModelConfig
+from megalm.config.model import ModelConfig
+from megalm.config.schema import Config
 from megalm.model.attention import CoreAttention
 from megalm.model.linear import ColumnLinear, RowLinear
 from megalm.model.norm import Norm

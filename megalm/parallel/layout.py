@@ -48,6 +48,26 @@ class Layout:
         return self.groups.pp.size()
 
     @property
+    def cp_rank(self) -> int:
+        """Coordinate on the context-parallel axis."""
+        return self.groups.cp.rank()
+
+    @property
+    def cp_size(self) -> int:
+        """Ranks that share each sequence."""
+        return self.groups.cp.size()
+
+    @property
+    def ep_rank(self) -> int:
+        """Coordinate on the expert-parallel axis."""
+        return self.groups.ep.rank()
+
+    @property
+    def ep_size(self) -> int:
+        """Ranks that share the experts; the axis lies across the data-parallel and context-parallel ranks."""
+        return self.groups.ep.size()
+
+    @property
     def dp_rank(self) -> int:
         """Coordinate on the data-parallel axis."""
         return self.groups.dp.rank()
@@ -75,8 +95,10 @@ class Layout:
     def describe(self) -> str:
         """Short name such as `TP2+SP x PP2 x DP1`."""
         sequence = "+SP" if self.config.sequence_parallel else ""
+        context = f" x CP{self.cp_size}" if self.cp_size > 1 else ""
+        expert = f" (EP{self.ep_size})" if self.ep_size > 1 else ""
         zero = f" + ZeRO-{self.config.zero_stage}" if self.config.zero_stage else ""
-        return f"TP{self.tp_size}{sequence} x PP{self.pp_size} x DP{self.dp_size}{zero}"
+        return f"TP{self.tp_size}{sequence} x PP{self.pp_size}{context} x DP{self.dp_size}{expert}{zero}"
 
 
 def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> torch.device:

@@ -67,7 +67,7 @@ class TrainingData:
             self._queue.append((after, pool.submit(self.stream.batch, positions)))
 
     def _to_device(self, batch: Batch) -> list[MicroBatch]:
-        return split_samples(batch, self.layout.device, self.rows)
+        return split_samples(batch, self.layout, self.rows)
 
 
 def _copy(cursor: Cursor) -> Cursor:
@@ -87,4 +87,4 @@ class ValidationData:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         for number in range(self.batches):
             batch = self.stream.batch(number * self.size + self.local)
-            yield split_samples(batch, self.layout.device, self.rows)
+            yield split_samples(batch, self.layout, self.rows)

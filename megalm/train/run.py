@@ -16,7 +16,8 @@ from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, n
 from megalm.checkpoint.read import shared_list
 from megalm.config import Config, data_parallel_size, dump_config
 from megalm.dataset.sidecar import read_sidecar
-from megalm.engine.megatron import MegatronEngine
+from megalm.engine.base import Engine
+from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.model.names import check_names
 from megalm.parallel.layout import create_layout
@@ -64,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
 
     layout = create_layout(config.parallel, config.run.seed)
     with run_lock(directory):
-        engine = MegatronEngine(config, layout)
+        engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
         _prepare_directory(run, lineage)
         data = TrainingData(config, layout, train_stream)
@@ -216,7 +217,7 @@ def _lineage(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def _start_weights(run: Run, loop: Loop, engine: MegatronEngine) -> list[str]:
+def _start_weights(run: Run, loop: Loop, engine: Engine) -> list[str]:
     """Resume from the newest good checkpoint of this run, or take another run's weights, or neither; say what was done."""
     checkpoint = newest_intact(run.directory, run.layout)
     if checkpoint is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from megalm import cli
 from megalm.checkpoint.inspect import inspect_checkpoint
-from megalm.config.schema import ModelConfig
+from megalm.config.model import ModelConfig
 from megalm.testing import run_distributed
 from tests.checkpoint.stored import stored_tensors
 from tests.tiny import tiny_config, tiny_model

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megalm.config.schema import ModelConfig
+from megalm.config.model import ModelConfig
 from megalm.model.positions import Rotary, alibi_bias, alibi_slopes, rotary_frequencies, sinusoidal_table
 from megalm.model.state import ForwardState
 

@@ -1,20 +1,8 @@
 """Every layout trains like one process: gradients, losses, gradient norms and weights of ten steps."""
 
-import functools
-from dataclasses import dataclass
-
 import pytest
-from torch import Tensor
 
-from megalm.model.init import sharded_parameters
-from megalm.testing import run_distributed
-from megalm.train.pretrain import NextTokenLoss
-from tests.parity.shards import Piece, assemble, pieces_of, pieces_of_state
-from tests.tiny import LR, VOCABULARY, tiny_config, tiny_engine, tiny_microbatches
-
-STEPS = 10
-BETA1 = 0.9
-CLIP = 0.5  # below every norm of these runs, so that clipping acts on each step
+from tests.parity.runs import FP32, FP64, assert_same_run, run
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
@@ -46,92 +34,6 @@ MODELS = {
     "llama-tied": ("llama-tiny", "model.tie_embeddings=true"),
     "llama-untied": ("llama-tiny", "model.tie_embeddings=false"),
 }
-
-
-@dataclass
-class Run:
-    """What the world as a whole found; tensors in full."""
-
-    losses: list[float]
-    norms: list[float]
-    weights_counted: list[float]
-    gradients: dict[str, Tensor]
-    weights: dict[str, Tensor]
-
-
-def train(
-    preset: str, overrides: tuple[str, ...], resets: bool
-) -> tuple[list[tuple], list[Piece], list[Piece]]:
-    """Ten steps on this rank: metrics, the first step's gradients as they reached Adam, the final weights."""
-    config = tiny_config(
-        preset,
-        "model.num_layers=4",
-        f"optimizer.clip_grad={CLIP}",
-        f"optimizer.adam_beta1={BETA1}",
-        *overrides,
-    )
-    engine = tiny_engine(config)
-    metrics = []
-    for step in range(STEPS):
-        result = engine.step(tiny_microbatches(step, engine.layout, resets), NextTokenLoss(), LR)
-        metrics.append((result.loss, result.grad_norm, result.weight, result.skipped))
-        if step == 0:
-            # Adam's first moment starts at zero, so it is (1 - beta1) x the reduced, clipped gradient
-            gradients = pieces_of_state(engine.state(), "optimizer.exp_avg.")
-    return metrics, gradients, pieces_of(sharded_parameters(engine.model, engine.layout))
-
-
-@functools.cache
-def run(world_size: int, preset: str, overrides: tuple[str, ...], resets: bool = False) -> Run:
-    """The whole world's run; all ranks must report the same metrics."""
-    ranks = run_distributed(train, world_size, preset, overrides, resets)
-    metrics = ranks[0][0]
-    assert all(rank[0] == metrics for rank in ranks)
-    assert not any(skipped for _, _, _, skipped in metrics)
-    moments = assemble(rank[1] for rank in ranks)
-    return Run(
-        losses=[loss for loss, _, _, _ in metrics],
-        norms=[norm for _, norm, _, _ in metrics],
-        weights_counted=[weight for _, _, weight, _ in metrics],
-        gradients={name.removeprefix("optimizer.exp_avg."): m / (1 - BETA1) for name, m in moments.items()},
-        weights=assemble(rank[2] for rank in ranks),
-    )
-
-
-def assert_same_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], bound: float) -> None:
-    """Each tensor's largest deviation is at most `bound` x its largest element; vocabulary padding is zero."""
-    assert found.keys() == expected.keys()
-    for name, right in expected.items():
-        left, padding = found[name][: len(right)], found[name][len(right) :]
-        assert len(padding) == 0 or len(right) == VOCABULARY, f"{name} grew to {tuple(found[name].shape)}"
-        assert not padding.any(), f"{name}: padding is not zero"
-        assert right.any(), f"{name} is zero: nothing is compared"
-        deviation = float((left - right).abs().max() / right.abs().max())
-        assert deviation <= bound, f"{name} deviates by {deviation:.1e} of its largest element"
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Largest deviations allowed: of losses and norms relative, of tensors relative to their largest element."""
-
-    metrics: float
-    gradients: float
-    weights: float
-
-
-FP64 = Bounds(metrics=1e-12, gradients=1e-12, weights=1e-10)
-FP32 = Bounds(metrics=1e-6, gradients=5e-6, weights=5e-5)
-
-
-def assert_same_run(found: Run, expected: Run, bounds: Bounds) -> None:
-    """All ten losses and norms, the first step's gradients and the final weights are the same."""
-    assert min(expected.norms) > CLIP
-    assert len(expected.losses) == STEPS
-    assert found.weights_counted == expected.weights_counted
-    assert found.losses == pytest.approx(expected.losses, rel=bounds.metrics)
-    assert found.norms == pytest.approx(expected.norms, rel=bounds.metrics)
-    assert_same_tensors(found.gradients, expected.gradients, bounds.gradients)
-    assert_same_tensors(found.weights, expected.weights, bounds.weights)
 
 
 @pytest.mark.parametrize("model", MODELS)

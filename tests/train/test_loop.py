@@ -88,7 +88,7 @@ def plain_validation_loss(config: Config, checkpoint: Path) -> float:
     engine = tiny_engine(config)
     load_weights(engine, checkpoint)
     batch = open_stream(config, config.data.valid, None).batch(torch.arange(3 * GLOBAL_BATCH).numpy())
-    microbatches = split_samples(batch, engine.layout.device, GLOBAL_BATCH)
+    microbatches = split_samples(batch, engine.layout, GLOBAL_BATCH)
     logits_BSV = torch.cat(
         engine.forward(
             microbatches, lambda model, m: model(m.tokens_BS, m.forward_state()), lambda out, _: out

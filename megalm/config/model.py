@@ -1,0 +1,121 @@
+"""The section `model`: architecture, kernels, and what follows from them (sizes, parameters, FLOPs)."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megalm.config.section import Section
+from megalm.errors import UserError
+
+
+class ModelConfig(Section):
+    """Architecture of a decoder-only transformer; a preset fills what is not given."""
+
+    # names of kernels, activations and positions are plain strings here: megalm/model/ knows them, see `check_names`
+
+    preset: str | None = Field(None, description="Name of a preset, e.g. `gpt2-124m` or `llama-7b`.")
+    num_layers: int = Field(4, gt=0, description="Transformer layers.")
+    hidden_size: int = Field(128, gt=0, description="Width of the residual stream.")
+    ffn_hidden_size: int | None = Field(None, gt=0, description="Width inside the MLP; default 4 x hidden.")
+    num_attention_heads: int = Field(4, gt=0, description="Query heads.")
+    num_query_groups: int | None = Field(
+        None, gt=0, description="Key/value heads (grouped-query attention); default: one for each query head."
+    )
+    kv_channels: int | None = Field(None, gt=0, description="Width of a head; default hidden / heads.")
+    max_sequence_length: int = Field(1024, gt=0, description="Longest sequence: size of the position table.")
+    vocab_size: int | None = Field(
+        None, gt=0, description="Vocabulary; default: the tokenizer's. Padding for the layout is added apart."
+    )
+    make_vocab_size_divisible_by: int = Field(
+        1, gt=0, description="The vocabulary is padded to a multiple of this times the tensor-parallel size."
+    )
+    position_embedding: str = Field(
+        "rope",
+        description="How positions enter the model: `learned`, `rope`, `sinusoidal`, `alibi` or `none`.",
+    )
+    rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary frequencies.")
+    rope_scaling_factor: float = Field(
+        1.0, gt=0, description="LLaMA 3.1 frequency scaling for longer contexts; 1 is off."
+    )
+    rope_original_max_sequence_length: int = Field(
+        8192, gt=0, description="Context length before LLaMA 3.1 frequency scaling."
+    )
+    normalization: Literal["LayerNorm", "RMSNorm"] = Field("RMSNorm", description="Kind of norm.")
+    layernorm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance inside norms.")
+    activation: str = Field(
+        "swiglu",
+        description="Activation of the MLP: `gelu`, `gelu_tanh`, `relu`, `squared_relu`, or gated: `swiglu`, `geglu`.",
+    )
+    add_bias_linear: bool = Field(False, description="Biases in all linear layers.")
+    add_qkv_bias: bool = Field(False, description="Biases in the query/key/value projection only.")
+    tie_embeddings: bool = Field(False, description="Input embedding and output layer share one matrix.")
+    hidden_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on embeddings and residuals.")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention weights.")
+    init_method_std: float = Field(
+        0.02, gt=0, description="Standard deviation of initial weights; output projections: / sqrt(2 layers)."
+    )
+    attention: str = Field(
+        "auto",
+        description="Core attention: `torch` is scaled_dot_product_attention, `flash` the flash-attn package, `matmul` batched matmuls that keep the "
+        "weights (short sequences on a CPU), `plain` the paper's formula; `auto` picks the fastest.",
+    )
+    norm: str = Field(
+        "auto", description="Norm kernel: `torch` is torch's fused one, `plain` the paper's formula."
+    )
+    cross_entropy: Literal["auto", "fused", "plain"] = Field(
+        "auto",
+        description="`fused` joins output layer and loss, a chunk of tokens at a time; `plain` holds all logits.",
+    )
+    cross_entropy_chunk_tokens: int = Field(
+        1024, gt=0, description="Tokens whose logits the fused cross entropy holds at a time."
+    )
+
+    @property
+    def ffn_size(self) -> int:
+        """Width inside the MLP."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def query_groups(self) -> int:
+        """Number of key/value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP's first matrix also computes a gate, as every `...glu` does (arXiv:2002.05202)."""
+        return self.activation.endswith("glu")
+
+    def num_parameters(self) -> int:
+        """Trainable parameters, without padding of the vocabulary; needs `vocab_size`."""
+        if self.vocab_size is None:
+            raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
+        hidden, head = self.hidden_size, self.head_dim
+        query, key_value = self.num_attention_heads * head, self.query_groups * head
+        bias, norm_width = self.add_bias_linear, hidden * (2 if self.normalization == "LayerNorm" else 1)
+        qkv_bias = (query + 2 * key_value) * (bias or self.add_qkv_bias)
+        attention = hidden * (query + 2 * key_value) + qkv_bias + query * hidden + hidden * bias
+        up = self.ffn_size * (2 if self.gated else 1)
+        mlp = hidden * up + up * bias + self.ffn_size * hidden + hidden * bias
+        embeddings = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
+        if self.position_embedding == "learned":
+            embeddings += self.max_sequence_length * hidden
+        return self.num_layers * (attention + mlp + 2 * norm_width) + norm_width + embeddings
+
+    def flops_per_token(self, seq_length: int) -> float:
+        """Floating-point operations of forward and backward for one token, causal attention counted in full.
+
+        6 N + 12 L S (heads x head width), N without embedding tables (PaLM, arXiv:2204.02311, appendix B).
+        """
+        if self.vocab_size is None:
+            raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
+        tables = self.vocab_size * self.hidden_size * (0 if self.tie_embeddings else 1)
+        if self.position_embedding == "learned":
+            tables += self.max_sequence_length * self.hidden_size
+        matrix_parameters = self.num_parameters() - tables
+        attention = 12 * self.num_layers * seq_length * self.num_attention_heads * self.head_dim
+        return 6 * matrix_parameters + attention
