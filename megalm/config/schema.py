@@ -68,6 +68,11 @@ class ParallelConfig(Section):
         False, description="Split norms, dropout and residuals along the sequence over the TP ranks (SP)."
     )
     pipeline_model_parallel_size: int = Field(1, gt=0, description="Stages that share the layers (PP).")
+    virtual_pipeline_model_parallel_size: int = Field(
+        1,
+        gt=0,
+        description="Parts that each stage holds of the model (VP): with more than one the pipeline is interleaved.",
+    )
     context_parallel_size: int = Field(1, gt=0, description="Ranks that share each sequence (CP).")
     expert_model_parallel_size: int = Field(1, gt=0, description="Ranks that share the experts (EP).")
     zero_stage: Literal[0, 1, 2, 3] = Field(

@@ -58,7 +58,10 @@ class Engine(Protocol):
     """Runs steps of one model under one layout."""
 
     layout: Layout
+    chunks: list[Any]
+    """This process's parts of the model in the order of its layers: one, unless the pipeline is interleaved."""
     model: Any
+    """The first of `chunks`."""
 
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
         """Forward, backward, reduce, clip, update; a non-finite loss or gradient skips the update."""

@@ -25,7 +25,7 @@ from megalm.engine.base import Loss, Metrics, MicroBatch
 from megalm.engine.gradients import clip, global_norm
 from megalm.engine.optimizer_state import OptimizerState
 from megalm.engine.sharded_state import ShardedState
-from megalm.model.gpt import GPT, build_model
+from megalm.model.gpt import GPT, build_chunks
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout
 
@@ -36,26 +36,35 @@ class MegatronEngine:
     def __init__(self, config: Config, layout: Layout, train: bool = True) -> None:
         self.config = config
         self.layout = layout
-        self.model: GPT = build_model(config, layout)
+        self.chunks: list[GPT] = build_chunks(config, layout)
+        self.model = self.chunks[0]
         self.core = self.model.config
-        self.schedule = get_forward_backward_func(layout.pp_size, None)
+        self.schedule = get_forward_backward_func(
+            layout.pp_size, self.core.virtual_pipeline_model_parallel_size
+        )
         self.communicator = P2PCommunicator(pp_group=layout.groups.pp, config=self.core)
         self.has_masters = config.precision.dtype == "bf16"
         self.steps_begun = 0
         if train:
             self._make_trainable()
-        self.sharded_state = ShardedState(self.model, layout, self.optimizer_state if train else None)
+        self.sharded_state = ShardedState(self.chunks, layout, self.optimizer_state if train else None)
 
     def _make_trainable(self) -> None:
         precision, sharded = self.config.precision, self.config.parallel.zero_stage == 1
         fp32_sum = precision.dtype == "bf16" and precision.grad_reduce_dtype == "fp32"
-        self.ddp = DistributedDataParallel(
-            self.core,
-            DistributedDataParallelConfig(grad_reduce_in_fp32=fp32_sum, use_distributed_optimizer=sharded),
-            self.model,
-            pg_collection=self.layout.groups,
-        )
-        self.core.no_sync_func = self.ddp.no_sync
+        self.ddp_chunks = [
+            DistributedDataParallel(
+                self.core,
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=fp32_sum, use_distributed_optimizer=sharded
+                ),
+                chunk,
+                pg_collection=self.layout.groups,
+            )
+            for chunk in self.chunks
+        ]
+        no_sync = [ddp.no_sync for ddp in self.ddp_chunks]
+        self.core.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self.core.finalize_model_grads_func = _finalize
         optimizer = self.config.optimizer
         # torch's fused AdamW everywhere: the library would take Transformer Engine's or apex's where it finds one, and
@@ -73,7 +82,7 @@ class MegatronEngine:
                 bf16=precision.dtype == "bf16",
                 use_distributed_optimizer=sharded,
             ),
-            [self.ddp],
+            self.ddp_chunks,
             use_gloo_process_groups=False,
             pg_collection=self.layout.groups,
         )
@@ -88,11 +97,12 @@ class MegatronEngine:
         """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
         weight = self._global_weight(microbatches, loss)
         self._seed_dropout()
-        self.model.train()
-        self.ddp.zero_grad_buffer()
+        for chunk, ddp in zip(self.chunks, self.ddp_chunks, strict=True):
+            chunk.train()
+            ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums = self._run(
-            microbatches, self.ddp, loss.forward, functools.partial(_scaled, loss, weight), train=True
+            microbatches, self.ddp_chunks, loss.forward, functools.partial(_scaled, loss, weight), train=True
         )
         loss_value = self._reduce_loss(sums)
         self.optimizer.prepare_grads()
@@ -115,12 +125,13 @@ class MegatronEngine:
         collect: Callable[[Tensor, MicroBatch], Any],
     ) -> list[Any]:
         """See Engine.forward."""
-        self.model.eval()
+        for chunk in self.chunks:
+            chunk.eval()
 
         def reduce(output: Tensor, microbatch: MicroBatch) -> tuple[Tensor, Tensor, Any]:
             return output, torch.zeros((), dtype=torch.int), collect(output, microbatch)
 
-        return self._run(microbatches, self.model, run, reduce, train=False)
+        return self._run(microbatches, self.chunks, run, reduce, train=False)
 
     def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
         """Return (summed loss, weight) of a global batch, the same on every rank."""
@@ -132,7 +143,7 @@ class MegatronEngine:
     def _run(
         self,
         microbatches: Sequence[MicroBatch],
-        model: nn.Module,
+        chunks: Sequence[nn.Module],
         run: Callable[[nn.Module, MicroBatch], Tensor],
         reduce: Callable[[Tensor, MicroBatch], Any],
         train: bool,
@@ -140,16 +151,16 @@ class MegatronEngine:
         """Send the microbatches through Megatron-Core's pipeline schedule."""
 
         def forward_step(
-            batches: Iterator[MicroBatch], stage: nn.Module
+            batches: Iterator[MicroBatch], chunk: nn.Module
         ) -> tuple[Tensor, Callable[[Tensor], Any]]:
             microbatch = next(batches)
-            return run(stage, microbatch), lambda output: reduce(output, microbatch)
+            return run(chunk, microbatch), lambda output: reduce(output, microbatch)
 
         rows, length = microbatches[0].tokens_BS.shape
         return self.schedule(
             forward_step_func=forward_step,
-            data_iterator=iter(microbatches),
-            model=[model],
+            data_iterator=[iter(microbatches) for _ in chunks],
+            model=list(chunks),
             num_microbatches=len(microbatches),
             seq_length=length,
             micro_batch_size=rows,

@@ -1,13 +1,13 @@
 """Weights and optimizer as shards of full tensors: copied out to save them, written in one by one to load them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from torch import Tensor
+from torch import Tensor, nn
 
 from megalm.engine.optimizer_state import MASTER, OptimizerState
 from megalm.errors import UserError
@@ -21,20 +21,21 @@ class ShardedState:
     """What a checkpoint holds of an engine, by place: `model.NAME` and `optimizer.PART.NAME` of each parameter.
 
     A place's full tensor has the library's key of the weight, behind `optimizer.PART.` where it is not the weight itself.
-    The device never holds a second copy of more than one tensor. optimizer: None for a model that is not trained.
+    The device never holds a second copy of more than one tensor. chunks: this process's parts of the model; with several,
+    NAME begins with the part's number. optimizer: None for a model that is not trained.
     """
 
-    def __init__(self, model: GPT, layout: Layout, optimizer: OptimizerState | None) -> None:
-        self.model = model
+    def __init__(self, chunks: Sequence[GPT], layout: Layout, optimizer: OptimizerState | None) -> None:
+        self.chunks = chunks
         self.group = layout.groups.dp_cp
         self.optimizer = optimizer
 
     def copy(self) -> dict[str, Shard]:
         """Copies on the CPU of the tensors that this rank writes. Collective over the data-parallel ranks."""
-        templates = self._templates()
+        templates, parameters = self._templates(), self._parameters()
         result: dict[str, Shard] = {}
         for name, owner in self._owners(templates).items():
-            parameter, template = self.model.get_parameter(name), templates[name]
+            parameter, template = parameters[name], templates[name]
             if owner == self.group.rank():
                 weight = parameter.detach().to("cpu", copy=True)
                 result[f"model.{name}"] = _owned(template, template.key, weight)
@@ -53,7 +54,7 @@ class ShardedState:
         """
         templates = self._templates()
         result: dict[str, Shard] = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._parameters().items():
             key, parts = templates[name].key, self._parts(parameter)
             master = f"optimizer.{MASTER}.{key}"
             wanted = {f"model.{name}": key}
@@ -76,14 +77,15 @@ class ShardedState:
     @torch.no_grad()
     def load(self, portion: Mapping[str, Tensor]) -> None:
         """Take over tensors read into places of `empty`, in its order: weights become masters until masters come."""
+        parameters = self._parameters()
         for place in sorted(portion):  # model.* before optimizer.*
             kind, _, name = place.partition(".")
             if kind == "model":
-                parameter, part = self.model.get_parameter(name), MASTER
+                parameter, part = parameters[name], MASTER
                 parameter.copy_(portion[place])
             else:
                 part, _, name = name.partition(".")
-                parameter = self.model.get_parameter(name)
+                parameter = parameters[name]
             if self.optimizer and part in self._parts(parameter):
                 self.optimizer.write(parameter, part, portion[place])
 
@@ -97,7 +99,7 @@ class ShardedState:
         """
         written = [0] * self.group.size()
         owners = {}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._parameters().items():
             tied_copy, tensor_replica, _ = templates[name].replica_id
             if tied_copy or tensor_replica:
                 continue
@@ -107,10 +109,16 @@ class ShardedState:
             written[owners[name]] += parameter.numel() * width
         return owners
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """All that this process holds, by names that no two of its chunks share."""
+        if len(self.chunks) == 1:
+            return dict(self.chunks[0].named_parameters())
+        return dict(nn.ModuleList(self.chunks).named_parameters())
+
     def _templates(self) -> dict[str, Shard]:
         """Each parameter's place in the full tensor."""
-        names = {parameter.data_ptr(): name for name, parameter in self.model.named_parameters()}
-        sharded = self.model.sharded_state_dict(metadata={"dp_cp_group": self.group})
+        names = {parameter.data_ptr(): name for name, parameter in self._parameters().items()}
+        sharded = [chunk.sharded_state_dict(metadata={"dp_cp_group": self.group}) for chunk in self.chunks]
         return {
             names[value.data.data_ptr()]: value
             for value in nested_values(sharded)

@@ -28,24 +28,27 @@ _TABLE_POSITIONS = ("learned", "sinusoidal")
 
 
 class GPT(GPTModel):
-    """A pipeline stage of a decoder-only transformer."""
+    """A part of a decoder-only transformer: a pipeline stage, or one chunk of it where the pipeline is interleaved."""
 
-    def __init__(self, config: Config, layout: Layout) -> None:
+    def __init__(self, config: Config, layout: Layout, chunk: int = 0) -> None:
+        """chunk: which of the stage's `layout.vp_size` parts this is, in the order of the layers."""
         model = config.model
+        vp_stage = chunk if layout.vp_size > 1 else None
         assert model.vocab_size is not None
         core = megatron_config(config, layout)
         super().__init__(
             core,
-            layer_spec(get_num_layers_to_build(core, pp_rank=layout.pp_rank)),
+            layer_spec(get_num_layers_to_build(core, vp_stage, layout.pp_rank)),
             vocab_size=padded_vocab_size(model, layout.tp_size),
             max_sequence_length=model.max_sequence_length,
-            pre_process=layout.is_first_stage,
-            post_process=layout.is_last_stage,
+            pre_process=layout.is_first_stage and chunk == 0,
+            post_process=layout.is_last_stage and chunk == layout.vp_size - 1,
             share_embeddings_and_output_weights=model.tie_embeddings,
             position_embedding_type="learned_absolute"
             if model.position_embedding in _TABLE_POSITIONS
             else "none",
             pg_collection=layout.groups,
+            vp_stage=vp_stage,
         )
         self.fused_cross_entropy = model.cross_entropy != "plain"
         self.chunk_tokens = model.cross_entropy_chunk_tokens
@@ -144,10 +147,15 @@ def mark_split_parameters(model: nn.Module) -> None:
                 parameter.partition_stride = 1  # type: ignore[attr-defined]
 
 
-def build_model(config: Config, layout: Layout) -> GPT:
-    """Build this process's part of the model with weights that depend on `run.seed` alone."""
+def build_chunks(config: Config, layout: Layout) -> list[GPT]:
+    """Build all that this process holds of the model, in the order of its layers: `layout.vp_size` parts."""
+    return [build_model(config, layout, chunk) for chunk in range(layout.vp_size)]
+
+
+def build_model(config: Config, layout: Layout, chunk: int = 0) -> GPT:
+    """Build one part of the model on this process with weights that depend on `run.seed` alone."""
     from megalm.model.init import initialize
 
-    model = GPT(config, layout)
+    model = GPT(config, layout, chunk)
     initialize(model, config, layout)
     return model

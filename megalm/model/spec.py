@@ -48,6 +48,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
     dtype = DTYPES[config.precision.dtype]
     recompute = config.train.recompute.granularity
     on_cpu = layout.device.type == "cpu"
+    interleaved = layout.vp_size > 1
     result = MegatronConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -65,6 +66,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         attention_dropout=model.attention_dropout,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=layout.vp_size if interleaved else None,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
@@ -75,7 +77,8 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         calculate_per_token_loss=True,
         # gloo reads a sent tensor later than NCCL's stream order would let it be freed
         deallocate_pipeline_outputs=not on_cpu,
-        batch_p2p_comm=not on_cpu,
+        # a batch of an interleaved pipeline of two stages mixes up both directions between the same two ranks
+        batch_p2p_comm=not on_cpu and not interleaved,
         recompute_granularity=None if recompute == "none" else recompute,
         recompute_method="uniform" if recompute == "full" else None,
         recompute_num_layers=1 if recompute == "full" else None,

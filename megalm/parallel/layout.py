@@ -48,6 +48,11 @@ class Layout:
         return self.groups.pp.size()
 
     @property
+    def vp_size(self) -> int:
+        """Parts of the model on each process: more than one where the pipeline is interleaved."""
+        return self.config.virtual_pipeline_model_parallel_size
+
+    @property
     def cp_rank(self) -> int:
         """Coordinate on the context-parallel axis."""
         return self.groups.cp.rank()
@@ -95,10 +100,11 @@ class Layout:
     def describe(self) -> str:
         """Short name such as `TP2+SP x PP2 x DP1`."""
         sequence = "+SP" if self.config.sequence_parallel else ""
+        virtual = f" (VP{self.vp_size})" if self.vp_size > 1 else ""
         context = f" x CP{self.cp_size}" if self.cp_size > 1 else ""
         expert = f" (EP{self.ep_size})" if self.ep_size > 1 else ""
         zero = f" + ZeRO-{self.config.zero_stage}" if self.config.zero_stage else ""
-        return f"TP{self.tp_size}{sequence} x PP{self.pp_size}{context} x DP{self.dp_size}{expert}{zero}"
+        return f"TP{self.tp_size}{sequence} x PP{self.pp_size}{virtual}{context} x DP{self.dp_size}{expert}{zero}"
 
 
 def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> torch.device:

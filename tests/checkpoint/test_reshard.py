@@ -121,7 +121,7 @@ def continue_with_buckets(config: Config, source: Path) -> Continued:
     buckets, step = [], megatron.MegatronEngine.step
 
     def count_and_step(engine: megatron.MegatronEngine, *arguments: Any) -> Any:
-        buckets.append([len(buffer.buckets) for buffer in engine.ddp.buffers])
+        buckets.append([len(buffer.buckets) for ddp in engine.ddp_chunks for buffer in ddp.buffers])
         return step(engine, *arguments)
 
     with (

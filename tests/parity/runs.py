@@ -47,7 +47,10 @@ def train(
         if step == 0:
             # Adam's first moment starts at zero, so it is (1 - beta1) x the reduced, clipped gradient
             gradients = pieces_of_state(engine.state(), "optimizer.exp_avg.")
-    return metrics, gradients, pieces_of(sharded_parameters(engine.model, engine.layout))
+    weights = [
+        piece for chunk in engine.chunks for piece in pieces_of(sharded_parameters(chunk, engine.layout))
+    ]
+    return metrics, gradients, weights
 
 
 @functools.cache

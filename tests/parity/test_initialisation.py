@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megalm.model.gpt import build_model
+from megalm.model.gpt import build_chunks
 from megalm.model.init import draw_rows, sharded_parameters
 from megalm.parallel.layout import create_layout
 from megalm.testing import run_distributed
@@ -30,7 +30,8 @@ VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight")
 def initial_pieces(preset: str, overrides: tuple[str, ...]) -> list[Piece]:
     config = tiny_config(preset, "model.num_layers=4", "precision.dtype=fp32", *overrides)
     layout = create_layout(config.parallel)
-    return pieces_of(sharded_parameters(build_model(config, layout), layout))
+    chunks = build_chunks(config, layout)
+    return [piece for chunk in chunks for piece in pieces_of(sharded_parameters(chunk, layout))]
 
 
 @functools.cache
