@@ -1,5 +1,6 @@
 """Layouts that cannot work are refused here, with the arithmetic, before any process group exists."""
 
+from megalm.config.pipeline import check_microbatches, layers_per_chunk
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
@@ -23,6 +24,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
             f"{batch.micro_batch_size} x data-parallel size {copies} = {per_microbatch} "
             f"(data-parallel size = {world_size} processes / {parallel.model_parallel_size})"
         )
+    check_microbatches(config, copies)
     return copies
 
 
@@ -61,12 +63,12 @@ def _check_model(config: Config) -> None:
 
 def _check_parallel(config: Config) -> None:
     parallel, model = config.parallel, config.model
-    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    tp = parallel.tensor_model_parallel_size
     size = "parallel.tensor_model_parallel_size"
     _divides("model.num_attention_heads", model.num_attention_heads, size, tp)
     _divides("model.num_query_groups", model.query_groups, size, tp)
     _divides("model.ffn_hidden_size", model.ffn_size, size, tp)
-    _divides("model.num_layers", model.num_layers, "parallel.pipeline_model_parallel_size", pp)
+    _check_pipeline(config)
     if parallel.sequence_parallel:
         if tp == 1:
             raise UserError(
@@ -89,6 +91,21 @@ def _check_parallel(config: Config) -> None:
         raise UserError(
             "precision.dtype fp64 with parallel.zero_stage 1: the sharded optimizer keeps fp32 state; use zero_stage 0"
         )
+
+
+def _check_pipeline(config: Config) -> None:
+    parallel = config.parallel
+    stages, chunks = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    if chunks > 1 and stages == 1:
+        raise UserError(
+            f"parallel.virtual_pipeline_model_parallel_size {chunks} interleaves the stages of a pipeline: it needs "
+            "pipeline_model_parallel_size > 1"
+        )
+    if parallel.overlap_p2p_comm and chunks == 1:
+        raise UserError(
+            "parallel.overlap_p2p_comm acts in an interleaved pipeline: it needs virtual_pipeline_model_parallel_size > 1"
+        )
+    layers_per_chunk(config)
 
 
 def _check_schedule(config: Config) -> None:

@@ -73,6 +73,21 @@ class ParallelConfig(Section):
         gt=0,
         description="Parts that each stage holds of the model (VP): with more than one the pipeline is interleaved.",
     )
+    pipeline_layers: list[int] | None = Field(
+        None,
+        description="Layers of each part of the pipeline, PP x VP numbers in the order of the model; default: all alike.",
+    )
+    account_for_embedding_in_pipeline_split: bool = Field(
+        False,
+        description="Count the embedding as a layer where the layers are shared out: the first part has one less.",
+    )
+    account_for_loss_in_pipeline_split: bool = Field(
+        False,
+        description="Count output layer and loss as a layer where the layers are shared out: the last part has one less.",
+    )
+    overlap_p2p_comm: bool = Field(
+        False, description="Interleaved pipeline: send and receive while computing."
+    )
     context_parallel_size: int = Field(1, gt=0, description="Ranks that share each sequence (CP).")
     expert_model_parallel_size: int = Field(1, gt=0, description="Ranks that share the experts (EP).")
     zero_stage: Literal[0, 1, 2, 3] = Field(

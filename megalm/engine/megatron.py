@@ -131,7 +131,11 @@ class MegatronEngine:
         def reduce(output: Tensor, microbatch: MicroBatch) -> tuple[Tensor, Tensor, Any]:
             return output, torch.zeros((), dtype=torch.int), collect(output, microbatch)
 
-        return self._run(microbatches, self.chunks, run, reduce, train=False)
+        # an interleaved schedule takes groups of as many microbatches as there are stages
+        group = self.layout.pp_size if self.layout.vp_size > 1 else 1
+        filling = [microbatches[-1]] * (-len(microbatches) % group)
+        outputs = self._run([*microbatches, *filling], self.chunks, run, reduce, train=False)
+        return outputs[: len(microbatches)]
 
     def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
         """Return (summed loss, weight) of a global batch, the same on every rank."""

@@ -17,10 +17,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megalm.config.model import ModelConfig
+from megalm.config.pipeline import layers_per_chunk
 from megalm.config.schema import Config
 from megalm.model.attention import CoreAttention
 from megalm.model.linear import ColumnLinear, RowLinear
 from megalm.model.norm import Norm
+from megalm.model.stages import StageLayers
 from megalm.parallel.layout import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -49,6 +51,9 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
     recompute = config.train.recompute.granularity
     on_cpu = layout.device.type == "cpu"
     interleaved = layout.vp_size > 1
+    stages = None
+    if layout.pp_size > 1:
+        stages = StageLayers(layers_per_chunk(config), layout.pp_size, layout.pp_rank)
     result = MegatronConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -67,6 +72,8 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=layout.vp_size if interleaved else None,
+        pipeline_model_parallel_layout=stages,
+        overlap_p2p_comm=parallel.overlap_p2p_comm,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,

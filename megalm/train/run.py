@@ -15,6 +15,7 @@ from megalm import atomic
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
 from megalm.checkpoint.read import shared_list
 from megalm.config import Config, data_parallel_size, dump_config
+from megalm.config.pipeline import bubble_fraction
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
@@ -54,7 +55,7 @@ def main(config: Config) -> dict[str, Any]:
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
-    data_parallel_size(config, _world_size())
+    copies = data_parallel_size(config, _world_size())
     directory = Path(config.run.dir)
     _check_directory(config, directory)
     before, lineage = _recorded_lineage(directory), _lineage(config, tokenizer)
@@ -67,6 +68,8 @@ def main(config: Config) -> dict[str, Any]:
     with run_lock(directory):
         engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
+        if layout.pp_size > 1:
+            run.facts["pipeline_bubble"] = bubble_fraction(config, copies)
         _prepare_directory(run, lineage)
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
