@@ -16,7 +16,7 @@ from megalm.checkpoint import find_checkpoint
 from megalm.config import Config
 from megalm.testing import run_distributed
 from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
-from tests.train.runs import GLOBAL_BATCH, LAYOUTS, SEQUENCE, run_config, step_lines, train_in_world
+from tests.train.runs import GLOBAL_BATCH, LAYOUTS, PP2, SEQUENCE, run_config, step_lines, train_in_world
 
 STEPS, MORE_STEPS = 3, 2
 # No number of ranks divides these; each layout pads the vocabulary of 509 otherwise: 509, 510, 512, 640, 512.
@@ -27,6 +27,10 @@ PADDING = {
     "PP2": 128,
     "DP2+ZeRO-1": 640,
     "TP2xPP2": 256,
+}
+PIPELINES = {
+    "PP2xVP2": (2, (PP2, "parallel.virtual_pipeline_model_parallel_size=2")),
+    "PP2 uneven": (2, (PP2, "parallel.pipeline_layers=[3, 1]")),
 }
 PAIRS = [(saved, loaded) for saved in LAYOUTS for loaded in LAYOUTS if saved != loaded]
 
@@ -85,7 +89,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, data: Path):
 
     @functools.cache
     def save(layout: str, *settings: str) -> tuple[Path, dict[str, Tensor], list[float], list[float]]:
-        world_size, overrides = LAYOUTS[layout]
+        world_size, overrides = (LAYOUTS | PIPELINES)[layout]
         directory = tmp_path_factory.mktemp("saved")
         config = run_config(directory, data, *MODEL, *overrides, *settings, f"checkpoint.interval={STEPS}")
         config.train.exit_after_steps = STEPS + MORE_STEPS
@@ -102,7 +106,7 @@ def continue_in(
     layout: str, directory: Path, data: Path, source: Path, *settings: str, work: Work = load_and_continue
 ) -> Continued:
     """`load_and_continue` on all ranks of a layout; what the ranks found, together."""
-    world_size, overrides = LAYOUTS[layout]
+    world_size, overrides = (LAYOUTS | PIPELINES)[layout]
     config = run_config(directory, data, *MODEL, *overrides, *settings)
     ranks = run_distributed(work, world_size, config, source)
     assert all((r.losses, r.norms, r.updates) == (ranks[0].losses, ranks[0].norms, STEPS) for r in ranks)
@@ -183,6 +187,27 @@ def test_other_layout_continues_with_the_same_numbers(
     found = continue_in(target, tmp_path, data, source, padded(target))
     assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
     assert sorted(found.samples) == list(range(STEPS * GLOBAL_BATCH, (STEPS + 1) * GLOBAL_BATCH))
+    assert found.losses == pytest.approx(losses, rel=1e-6)
+    assert found.norms == pytest.approx(norms, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("origin", "target"),
+    [
+        ("PP2xVP2", "one process"),
+        ("one process", "PP2xVP2"),
+        ("PP2xVP2", "PP2 uneven"),
+        ("PP2 uneven", "PP2xVP2"),
+        ("PP2 uneven", "DP2+ZeRO-1"),
+    ],
+)
+def test_layers_move_between_the_parts_of_pipelines(
+    tmp_path: Path, data: Path, saved, origin: str, target: str
+) -> None:
+    deeper = "model.num_layers=4"
+    source, tensors, losses, norms = saved(origin, deeper)
+    found = continue_in(target, tmp_path, data, source, deeper)
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
     assert found.losses == pytest.approx(losses, rel=1e-6)
     assert found.norms == pytest.approx(norms, rel=1e-5)
 

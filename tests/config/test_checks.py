@@ -20,6 +20,7 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
         (["model.hidden_size=100", "model.num_attention_heads=3"], "hidden_size 100"),
         (["model.ffn_hidden_size=101", f"{TP}=2"], "ffn_hidden_size 101"),
         (["model.num_attention_heads=4", "model.num_query_groups=3"], "num_query_groups 3"),
+        ([f"{PP}=2", "parallel.pipeline_layers=[3, 2]"], "adds up to 5"),
         (["parallel.sequence_parallel=true"], "needs tensor_model_parallel_size > 1"),
         (["parallel.sequence_parallel=true", f"{TP}=2", "batch.seq_length=33"], "seq_length 33"),
         (["parallel.context_parallel_size=2"], "context_parallel_size 2"),

@@ -16,6 +16,7 @@ from tests.worlds import in_world
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
+VP2 = "parallel.virtual_pipeline_model_parallel_size=2"
 ZERO1 = "parallel.zero_stage=1"
 
 
@@ -37,8 +38,14 @@ def stored_formats(engine: MegatronEngine) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize(
     ("layout", "dtype"),
-    [((), "fp64"), ((ZERO1,), "bf16"), ((ZERO1, TP2), "fp32"), ((ZERO1, PP2), "bf16")],
-    ids=["DP4", "DP4+ZeRO-1", "TP2xDP2+ZeRO-1", "PP2xDP2+ZeRO-1"],
+    [
+        ((), "fp64"),
+        ((ZERO1,), "bf16"),
+        ((ZERO1, TP2), "fp32"),
+        ((ZERO1, PP2), "bf16"),
+        ((ZERO1, PP2, VP2), "bf16"),
+    ],
+    ids=["DP4", "DP4+ZeRO-1", "TP2xDP2+ZeRO-1", "PP2xDP2+ZeRO-1", "PP2xVP2xDP2+ZeRO-1"],
 )
 @in_world(4)
 def test_data_parallel_ranks_write_alike(layout: tuple[str, ...], dtype: str) -> None:
@@ -60,7 +67,11 @@ def test_data_parallel_ranks_write_alike(layout: tuple[str, ...], dtype: str) ->
     assert len(places) == kinds * len(whole_parameter)
 
 
-@pytest.mark.parametrize("layout", [(), (ZERO1,), (TP2,), (PP2,)], ids=["DP4", "ZeRO-1", "TP2", "PP2"])
+@pytest.mark.parametrize(
+    "layout",
+    [(), (ZERO1,), (TP2,), (PP2,), (PP2, VP2, "model.num_layers=4")],
+    ids=["DP4", "ZeRO-1", "TP2", "PP2", "PP2xVP2"],
+)
 @in_world(4)
 def test_no_copy_is_made_that_nobody_writes(layout: tuple[str, ...]) -> None:
     """Norms that tensor-parallel ranks share and tied embeddings are taken from the rank that writes them."""

@@ -16,6 +16,7 @@ from tests.tiny import VOCABULARY, tiny_config
 TP2 = "parallel.tensor_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 PP2 = "parallel.pipeline_model_parallel_size=2"
+VP2 = "parallel.virtual_pipeline_model_parallel_size=2"
 LAYOUTS = {
     "TP2": (2, (TP2,)),
     "PP2": (2, (PP2,)),
@@ -23,6 +24,10 @@ LAYOUTS = {
     "TP4": (4, ("parallel.tensor_model_parallel_size=4", "model.num_query_groups=4")),
     "PP4": (4, ("parallel.pipeline_model_parallel_size=4",)),
     "TP2+SPxPP2": (4, (TP2, SP, PP2)),
+    "PP2xVP2": (2, (PP2, VP2)),
+    "PP2xVP2xTP2": (4, (PP2, VP2, TP2)),
+    "PP2 uneven": (2, (PP2, "parallel.pipeline_layers=[3, 1]")),
+    "PP2xVP2 uneven": (2, (PP2, VP2, "parallel.pipeline_layers=[0, 2, 1, 1]")),
 }
 VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight")
 

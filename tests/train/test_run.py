@@ -16,8 +16,10 @@ from megalm.errors import UserError
 from megalm.testing import RankError
 from megalm.tokenizer import load_tokenizer, train_bpe
 from megalm.train import run as run_module
+from megalm.train.callbacks.metrics import read_metrics
 from tests.checkpoint.stored import stored_tensors
 from tests.train.runs import (
+    PP2,
     TP2,
     VOCABULARY,
     events,
@@ -289,3 +291,12 @@ def test_run_ends_with_its_figures(tmp_path: Path, data: Path) -> None:
         "layout": "TP2 x PP1 x DP1",
     }
     assert VOCABULARY == load_config(tmp_path / "config.yaml").model.vocab_size
+
+
+def test_run_with_a_pipeline_states_its_bubble(tmp_path: Path, data: Path) -> None:
+    """(PP - 1) / (VP x microbatches + PP - 1) with 8 / 2 = 4 microbatches."""
+    interleaved = (PP2, "parallel.virtual_pipeline_model_parallel_size=2", "model.num_layers=4")
+    result = train_in_world(2, run_config(tmp_path, data, *interleaved, "train.steps=2"))
+    assert result["layout"] == "TP1 x PP2 (VP2) x DP1"
+    start = next(line for line in read_metrics(tmp_path / "metrics.jsonl") if line.get("event") == "start")
+    assert start["pipeline_bubble"] == pytest.approx(1 / 9)
