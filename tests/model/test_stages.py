@@ -1,21 +1,14 @@
-"""Parts of the model on a stage: which layers each holds, in whatever layout was made last."""
+"""Parts of the model on a stage: which layers each holds."""
 
 import pytest
 
 from megalm.model.gpt import build_chunks
-from megalm.model.init import canonical_name, sharded_parameters
-from megalm.parallel.layout import Layout, create_layout
+from megalm.parallel.layout import create_layout
 from tests.tiny import tiny_config
 from tests.worlds import in_world
 
 PP2 = "parallel.pipeline_model_parallel_size=2"
 VP2 = "parallel.virtual_pipeline_model_parallel_size=2"
-
-
-def build(*overrides: str) -> tuple[list, Layout]:
-    config = tiny_config("gpt2-tiny", *overrides)
-    layout = create_layout(config.parallel)
-    return build_chunks(config, layout), layout
 
 
 @pytest.mark.parametrize(
@@ -33,22 +26,13 @@ def build(*overrides: str) -> tuple[list, Layout]:
 def test_each_part_holds_its_layers_and_the_ends_of_the_model(
     overrides: tuple[str, ...], expected: list[list[list[int]]]
 ) -> None:
-    chunks, layout = build(PP2, *overrides)
+    """Also where another layout was made since: the library would ask a global state, which is then that layout's."""
+    config = tiny_config("gpt2-tiny", PP2, *overrides)
+    layout = create_layout(config.parallel)
+    create_layout(tiny_config("gpt2-tiny").parallel)
+    chunks = build_chunks(config, layout)
     numbers = [[layer.layer_number for layer in chunk.decoder.layers] for chunk in chunks]
     assert numbers == expected[layout.pp_rank]
     first, last = layout.is_first_stage, layout.is_last_stage
     assert [chunk.pre_process for chunk in chunks] == [first] + [False] * (len(chunks) - 1)
     assert [chunk.post_process for chunk in chunks] == [False] * (len(chunks) - 1) + [last]
-
-
-@in_world(2)
-def test_parts_keep_their_layers_when_another_layout_is_made() -> None:
-    """The library's own layout of layers asks a global state that the next layout replaces."""
-    chunks, layout = build(PP2, VP2, "model.num_layers=4")
-
-    def names() -> set[str]:
-        return {canonical_name(shard) for chunk in chunks for shard in sharded_parameters(chunk, layout)}
-
-    before = names()
-    create_layout(tiny_config("gpt2-tiny").parallel)
-    assert names() == before
