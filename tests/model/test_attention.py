@@ -32,7 +32,7 @@ def mask_of(kind: str) -> Tensor | None:
     if kind == "causal":
         return None
     if kind == "documents":
-        return ForwardState(segments_BS=random_segments()).mask(TOKENS, torch.device("cpu"))
+        return ForwardState(segments_BS=random_segments()).mask(TOKENS, TOKENS, torch.device("cpu"))
     bias = alibi_bias(alibi_slopes(HEADS), ForwardState(), TOKENS, TOKENS)
     return bias.masked_fill(torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1), -math.inf)
 
@@ -92,7 +92,7 @@ def test_dropout_keeps_the_mean_and_drops_the_stated_share(kernel: str) -> None:
 
 def test_documents_mask_is_causal_inside_each_document_and_closed_between_them() -> None:
     segments = random_segments()
-    mask = ForwardState(segments_BS=segments).mask(TOKENS, torch.device("cpu"))
+    mask = ForwardState(segments_BS=segments).mask(TOKENS, TOKENS, torch.device("cpu"))
     assert mask is not None
     for row in range(ROWS):
         for query in range(TOKENS):
