@@ -63,7 +63,7 @@ class _Gathered:
         assert self.whole is not None
         if saved.untyped_storage().data_ptr() != self.whole.untyped_storage().data_ptr():
             return saved
-        return saved.shape, saved.stride(), saved.storage_offset()
+        return saved.shape, saved.stride(), int(saved.storage_offset())
 
     def _unpack(self, packed: Tensor | _View) -> Tensor:
         if isinstance(packed, Tensor):

@@ -16,7 +16,16 @@ from megalm.checkpoint import find_checkpoint
 from megalm.config import Config
 from megalm.testing import run_distributed
 from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
-from tests.train.runs import GLOBAL_BATCH, LAYOUTS, SEQUENCE, run_config, step_lines, train_in_world
+from tests.train.runs import (
+    GLOBAL_BATCH,
+    LAYOUTS,
+    SEQUENCE,
+    TP2,
+    ZERO1,
+    run_config,
+    step_lines,
+    train_in_world,
+)
 
 STEPS, MORE_STEPS = 3, 2
 # No number of ranks divides these; each layout pads the vocabulary of 509 otherwise: 509, 510, 512, 640, 512.
@@ -27,6 +36,11 @@ PADDING = {
     "PP2": 128,
     "DP2+ZeRO-1": 640,
     "TP2xPP2": 256,
+}
+# Ranks that share each sequence hold copies of the weights, and shares of the sharded optimizer.
+CONTEXT_LAYOUTS = {
+    "CP2": (2, ("parallel.context_parallel_size=2",)),
+    "CP2xTP2+ZeRO-1": (4, ("parallel.context_parallel_size=2", TP2, ZERO1)),
 }
 PAIRS = [(saved, loaded) for saved in LAYOUTS for loaded in LAYOUTS if saved != loaded]
 
@@ -85,7 +99,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, data: Path):
 
     @functools.cache
     def save(layout: str, *settings: str) -> tuple[Path, dict[str, Tensor], list[float], list[float]]:
-        world_size, overrides = LAYOUTS[layout]
+        world_size, overrides = (LAYOUTS | CONTEXT_LAYOUTS)[layout]
         directory = tmp_path_factory.mktemp("saved")
         config = run_config(directory, data, *MODEL, *overrides, *settings, f"checkpoint.interval={STEPS}")
         config.train.exit_after_steps = STEPS + MORE_STEPS
@@ -102,7 +116,7 @@ def continue_in(
     layout: str, directory: Path, data: Path, source: Path, *settings: str, work: Work = load_and_continue
 ) -> Continued:
     """`load_and_continue` on all ranks of a layout; what the ranks found, together."""
-    world_size, overrides = LAYOUTS[layout]
+    world_size, overrides = (LAYOUTS | CONTEXT_LAYOUTS)[layout]
     config = run_config(directory, data, *MODEL, *overrides, *settings)
     ranks = run_distributed(work, world_size, config, source)
     assert all((r.losses, r.norms, r.updates) == (ranks[0].losses, ranks[0].norms, STEPS) for r in ranks)
@@ -183,6 +197,20 @@ def test_other_layout_continues_with_the_same_numbers(
     found = continue_in(target, tmp_path, data, source, padded(target))
     assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
     assert sorted(found.samples) == list(range(STEPS * GLOBAL_BATCH, (STEPS + 1) * GLOBAL_BATCH))
+    assert found.losses == pytest.approx(losses, rel=1e-6)
+    assert found.norms == pytest.approx(norms, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("origin", "target"),
+    [("CP2", "TP2xPP2"), ("TP2", "CP2"), ("CP2xTP2+ZeRO-1", "one process"), ("DP2+ZeRO-1", "CP2xTP2+ZeRO-1")],
+)
+def test_context_parallel_run_changes_layout(
+    tmp_path: Path, data: Path, saved, origin: str, target: str
+) -> None:
+    source, tensors, losses, norms = saved(origin)
+    found = continue_in(target, tmp_path, data, source)
+    assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
     assert found.losses == pytest.approx(losses, rel=1e-6)
     assert found.norms == pytest.approx(norms, rel=1e-5)
 

@@ -22,7 +22,10 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
         (["model.num_attention_heads=4", "model.num_query_groups=3"], "num_query_groups 3"),
         (["parallel.sequence_parallel=true"], "needs tensor_model_parallel_size > 1"),
         (["parallel.sequence_parallel=true", f"{TP}=2", "batch.seq_length=33"], "seq_length 33"),
-        (["parallel.context_parallel_size=2"], "context_parallel_size 2"),
+        (
+            ["parallel.context_parallel_size=3"],
+            "1024 is not a multiple of 2 x parallel.context_parallel_size 3 ",
+        ),
         (["parallel.zero_stage=3"], "zero_stage 3"),
         (["parallel.zero_stage=1", "precision.dtype=fp64"], "fp64"),
         (["model.position_embedding=learned", "batch.seq_length=2048"], "max_sequence_length"),
