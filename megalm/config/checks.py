@@ -69,16 +69,12 @@ def _check_parallel(config: Config) -> None:
     _divides("model.num_query_groups", model.query_groups, size, tp)
     _divides("model.ffn_hidden_size", model.ffn_size, size, tp)
     _check_pipeline(config)
-    if parallel.sequence_parallel:
-        if tp == 1:
-            raise UserError(
-                "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
-            )
-        _divides("batch.seq_length", config.batch.seq_length, size + " (sequence_parallel)", tp)
-    for name, value in (
-        ("context_parallel_size", parallel.context_parallel_size),
-        ("expert_model_parallel_size", parallel.expert_model_parallel_size),
-    ):
+    if parallel.sequence_parallel and tp == 1:
+        raise UserError(
+            "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
+        )
+    _check_sequence(config)
+    for name, value in (("expert_model_parallel_size", parallel.expert_model_parallel_size),):
         if value > 1:
             raise UserError(
                 f"parallel.{name} {value}: engine `{config.engine}` does not offer this axis yet; set it to 1"
@@ -106,6 +102,20 @@ def _check_pipeline(config: Config) -> None:
             "parallel.overlap_p2p_comm acts in an interleaved pipeline: it needs virtual_pipeline_model_parallel_size > 1"
         )
     layers_per_chunk(config)
+
+
+def _check_sequence(config: Config) -> None:
+    """A sequence falls into two chunks a context-parallel rank, and under SP each rank's part into one a TP rank."""
+    parallel, length = config.parallel, config.batch.seq_length
+    tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    if cp > 1:
+        name = f"2 x parallel.context_parallel_size {cp} (two chunks a rank) ="
+        _divides("batch.seq_length", length, name, 2 * cp)
+    if parallel.sequence_parallel:
+        name = "parallel.tensor_model_parallel_size (sequence_parallel)"
+        if cp > 1:
+            name += f" {tp} x context_parallel_size {cp} ="
+        _divides("batch.seq_length", length, name, tp * cp)
 
 
 def _check_schedule(config: Config) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megalm.model.state import ForwardState
+from megalm.parallel.context import ContextShare, context_share
 from megalm.parallel.layout import Layout
 
 
@@ -17,7 +18,8 @@ from megalm.parallel.layout import Layout
 class MicroBatch:
     """Samples of one forward pass on one data-parallel rank, on its device.
 
-    tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS and segments_BS: see ForwardState.
+    tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
+    ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
     """
 
     tokens_BS: Tensor
@@ -25,10 +27,14 @@ class MicroBatch:
     loss_mask_BS: Tensor
     positions_BS: Tensor | None = None
     segments_BS: Tensor | None = None
+    context: ContextShare | None = None
 
     def forward_state(self) -> ForwardState:
         """Positions and documents, as the model wants them."""
-        return ForwardState(positions_BS=self.positions_BS, segments_BS=self.segments_BS)
+        positions_BS = self.positions_BS
+        if positions_BS is None and self.context is not None:
+            positions_BS = self.context.order(self.tokens_BS.device)[None]
+        return ForwardState(positions_BS, self.segments_BS, self.context)
 
 
 class Loss(Protocol):
@@ -72,7 +78,10 @@ class Engine(Protocol):
         run: Callable[[nn.Module, MicroBatch], Tensor],
         collect: Callable[[Tensor, MicroBatch], Any],
     ) -> list[Any]:
-        """Without gradients: what `collect` makes of each output on the last stage; [] on other stages."""
+        """Without gradients: what `collect` makes of each output on the last stage; [] on other stages.
+
+        Outputs are of the microbatch's tokens, which under context parallelism are a part of each sample.
+        """
 
     def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
         """Without gradients: (summed loss, weight) of a global batch, the same on every rank."""
@@ -104,10 +113,19 @@ def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int)
 
 
 def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
-    """Turn samples as numpy arrays (dataset.Batch) into this rank's microbatches on its device."""
+    """Turn samples as numpy arrays (dataset.Batch) into this rank's microbatches, of its tokens and on its device."""
+    context = context_share(layout, batch.tokens_BS.shape[1])
+    arrays = {name: getattr(batch, name) for name in ("tokens_BS", "labels_BS", "loss_mask_BS")}
     # without document resets positions are 0 ... S-1 in every row: the model's fast path
-    arrays = [batch.tokens_BS, batch.labels_BS, batch.loss_mask_BS]
     if batch.segments_BS is not None:
-        arrays += [batch.positions_BS, batch.segments_BS]
-    tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays]
-    return [MicroBatch(*parts) for parts in zip(*tensors, strict=True)]
+        arrays["positions_BS"] = batch.positions_BS
+    if context is not None:
+        order_S = context.order(torch.device("cpu")).numpy()
+        arrays = {name: array[:, order_S] for name, array in arrays.items()}
+    if batch.segments_BS is not None:
+        arrays["segments_BS"] = batch.segments_BS
+    tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays.values()]
+    return [
+        MicroBatch(**dict(zip(arrays, parts, strict=True)), context=context)
+        for parts in zip(*tensors, strict=True)
+    ]

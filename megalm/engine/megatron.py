@@ -1,4 +1,4 @@
-"""The engine on Megatron-Core: TP, SP, PP, DP and the sharded optimizer (ZeRO-1)."""
+"""The engine on Megatron-Core: TP, SP, PP, CP, DP and the sharded optimizer (ZeRO-1)."""
 
 import functools
 import hashlib
@@ -166,7 +166,7 @@ class MegatronEngine:
             data_iterator=[iter(microbatches) for _ in chunks],
             model=list(chunks),
             num_microbatches=len(microbatches),
-            seq_length=length,
+            seq_length=length * self.layout.cp_size,  # the library divides
             micro_batch_size=rows,
             forward_only=not train,
             p2p_communicator=self.communicator,
@@ -192,7 +192,9 @@ class MegatronEngine:
         """Dropout is a function of (seed, step, rank): nothing to save, nothing that drifts on resume."""
         model = self.config.model
         if model.hidden_dropout or model.attention_dropout:
-            where = (self.config.run.seed, self.steps_begun, self.layout.dp_rank, self.layout.pp_rank)
+            # ranks that hold the same layers, but other samples or other tokens of them
+            replica = self.layout.groups.dp_cp.rank()
+            where = (self.config.run.seed, self.steps_begun, replica, self.layout.pp_rank)
             digest = hashlib.blake2b(repr(where).encode(), digest_size=4).digest()
             tensor_parallel.random.initialize_rng_tracker(force_reset=True)
             # the library adds small numbers for the tensor-parallel rank

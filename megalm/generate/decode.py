@@ -86,7 +86,7 @@ class Generator:
     ) -> None:
         """With a tokenizer, texts end at its end-of-document token or a stop string, and only its ids are drawn."""
         # decoding passes one position at a time, which cannot be split along the sequence
-        assert not model.config.sequence_parallel
+        assert not model.config.sequence_parallel and layout.cp_size == 1
         self.model = model
         self.layout = layout
         self.context_length = context_length

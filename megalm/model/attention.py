@@ -1,5 +1,6 @@
 """Core attention: softmax(QK')V with rotary or ALiBi positions, document masks and the key/value cache."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from megatron.core import tensor_parallel
 from torch import Tensor, nn
 
-from megalm.model.attention_kernels import ATTENTIONS
+from megalm.model.attention_kernels import ATTENTIONS, causal_mask
+from megalm.model.context_attention import attend_over_context
 from megalm.model.positions import Rotary, alibi_bias, alibi_slopes
 from megalm.model.state import ForwardState
 
@@ -31,6 +33,7 @@ class CoreAttention(nn.Module):
         self.function = ATTENTIONS[config.model.attention]
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.sequence_parallel = config.sequence_parallel
+        self.shares_context = config.context_parallel_size > 1
         model = config.model
         self.rotary = Rotary(model) if model.position_embedding == "rope" else None
         self.slopes_N = None
@@ -54,28 +57,33 @@ class CoreAttention(nn.Module):
         state = packed_seq_params or ForwardState()
         if self.rotary is not None:
             query, key = self.rotary(query, state), self.rotary(key, state)
-        query_BNSD, key_BNSD, value_BNSD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if state.cache is not None:
-            key_BNSD, value_BNSD = state.cache.update(self.layer_number, key_BNSD, value_BNSD, state)
-        mask = self._mask(state, query_BNSD, key_BNSD)
-        output_BNSD = self._attend(query_BNSD, key_BNSD, value_BNSD, mask)
+        attend = functools.partial(self._attend, state)
+        assert self.shares_context == (state.context is not None), "tokens of another layout"
+        if state.context is not None:
+            output_BNSD = attend_over_context(attend, query, key, value, state.context)
+        else:
+            query_BNSD, key_BNSD, value_BNSD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            if state.cache is not None:
+                key_BNSD, value_BNSD = state.cache.update(self.layer_number, key_BNSD, value_BNSD, state)
+            output_BNSD = attend(query_BNSD, key_BNSD, value_BNSD)
         return output_BNSD.permute(2, 0, 1, 3).flatten(2)
 
     def _mask(self, state: ForwardState, query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor | None:
         queries, keys = query_BNSD.shape[2], key_BNSD.shape[2]
-        mask = state.mask(queries, query_BNSD.device)
+        mask = state.mask(queries, keys, query_BNSD.device)
         if self.slopes_N is None:
             return mask
-        if "alibi" not in state.memo:
+        if ("alibi", keys) not in state.memo:
             wide = torch.float64 if query_BNSD.dtype == torch.float64 else torch.float32
             slopes_N = self.slopes_N.to(query_BNSD.device, wide)
             bias = alibi_bias(slopes_N, state, queries, keys).to(query_BNSD.dtype)
             if mask is None:
-                mask = torch.ones(queries, keys, dtype=torch.bool, device=query_BNSD.device).tril()
-            state.memo["alibi"] = bias.masked_fill(~mask, -math.inf)
-        return state.memo["alibi"]
+                mask = causal_mask(queries, keys, query_BNSD.device)
+            state.memo["alibi", keys] = bias.masked_fill(~mask, -math.inf)
+        return state.memo["alibi", keys]
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, state: ForwardState, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mask = self._mask(state, query, key)
         if not (self.training and self.dropout):
             return self.function(query, key, value, mask, 0.0)
         if self.sequence_parallel:  # the library has forked the generator around all layers already

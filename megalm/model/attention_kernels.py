@@ -7,23 +7,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megalm.model.prefix_attention import causal_mask, prefix_attention
+
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Scaled dot-product attention by the formula (arXiv:1706.03762, eq. 1); shapes (B, heads, tokens, width).
 
-    `mask` is boolean (true: may look), a float bias, or None for causal attention.
+    `mask` is boolean (true: may look), a float bias, or None for causal attention; there may be more keys than queries, which
+    are then the last tokens of the keys.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if mask is None:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        mask = causal_mask(query.shape[2], key.shape[2], query.device)
     scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     return F.dropout(scores.softmax(-1), dropout) @ value
 
 
 def torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """The same through torch's fused kernels (cuDNN or flash attention on CUDA)."""
+    if mask is None and query.shape[2] < key.shape[2]:
+        return prefix_attention(query, key, value, dropout)
     grouped = query.shape[1] != key.shape[1]
     if grouped and mask is not None and query.device.type == "cuda":
         # the fused CUDA kernels take a mask or grouped heads, not both; the fallback would hold S x S in fp32
@@ -40,7 +45,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         return torch_attention(query, key, value, mask, dropout)
     from flash_attn import flash_attn_func
 
-    # flash-attn wants (B, tokens, heads, width); grouped heads are its own business
+    # flash-attn wants (B, tokens, heads, width); grouped heads and more keys than queries are its own business
     parts = (x.transpose(1, 2) for x in (query, key, value))
     return flash_attn_func(*parts, dropout_p=dropout, causal=True).transpose(1, 2)
 
@@ -57,21 +62,23 @@ class _CausalMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, heads, length, width = query.shape
-        groups = key.shape[1]
+        groups, keys = key.shape[1:3]
+        ctx.before = keys - length
         ctx.scale = 1 / math.sqrt(width)
         query = query.reshape(batch * groups, heads // groups, length, width)
-        key, value = (x.reshape(batch * groups, length, width) for x in (key, value))
+        key, value = (x.reshape(batch * groups, keys, width) for x in (key, value))
         output = torch.empty_like(query)
         kept = []
         for start in range(0, length, QUERY_BLOCK):
             stop = min(start + QUERY_BLOCK, length)
+            seen = ctx.before + stop
             rows = query[:, :, start:stop].flatten(1, 2)
-            ahead = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device).triu(start + 1)
+            ahead = ~causal_mask(stop - start, seen, query.device)
             bias = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(ahead, -math.inf)
             bias = bias.repeat(heads // groups, 1).expand(len(query), -1, -1)
-            scores = torch.baddbmm(bias, rows, key[:, :stop].transpose(1, 2), alpha=ctx.scale)
+            scores = torch.baddbmm(bias, rows, key[:, :seen].transpose(1, 2), alpha=ctx.scale)
             weights = scores.softmax(-1)
-            output[:, :, start:stop] = torch.bmm(weights, value[:, :stop]).view_as(query[:, :, start:stop])
+            output[:, :, start:stop] = torch.bmm(weights, value[:, :seen]).view_as(query[:, :, start:stop])
             kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         return output.view(batch, heads, length, width)
@@ -87,14 +94,15 @@ class _CausalMatmul(torch.autograd.Function):
         for number, weights in enumerate(kept):
             start = number * QUERY_BLOCK
             stop = min(start + QUERY_BLOCK, length)
+            seen = ctx.before + stop
             rows, grad_rows = (x[:, :, start:stop].flatten(1, 2) for x in (query, gradient))
-            grad_value[:, :stop].baddbmm_(weights.transpose(1, 2), grad_rows)
-            grad_weights = torch.bmm(grad_rows, value[:, :stop].transpose(1, 2))
+            grad_value[:, :seen].baddbmm_(weights.transpose(1, 2), grad_rows)
+            grad_weights = torch.bmm(grad_rows, value[:, :seen].transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_rows = torch.bmm(grad_scores, key[:, :stop]).mul_(ctx.scale)
+            grad_rows = torch.bmm(grad_scores, key[:, :seen]).mul_(ctx.scale)
             grad_query[:, :, start:stop] = grad_rows.view_as(query[:, :, start:stop])
-            grad_key[:, :stop].baddbmm_(grad_scores.transpose(1, 2), rows, alpha=ctx.scale)
-        shared = (batch, -1, length, width)
+            grad_key[:, :seen].baddbmm_(grad_scores.transpose(1, 2), rows, alpha=ctx.scale)
+        shared = (batch, -1, key.shape[1], width)
         return grad_query.view(shape), grad_key.view(shared), grad_value.view(shared)
 
 
@@ -112,7 +120,7 @@ def matmul_attention(
 
 def auto_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Torch's kernel, except where `matmul_attention` measured faster (docs/notebook.md)."""
-    short = query.device.type == "cpu" and query.shape[2] <= 512
+    short = query.device.type == "cpu" and key.shape[2] <= 512
     kernel = matmul_attention if short else torch_attention
     return kernel(query, key, value, mask, dropout)
 

@@ -66,7 +66,10 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 def alibi_bias(slopes_N: Tensor, state: ForwardState, queries: int, keys: int) -> Tensor:
-    """Bias on attention scores, shape (B or 1, N, S, K): slope x (key position - query position)."""
+    """Bias on attention scores, shape (B or 1, N, S, K): slope x (key position - query position).
+
+    Without a cache the queries are the last tokens of the keys.
+    """
     device = slopes_N.device
     key_positions = torch.arange(keys, device=device)
     if state.cache is not None:
@@ -74,7 +77,7 @@ def alibi_bias(slopes_N: Tensor, state: ForwardState, queries: int, keys: int) -
         query_positions_BS = state.positions_BS
     else:
         # inside one document distances do not depend on where positions restart
-        query_positions_BS = torch.arange(queries, device=device)[None]
+        query_positions_BS = key_positions[None, keys - queries :]
     distance_BSK = key_positions[None, None, :] - query_positions_BS[:, :, None]
     return slopes_N[None, :, None, None] * distance_BSK[:, None].to(slopes_N.dtype)
 

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from megalm.parallel.context import ContextShare
+
 
 @dataclass
 class KVCache:
@@ -40,35 +42,42 @@ class KVCache:
 class ForwardState:
     """Travels through Megatron-Core's layers in the argument `packed_seq_params`, which no layer of ours unpacks.
 
-    positions_BS: absolute position of each token; None means 0 ... S-1 in every row.
-    segments_BS: number of the document each token belongs to; attention stays inside it. None: one document.
+    positions_BS: absolute position of each token, (B or 1, S); None means 0 ... S-1 in every row.
+    segments_BS: number of the document each token of the whole sequence belongs to; attention stays inside it. None: one
+    document.
+    context: this rank's share of the sequences, where context parallelism splits them.
     cache, slots_B, length: key/value cache, the slot of each row, and one more than the largest position.
     """
 
     positions_BS: Tensor | None = None
     segments_BS: Tensor | None = None
+    context: ContextShare | None = None
     cache: KVCache | None = None
     slots_B: Any = None
     length: int = 0
-    memo: dict[str, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     # what Megatron-Core's attention reads of a PackedSeqParams: "not the packed layout"
     qkv_format: ClassVar[str] = "bshd"
     cp_group: ClassVar[None] = None
 
-    def mask(self, query_length: int, device: torch.device) -> Tensor | None:
-        """Boolean mask (B or 1, 1, S, K), true where a query may look; None means plain causal attention."""
+    def mask(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+        """Boolean mask (B or 1, 1, queries, keys), true where a query may look; None means plain causal attention.
+
+        Without a cache the queries are the last tokens of the keys, and these the first of the sequence.
+        """
         if self.cache is None and self.segments_BS is None:
             return None
-        if "mask" not in self.memo:
-            self.memo["mask"] = self._build_mask(query_length, device)
-        return self.memo["mask"]
+        if ("mask", keys) not in self.memo:
+            self.memo["mask", keys] = self._build_mask(queries, keys, device)
+        return self.memo["mask", keys]
 
-    def _build_mask(self, query_length: int, device: torch.device) -> Tensor:
+    def _build_mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
         if self.cache is not None:
             assert self.positions_BS is not None
-            return (torch.arange(self.length, device=device) <= self.positions_BS[:, :, None])[:, None]
+            return (torch.arange(keys, device=device) <= self.positions_BS[:, :, None])[:, None]
         assert self.segments_BS is not None
-        order = torch.arange(query_length, device=device)
-        same_document = self.segments_BS[:, :, None] == self.segments_BS[:, None, :]
-        return (same_document & (order[None, :] <= order[:, None]))[:, None]
+        segments_BK = self.segments_BS[:, :keys]
+        same_document = segments_BK[:, -queries:, None] == segments_BK[:, None, :]
+        order = torch.arange(keys, device=device)
+        return (same_document & (order[None, :] <= order[-queries:, None]))[:, None]

@@ -16,7 +16,17 @@ from megalm.checkpoint import find_checkpoint
 from megalm.config import Config
 from megalm.testing import run_distributed
 from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
-from tests.train.runs import GLOBAL_BATCH, LAYOUTS, PP2, SEQUENCE, run_config, step_lines, train_in_world
+from tests.train.runs import (
+    GLOBAL_BATCH,
+    LAYOUTS,
+    PP2,
+    SEQUENCE,
+    TP2,
+    ZERO1,
+    run_config,
+    step_lines,
+    train_in_world,
+)
 
 STEPS, MORE_STEPS = 3, 2
 # No number of ranks divides these; each layout pads the vocabulary of 509 otherwise: 509, 510, 512, 640, 512.
@@ -28,9 +38,11 @@ PADDING = {
     "DP2+ZeRO-1": 640,
     "TP2xPP2": 256,
 }
-PIPELINES = {
+OTHER_AXES = {
     "PP2xVP2": (2, (PP2, "parallel.virtual_pipeline_model_parallel_size=2")),
     "PP2 uneven": (2, (PP2, "parallel.pipeline_layers=[3, 1]")),
+    "CP2": (2, ("parallel.context_parallel_size=2",)),
+    "CP2xTP2+ZeRO-1": (4, ("parallel.context_parallel_size=2", TP2, ZERO1)),
 }
 PAIRS = [(saved, loaded) for saved in LAYOUTS for loaded in LAYOUTS if saved != loaded]
 
@@ -89,7 +101,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, data: Path):
 
     @functools.cache
     def save(layout: str, *settings: str) -> tuple[Path, dict[str, Tensor], list[float], list[float]]:
-        world_size, overrides = (LAYOUTS | PIPELINES)[layout]
+        world_size, overrides = (LAYOUTS | OTHER_AXES)[layout]
         directory = tmp_path_factory.mktemp("saved")
         config = run_config(directory, data, *MODEL, *overrides, *settings, f"checkpoint.interval={STEPS}")
         config.train.exit_after_steps = STEPS + MORE_STEPS
@@ -106,7 +118,7 @@ def continue_in(
     layout: str, directory: Path, data: Path, source: Path, *settings: str, work: Work = load_and_continue
 ) -> Continued:
     """`load_and_continue` on all ranks of a layout; what the ranks found, together."""
-    world_size, overrides = (LAYOUTS | PIPELINES)[layout]
+    world_size, overrides = (LAYOUTS | OTHER_AXES)[layout]
     config = run_config(directory, data, *MODEL, *overrides, *settings)
     ranks = run_distributed(work, world_size, config, source)
     assert all((r.losses, r.norms, r.updates) == (ranks[0].losses, ranks[0].norms, STEPS) for r in ranks)
@@ -199,9 +211,13 @@ def test_other_layout_continues_with_the_same_numbers(
         ("PP2xVP2", "PP2 uneven"),
         ("PP2 uneven", "PP2xVP2"),
         ("PP2 uneven", "DP2+ZeRO-1"),
+        ("CP2", "TP2xPP2"),
+        ("TP2", "CP2"),
+        ("CP2xTP2+ZeRO-1", "PP2xVP2"),
+        ("DP2+ZeRO-1", "CP2xTP2+ZeRO-1"),
     ],
 )
-def test_layers_move_between_the_parts_of_pipelines(
+def test_other_axes_continue_with_the_same_numbers(
     tmp_path: Path, data: Path, saved, origin: str, target: str
 ) -> None:
     deeper = "model.num_layers=4"

@@ -23,7 +23,19 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
         ([f"{PP}=2", "parallel.pipeline_layers=[3, 2]"], "adds up to 5"),
         (["parallel.sequence_parallel=true"], "needs tensor_model_parallel_size > 1"),
         (["parallel.sequence_parallel=true", f"{TP}=2", "batch.seq_length=33"], "seq_length 33"),
-        (["parallel.context_parallel_size=2"], "context_parallel_size 2"),
+        (
+            ["parallel.context_parallel_size=3"],
+            r"1024 is not a multiple of 2 x parallel.context_parallel_size 3 \(.*\) = 6: 1024 / 6 = 171",
+        ),
+        (
+            [
+                "parallel.context_parallel_size=2",
+                f"{TP}=4",
+                "parallel.sequence_parallel=true",
+                "batch.seq_length=12",
+            ],
+            r"12 is not a multiple of .* \(sequence_parallel\) 4 x context_parallel_size 2 = 8: 12 / 8 = 1.5",
+        ),
         (["parallel.zero_stage=3"], "zero_stage 3"),
         (["parallel.zero_stage=1", "precision.dtype=fp64"], "fp64"),
         (["model.position_embedding=learned", "batch.seq_length=2048"], "max_sequence_length"),
@@ -46,6 +58,13 @@ def test_world_size_must_be_a_multiple_of_the_model_parallel_size():
     assert data_parallel_size(config, 8) == 2
     with pytest.raises(UserError, match=r"TP 2 x PP 2 = 4 processes, but there are 6"):
         data_parallel_size(config, 6)
+
+
+def test_ranks_that_share_sequences_are_no_copies_of_the_model():
+    config = parse_config({}, [f"{TP}=2", "parallel.context_parallel_size=4"])
+    assert data_parallel_size(config, 16) == 2
+    with pytest.raises(UserError, match=r"TP 2 x PP 1 x CP 4 = 8 processes, but there are 12"):
+        data_parallel_size(config, 12)
 
 
 def test_global_batch_must_be_a_multiple_of_microbatch_times_data_parallel_size():

@@ -15,6 +15,7 @@ from tests.worlds import in_world
 TP2 = "parallel.tensor_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 PP2 = "parallel.pipeline_model_parallel_size=2"
+CP2 = "parallel.context_parallel_size=2"
 ZERO1 = "parallel.zero_stage=1"
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")
 
@@ -50,7 +51,7 @@ def recompute_run(granularity: str, *overrides: str) -> tuple[list, dict[str, Te
 
 
 @pytest.mark.parametrize("dropout", [(), DROPOUT], ids=["plain", "dropout"])
-@pytest.mark.parametrize("layout", [(), (TP2, SP), (PP2,)], ids=["DP2", "TP2+SP", "PP2"])
+@pytest.mark.parametrize("layout", [(), (TP2, SP), (PP2,), (CP2,)], ids=["DP2", "TP2+SP", "PP2", "CP2"])
 @in_world(2)
 def test_recomputing_activations_changes_nothing(layout: tuple[str, ...], dropout: tuple[str, ...]) -> None:
     expected, weights, attentions, norms = recompute_run("none", *layout, *dropout)

@@ -29,14 +29,16 @@ def config_of(vocabulary: int, *overrides: str) -> Config:
     return tiny_config("gpt2-tiny", f"model.vocab_size={vocabulary}", "model.init_method_std=0.2", *overrides)
 
 
-def save_random_model(directory: Path, vocabulary: int) -> None:
-    """A checkpoint of step 7 as training under TP2 leaves it, without the tokenizer.
+TP2_SP = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+
+
+def save_random_model(directory: Path, vocabulary: int, parallel: tuple[str, ...] = TP2_SP) -> None:
+    """A checkpoint of step 7 as training under TP2 (or else `parallel`) leaves it, without the tokenizer.
 
     Its configuration names another seed than its weights come from, as if they had been trained.
     """
     from megalm.checkpoint import CheckpointWriter
 
-    parallel = "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"
     engine = tiny_engine(config_of(vocabulary, *parallel, TRAINED))
     config = config_of(vocabulary, *parallel, "checkpoint.async_save=false")
     CheckpointWriter(directory, config, engine).save(7, {"step": 7, "counters": engine.counters})
@@ -67,6 +69,15 @@ def generate(directory: Path, changes: dict[str, Any]) -> tuple[list[dict[str, A
 @pytest.fixture(scope="module")
 def alone(run_directory: Path) -> tuple[list[dict[str, Any]], str, str]:
     return run_distributed(generate, 1, run_directory, {})[0]
+
+
+def test_checkpoint_of_a_context_parallel_run_generates_the_same(run_directory: Path, alone: Any) -> None:
+    """Prompts are not shared between ranks, so the layout of the training is left behind."""
+    directory = run_directory.parent / "run_of_cp2"
+    shutil.copytree(run_directory / "tokenizer", directory / "tokenizer")
+    vocabulary = load_tokenizer(directory / "tokenizer").vocab_size
+    run_distributed(save_random_model, 2, directory, vocabulary, ("parallel.context_parallel_size=2",))
+    assert run_distributed(generate, 1, directory, {})[0][0] == alone[0]
 
 
 def test_results_hold_text_tokens_and_reason_of_each_prompt(run_directory: Path, alone: Any) -> None:

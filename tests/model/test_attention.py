@@ -32,7 +32,7 @@ def mask_of(kind: str) -> Tensor | None:
     if kind == "causal":
         return None
     if kind == "documents":
-        return ForwardState(segments_BS=random_segments()).mask(TOKENS, torch.device("cpu"))
+        return ForwardState(segments_BS=random_segments()).mask(TOKENS, TOKENS, torch.device("cpu"))
     bias = alibi_bias(alibi_slopes(HEADS), ForwardState(), TOKENS, TOKENS)
     return bias.masked_fill(torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1), -math.inf)
 
@@ -67,6 +67,27 @@ def test_kernel_equals_the_formula_forward_and_backward(
         assert (left - right).abs().max() <= bound * right.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 2e-2)], ids=str
+)
+@pytest.mark.parametrize("queries", [1, 7, TOKENS])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("kernel", [*KERNELS, "plain"])
+def test_fewer_queries_than_keys_are_the_last_tokens(
+    kernel: str, groups: int, queries: int, dtype: torch.dtype, bound: float
+) -> None:
+    inputs = random_qkv(groups, dtype)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    expected = ATTENTIONS["plain"](*wide, None, 0.0)[:, :, -queries:]
+    found = ATTENTIONS[kernel](inputs[0][:, :, -queries:], *inputs[1:], None, 0.0)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    right = (expected, *torch.autograd.grad((expected * weights).sum(), wide))
+    left = (found, *torch.autograd.grad((found * weights.to(dtype)).sum(), inputs))
+    for one, other in zip(left, right, strict=True):
+        assert one.dtype == dtype
+        assert (one - other).abs().max() <= bound * other.abs().max()
+
+
 @pytest.mark.parametrize("kernel", ATTENTIONS)
 def test_kernel_equals_attention_written_out_token_by_token(kernel: str) -> None:
     query, key, value = random_qkv(groups=2)
@@ -92,7 +113,7 @@ def test_dropout_keeps_the_mean_and_drops_the_stated_share(kernel: str) -> None:
 
 def test_documents_mask_is_causal_inside_each_document_and_closed_between_them() -> None:
     segments = random_segments()
-    mask = ForwardState(segments_BS=segments).mask(TOKENS, torch.device("cpu"))
+    mask = ForwardState(segments_BS=segments).mask(TOKENS, TOKENS, torch.device("cpu"))
     assert mask is not None
     for row in range(ROWS):
         for query in range(TOKENS):
