@@ -1,5 +1,6 @@
 """Layouts that cannot work are refused here, with the arithmetic, before any process group exists."""
 
+from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
 from megalm.config.schema import Config
 from megalm.errors import UserError
@@ -17,6 +18,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
             f"the layout needs a multiple of {sizes} = {parallel.model_parallel_size} processes, "
             f"but there are {world_size}: change parallel.* or --nproc"
         )
+    check_expert_ranks(config, copies)
     per_microbatch = batch.micro_batch_size * copies
     if batch.global_batch_size % per_microbatch:
         raise UserError(
@@ -32,6 +34,7 @@ def check(config: Config) -> None:
     """Raise UserError if the model, the batch or the layout cannot work on any number of processes."""
     _check_model(config)
     _check_parallel(config)
+    check_moe(config)
     _check_schedule(config)
 
 
@@ -74,11 +77,6 @@ def _check_parallel(config: Config) -> None:
             "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
         )
     _check_sequence(config)
-    for name, value in (("expert_model_parallel_size", parallel.expert_model_parallel_size),):
-        if value > 1:
-            raise UserError(
-                f"parallel.{name} {value}: engine `{config.engine}` does not offer this axis yet; set it to 1"
-            )
     if parallel.zero_stage > 1:
         raise UserError(
             f"parallel.zero_stage {parallel.zero_stage}: engine `megatron` shards the optimizer only (stage 1); use 0 or 1"

@@ -43,7 +43,7 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str
         _apply(data, override)
     model = data.get("model")
     if isinstance(model, dict) and model.get("preset"):
-        data["model"] = model_preset(str(model["preset"])) | model
+        data["model"] = _fill(model, model_preset(str(model["preset"])))
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -55,6 +55,13 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str
 def dump_config(config: Config, path: str | Path) -> None:
     """Write the resolved configuration as YAML, in one step."""
     atomic.write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def _fill(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`data` with what it lacks, in sections within it too, taken from `defaults`."""
+    sections = {key: value for key, value in data.items() if isinstance(value, dict)}
+    filled = {key: _fill(value, defaults[key]) for key, value in sections.items() if key in defaults}
+    return defaults | data | filled
 
 
 def _copy(value: Any) -> Any:

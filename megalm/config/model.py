@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megalm.config.moe import MoEConfig
 from megalm.config.section import Section
 from megalm.errors import UserError
 
@@ -69,11 +70,17 @@ class ModelConfig(Section):
     cross_entropy_chunk_tokens: int = Field(
         1024, gt=0, description="Tokens whose logits the fused cross entropy holds at a time."
     )
+    moe: MoEConfig = Field(default_factory=MoEConfig, description="Mixture of experts.")
 
     @property
     def ffn_size(self) -> int:
         """Width inside the MLP."""
         return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def expert_ffn_size(self) -> int:
+        """Width inside an expert."""
+        return self.moe.moe_ffn_hidden_size or self.ffn_size
 
     @property
     def query_groups(self) -> int:
@@ -92,6 +99,14 @@ class ModelConfig(Section):
 
     def num_parameters(self) -> int:
         """Trainable parameters, without padding of the vocabulary; needs `vocab_size`."""
+        return self._parameters(self.moe.num_experts)
+
+    def num_active_parameters(self) -> int:
+        """Those that one token uses: of each layer's experts the `router_top_k` that it goes to, and the shared one."""
+        return self._parameters(self.moe.router_top_k)
+
+    def _parameters(self, experts: int) -> int:
+        """Parameters with so many experts counted in each layer that has any."""
         if self.vocab_size is None:
             raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
         hidden, head = self.hidden_size, self.head_dim
@@ -99,23 +114,31 @@ class ModelConfig(Section):
         bias, norm_width = self.add_bias_linear, hidden * (2 if self.normalization == "LayerNorm" else 1)
         qkv_bias = (query + 2 * key_value) * (bias or self.add_qkv_bias)
         attention = hidden * (query + 2 * key_value) + qkv_bias + query * hidden + hidden * bias
-        up = self.ffn_size * (2 if self.gated else 1)
-        mlp = hidden * up + up * bias + self.ffn_size * hidden + hidden * bias
+        moe_layers = sum(self.moe.is_moe_layer(layer) for layer in range(self.num_layers))
+        moe = hidden * self.moe.num_experts + experts * self._mlp_parameters(self.expert_ffn_size)
+        if self.moe.shared_expert_ffn_hidden_size:
+            moe += self._mlp_parameters(self.moe.shared_expert_ffn_hidden_size)
+        mlps = moe_layers * moe + (self.num_layers - moe_layers) * self._mlp_parameters(self.ffn_size)
         embeddings = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
         if self.position_embedding == "learned":
             embeddings += self.max_sequence_length * hidden
-        return self.num_layers * (attention + mlp + 2 * norm_width) + norm_width + embeddings
+        return self.num_layers * (attention + 2 * norm_width) + mlps + norm_width + embeddings
+
+    def _mlp_parameters(self, width: int) -> int:
+        up = width * (2 if self.gated else 1)
+        return self.hidden_size * (up + width) + (up + self.hidden_size) * self.add_bias_linear
 
     def flops_per_token(self, seq_length: int) -> float:
         """Floating-point operations of forward and backward for one token, causal attention counted in full.
 
-        6 N + 12 L S (heads x head width), N without embedding tables (PaLM, arXiv:2204.02311, appendix B).
+        6 N + 12 L S (heads x head width), N without embedding tables (PaLM, arXiv:2204.02311, appendix B), of experts
+        those that a token goes to.
         """
         if self.vocab_size is None:
             raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
         tables = self.vocab_size * self.hidden_size * (0 if self.tie_embeddings else 1)
         if self.position_embedding == "learned":
             tables += self.max_sequence_length * self.hidden_size
-        matrix_parameters = self.num_parameters() - tables
+        matrix_parameters = self.num_active_parameters() - tables
         attention = 12 * self.num_layers * seq_length * self.num_attention_heads * self.head_dim
         return 6 * matrix_parameters + attention

@@ -4,6 +4,7 @@ A preset leaves the vocabulary to the tokenizer: `gpt2-14m` counts 14 million pa
 `llama-15m` 15 million with 32,000, the large ones what their names say with their own tokenizers.
 """
 
+import copy
 from typing import Any
 
 from megalm.config.suggest import nearest
@@ -47,6 +48,14 @@ def _llama(
     }
 
 
+def _mixtral(
+    layers: int, hidden: int, ffn: int, heads: int, groups: int, length: int, **moe: Any
+) -> dict[str, Any]:
+    """Mixtral (arXiv:2401.04088): a LLaMA with 8 experts in every layer, 2 for each token."""
+    moe = {"num_experts": 8, "router_top_k": 2, "norm_topk_prob": True, **moe}
+    return _llama(layers, hidden, ffn, heads, groups, length, moe=moe)
+
+
 _LLAMA3: dict[str, Any] = {"length": 8192, "rope_theta": 500000.0}
 _LLAMA31: dict[str, Any] = {"length": 131072, "rope_theta": 500000.0, "rope_scaling_factor": 8.0}
 _LLAMA32: dict[str, Any] = {
@@ -73,6 +82,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-8b": _llama(32, 4096, 14336, 32, 8, **_LLAMA3),
     "llama-70b": _llama(80, 8192, 28672, 64, 8, **_LLAMA3),
     "llama-405b": _llama(126, 16384, 53248, 128, 8, **_LLAMA31),
+    "mixtral-tiny": _mixtral(2, 64, 96, 4, 2, 1024, num_experts=4),
+    "mixtral-8x7b": _mixtral(32, 4096, 14336, 32, 8, 32768) | {"rope_theta": 1000000.0},
 }
 
 
@@ -82,4 +93,4 @@ def model_preset(name: str) -> dict[str, Any]:
         raise UserError(
             f"model.preset {name!r} is unknown{nearest(name, PRESETS)} (known: {', '.join(PRESETS)})"
         )
-    return dict(PRESETS[name])
+    return copy.deepcopy(PRESETS[name])

@@ -1,7 +1,7 @@
 """What an engine is, and what a task gives it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,12 +52,13 @@ class Loss(Protocol):
 
 @dataclass
 class Metrics:
-    """What one step did; the same on every rank."""
+    """What one step did; the same on every rank. more: further figures by name, as the model has any to tell."""
 
     loss: float
     grad_norm: float
     weight: float
     skipped: bool
+    more: dict[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -6,23 +6,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megalm.parallel.layout import Layout
+
 
 @torch.no_grad()
-def global_norm(optimizer: Any, device: torch.device) -> Tensor:
+def global_norm(optimizer: Any, layout: Layout) -> Tensor:
     """Euclidean norm over all parameters of the model, each counted once, on every rank; scalar.
 
     `optimizer` is Megatron-Core's: it knows which gradients here are replicas of others. The sum runs in float64, so
     that the layout does not show in it.
     """
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    groups = layout.groups
+    squares = torch.zeros(2, dtype=torch.float64, device=layout.device)
     for part in optimizer.chained_optimizers:
         gradients = part.get_main_grads_for_grad_norm()
-        squares = torch.zeros_like(total)
         if gradients:
-            squares += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
-        dist.all_reduce(squares, group=part.get_grad_stats_parallel_group())
-        total += squares
-    return total.sqrt()
+            kind = int(any(group["is_expert_parallel"] for group in part.param_groups))
+            squares[kind] += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    if layout.config.zero_stage:
+        dist.all_reduce(squares, group=groups.intra_dist_opt)
+    else:
+        dist.all_reduce(squares[0], group=groups.mp)
+        if layout.ep_size > 1:  # on pipeline stages that have no experts too
+            dist.all_reduce(squares[1], group=groups.tp_ep_pp)
+    return squares.sum().sqrt()
 
 
 @torch.no_grad()
@@ -31,6 +38,7 @@ def clip(optimizer: Any, norm: Tensor, limit: float) -> None:
     if limit <= 0:
         return
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    gradients = [p.grad for p in optimizer.get_parameters() if p.grad is not None]
+    parameters = (p for part in optimizer.chained_optimizers for p in part.get_parameters())
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))

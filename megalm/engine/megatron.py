@@ -1,4 +1,4 @@
-"""The engine on Megatron-Core: TP, SP, PP, CP, DP and the sharded optimizer (ZeRO-1)."""
+"""The engine on Megatron-Core: TP, SP, PP, CP, EP, DP and the sharded optimizer (ZeRO-1)."""
 
 import functools
 import hashlib
@@ -24,6 +24,7 @@ from megalm.config.schema import Config
 from megalm.engine.base import Loss, Metrics, MicroBatch
 from megalm.engine.gradients import clip, global_norm
 from megalm.engine.optimizer_state import OptimizerState
+from megalm.engine.routing import NAMES, Routing
 from megalm.engine.sharded_state import ShardedState
 from megalm.model.gpt import GPT, build_chunks
 from megalm.model.spec import DTYPES
@@ -45,6 +46,7 @@ class MegatronEngine:
         self.communicator = P2PCommunicator(pp_group=layout.groups.pp, config=self.core)
         self.has_masters = config.precision.dtype == "bf16"
         self.steps_begun = 0
+        self.routing = Routing(self.chunks, config, layout)
         if train:
             self._make_trainable()
         self.sharded_state = ShardedState(self.chunks, layout, self.optimizer_state if train else None)
@@ -91,7 +93,7 @@ class MegatronEngine:
             group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
             # one pass over memory instead of a dozen; the library leaves torch's choice, which is not this one
             group["fused"] = True
-        self.optimizer_state = OptimizerState(self.optimizer, self.layout.groups.dp_cp, self.has_masters)
+        self.optimizer_state = OptimizerState(self.optimizer, self.layout.groups, self.has_masters)
 
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
         """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
@@ -101,21 +103,29 @@ class MegatronEngine:
             chunk.train()
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self.routing.begin_step(microbatches)
         sums = self._run(
             microbatches, self.ddp_chunks, loss.forward, functools.partial(_scaled, loss, weight), train=True
         )
         loss_value = self._reduce_loss(sums)
         self.optimizer.prepare_grads()
-        norm = global_norm(self.optimizer, self.layout.device)
+        norm = global_norm(self.optimizer, self.layout)
         # the one moment in a step when the host waits for the device
-        loss_number, norm_number, weight_number = torch.stack([loss_value, norm, weight]).tolist()
+        figures = torch.cat([torch.stack([loss_value, norm, weight]), self.routing.figures()])
+        loss_number, norm_number, weight_number, *more = figures.tolist()
         skipped = not (abs(loss_number) < float("inf") and norm_number < float("inf"))
         if not skipped:
             clip(self.optimizer, norm, self.config.optimizer.clip_grad)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step_with_ready_grads()
-        return Metrics(loss=loss_number, grad_norm=norm_number, weight=weight_number, skipped=skipped)
+        return Metrics(
+            loss=loss_number,
+            grad_norm=norm_number,
+            weight=weight_number,
+            skipped=skipped,
+            more=dict(zip(NAMES, more, strict=False)),
+        )
 
     @torch.no_grad()
     def forward(

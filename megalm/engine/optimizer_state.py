@@ -9,21 +9,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 MASTER, FIRST_MOMENT, SECOND_MOMENT = "master", "exp_avg", "exp_avg_sq"
 
 
+def replicas(parameter: Tensor, groups: ProcessGroupCollection) -> dist.ProcessGroup:
+    """The ranks that hold copies of this rank's part of a parameter: experts have fewer where they are shared out (EP)."""
+    shared_out = not getattr(parameter, "allreduce", True)
+    return groups.expt_dp if shared_out else groups.dp_cp
+
+
 class OptimizerState:
     """Reads and writes (master weight, first moment, second moment) of one parameter at a time.
 
-    optimizer: what Megatron-Core's `get_megatron_optimizer` returned. group: data-parallel ranks over which a
-    DistributedOptimizer shards. All calls are collective over `group`.
+    optimizer: what Megatron-Core's `get_megatron_optimizer` returned. All calls are collective over the parameter's
+    `replicas`, which are the ranks that a DistributedOptimizer shards over.
     """
 
-    def __init__(self, optimizer: Any, group: dist.ProcessGroup, has_masters: bool) -> None:
+    def __init__(self, optimizer: Any, groups: ProcessGroupCollection, has_masters: bool) -> None:
         self.parts = optimizer.chained_optimizers
-        self.group = group
+        self.groups = groups
         self.names = (MASTER,) * has_masters + (FIRST_MOMENT, SECOND_MOMENT)
         self.sharded = any(hasattr(part, "_get_model_param_range_map") for part in self.parts)
         self._allocate()
@@ -55,11 +62,12 @@ class OptimizerState:
         return None
 
     def gather(self, parameter: nn.Parameter, name: str, owner: int) -> Tensor | None:
-        """A copy on the CPU of the whole tensor `name` on rank `owner` of the group, None on the others.
+        """A copy on the CPU of the whole tensor `name` on rank `owner` of the replicas, None on the others.
 
         It is shaped like the parameter and in the optimizer's precision (fp32 or fp64).
         """
-        mine, fragment = self.group.rank() == owner, self._fragment(parameter)
+        group, fragment = replicas(parameter, self.groups), self._fragment(parameter)
+        mine = group.rank() == owner
         if not self.sharded:
             assert fragment is not None
             return fragment[0][name].detach().to("cpu", copy=True).view(parameter.shape) if mine else None
@@ -67,7 +75,7 @@ class OptimizerState:
         whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
         if fragment is not None:
             whole[fragment[1]] = fragment[0][name].detach().flatten()
-        dist.reduce(whole, dist.get_global_rank(self.group, owner), group=self.group)
+        dist.reduce(whole, dist.get_global_rank(group, owner), group=group)
         return whole.cpu().view(parameter.shape) if mine else None
 
     def write(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:

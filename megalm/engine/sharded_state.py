@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor, nn
 
-from megalm.engine.optimizer_state import MASTER, OptimizerState
+from megalm.engine.optimizer_state import MASTER, OptimizerState, replicas
 from megalm.errors import UserError
 from megalm.model.gpt import GPT
 from megalm.parallel.layout import Layout
@@ -27,7 +28,7 @@ class ShardedState:
 
     def __init__(self, chunks: Sequence[GPT], layout: Layout, optimizer: OptimizerState | None) -> None:
         self.chunks = chunks
-        self.group = layout.groups.dp_cp
+        self.groups = layout.groups
         self.optimizer = optimizer
 
     def copy(self) -> dict[str, Shard]:
@@ -36,7 +37,7 @@ class ShardedState:
         result: dict[str, Shard] = {}
         for name, owner in self._owners(templates).items():
             parameter, template = parameters[name], templates[name]
-            if owner == self.group.rank():
+            if owner == replicas(parameter, self.groups).rank():
                 weight = parameter.detach().to("cpu", copy=True)
                 result[f"model.{name}"] = _owned(template, template.key, weight)
             for part in self._parts(parameter):
@@ -93,20 +94,23 @@ class ShardedState:
         return self.optimizer.names if self.optimizer and parameter.requires_grad else ()
 
     def _owners(self, templates: Mapping[str, Shard]) -> dict[str, int]:
-        """Which data-parallel rank writes each parameter: the one with the fewest bytes so far, so that all write alike.
+        """Which of its replicas writes each parameter: the one with the fewest bytes so far, so that all write alike.
 
-        Copies that another tensor-parallel rank or pipeline stage writes are left out.
+        Experts that are shared out have other replicas and are counted apart. Copies that another tensor-parallel rank or
+        pipeline stage writes are left out.
         """
-        written = [0] * self.group.size()
+        written: dict[dist.ProcessGroup, list[int]] = {}
         owners = {}
         for name, parameter in self._parameters().items():
             tied_copy, tensor_replica, _ = templates[name].replica_id
             if tied_copy or tensor_replica:
                 continue
-            owners[name] = written.index(min(written))
+            group = replicas(parameter, self.groups)
+            bytes_by_rank = written.setdefault(group, [0] * group.size())
+            owners[name] = bytes_by_rank.index(min(bytes_by_rank))
             precise = torch.promote_types(parameter.dtype, torch.float32)
             width = parameter.itemsize + len(self._parts(parameter)) * precise.itemsize
-            written[owners[name]] += parameter.numel() * width
+            bytes_by_rank[owners[name]] += parameter.numel() * width
         return owners
 
     def _parameters(self) -> dict[str, nn.Parameter]:
@@ -118,7 +122,8 @@ class ShardedState:
     def _templates(self) -> dict[str, Shard]:
         """Each parameter's place in the full tensor."""
         names = {parameter.data_ptr(): name for name, parameter in self._parameters().items()}
-        sharded = [chunk.sharded_state_dict(metadata={"dp_cp_group": self.group}) for chunk in self.chunks]
+        metadata = {"dp_cp_group": self.groups.dp_cp}
+        sharded = [chunk.sharded_state_dict(metadata=metadata) for chunk in self.chunks]
         return {
             names[value.data.data_ptr()]: value
             for value in nested_values(sharded)

@@ -87,6 +87,8 @@ class Generator:
         """With a tokenizer, texts end at its end-of-document token or a stop string, and only its ids are drawn."""
         # decoding passes one position at a time, which cannot be split along the sequence
         assert not model.config.sequence_parallel and layout.cp_size == 1
+        # other copies of the model, which would hold some of its experts, decode other prompts
+        assert layout.ep_size == 1
         self.model = model
         self.layout = layout
         self.context_length = context_length

@@ -15,6 +15,7 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor, nn
 
 from megalm.config.schema import Config
@@ -38,7 +39,12 @@ class GPT(GPTModel):
         core = megatron_config(config, layout)
         super().__init__(
             core,
-            layer_spec(get_num_layers_to_build(core, vp_stage, layout.pp_rank)),
+            layer_spec(
+                core,
+                layout.groups,
+                first=get_transformer_layer_offset(core, vp_stage, layout.pp_rank),
+                count=get_num_layers_to_build(core, vp_stage, layout.pp_rank),
+            ),
             vocab_size=padded_vocab_size(model, layout.tp_size),
             max_sequence_length=model.max_sequence_length,
             pre_process=layout.is_first_stage and chunk == 0,

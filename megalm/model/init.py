@@ -48,10 +48,15 @@ def sharded_parameters(model: MegatronModule, layout: Layout) -> Iterator[Sharde
 
 
 def canonical_name(shard: ShardedTensor) -> str:
-    """Our own name of the full tensor: the library's key with the layer's number in it."""
-    index = ".".join(str(i) for i in shard.global_offset[: shard.prepend_axis_num])
-    key = re.sub(r"\.layers\.\d+\.", ".layers.", shard.key)
-    return key.replace(".layers.", f".layers.{index}.") if index else key
+    """Our own name of the full tensor: the library's key with the layer's and the expert's number in it.
+
+    The library counts them by leading axes, except the layers where dense ones and ones with experts take turns.
+    """
+    numbers = [str(i) for i in shard.global_offset[: shard.prepend_axis_num]]
+    key = shard.key
+    if numbers and not re.search(r"\.layers\.\d+\.", key):
+        key = key.replace(".layers.", f".layers.{numbers.pop(0)}.")
+    return key.replace(".experts.", f".experts.{numbers.pop()}.") if numbers else key
 
 
 @torch.no_grad()

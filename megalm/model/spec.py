@@ -3,10 +3,13 @@
 import functools
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -19,8 +22,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megalm.config.model import ModelConfig
 from megalm.config.pipeline import layers_per_chunk
 from megalm.config.schema import Config
+from megalm.errors import UserError
 from megalm.model.attention import CoreAttention
 from megalm.model.linear import ColumnLinear, RowLinear
+from megalm.model.moe import moe_module
 from megalm.model.norm import Norm
 from megalm.model.stages import StageLayers
 from megalm.parallel.layout import Layout
@@ -76,6 +81,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         overlap_p2p_comm=parallel.overlap_p2p_comm,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
+        **_moe_fields(config, layout),
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # weights are filled after construction, see model/init.py
@@ -102,9 +108,49 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
     return result
 
 
-def layer_spec(num_layers_here: int) -> TransformerBlockSubmodules:
-    """Modules of this stage's layers: Megatron-Core's parallel linears, our attention and norms."""
-    layer = ModuleSpec(
+def _moe_fields(config: Config, layout: Layout) -> dict[str, Any]:
+    """What the library is to know of the section model.moe; losses and drops are our router's business."""
+    model, moe = config.model, config.model.moe
+    if not moe.num_experts:
+        return {}
+    on_nccl = dist.get_backend(layout.groups.ep) == "nccl"
+    dispatcher = moe.dispatcher
+    if dispatcher == "auto":
+        dispatcher = "alltoall" if on_nccl else "allgather"
+    if dispatcher == "alltoall" and config.parallel.sequence_parallel and not on_nccl:
+        raise UserError(
+            "model.moe.dispatcher `alltoall` with parallel.sequence_parallel gathers parts of different sizes, which the "
+            "backend gloo does not: use `allgather`"
+        )
+    return {
+        "expert_model_parallel_size": layout.ep_size,
+        "num_moe_experts": moe.num_experts,
+        "moe_ffn_hidden_size": model.expert_ffn_size,
+        "moe_shared_expert_intermediate_size": moe.shared_expert_ffn_hidden_size,
+        "moe_layer_freq": moe.layer_frequency,
+        "moe_router_topk": moe.router_top_k,
+        "moe_router_pre_softmax": True,
+        "moe_router_load_balancing_type": "none",
+        "moe_expert_capacity_factor": moe.capacity_factor,
+        "moe_token_dispatcher_type": dispatcher,
+    }
+
+
+def layer_spec(
+    core: MegatronConfig, groups: ProcessGroupCollection, first: int, count: int
+) -> TransformerBlockSubmodules:
+    """Modules of `count` layers from number `first` on: Megatron-Core's parallel linears, our attention and norms."""
+    dense = ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear))
+    is_moe = core.model.moe.is_moe_layer
+    experts = moe_module(groups)
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer(experts if is_moe(number) else dense) for number in range(first, first + count)],
+        layer_norm=Norm,
+    )
+
+
+def _layer(mlp: ModuleSpec | type) -> ModuleSpec:
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
@@ -121,14 +167,10 @@ def layer_spec(num_layers_here: int) -> TransformerBlockSubmodules:
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear),
-            ),
+            mlp=mlp,
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers_here, layer_norm=Norm)
 
 
 def padded_vocab_size(model: ModelConfig, tensor_parallel_size: int) -> int:

@@ -17,6 +17,7 @@ ENTRY_POINTS = (
     "megatron.core.models.gpt.gpt_layer_specs",
     "megatron.core.models.gpt.gpt_model",
     "megatron.core.resharding.refit",
+    "megatron.core.transformer.moe.moe_layer",
 )
 
 # module -> rule (the docstrings of `CpuRewriter`) or rebound name -> how often it applied.
@@ -74,7 +75,11 @@ EXPECTED: dict[str, dict[str, int]] = {
     "megatron.core.transformer.moe.moe_utils": {"'cuda'": 1, "te_general_gemm": 1, "torch.cuda": 1},
     "megatron.core.transformer.moe.router": {"torch.cuda": 6},
     "megatron.core.transformer.moe.shared_experts": {"torch.cuda": 8},
-    "megatron.core.transformer.moe.token_dispatcher": {"'cuda'": 1, "torch.cuda": 4},
+    "megatron.core.transformer.moe.token_dispatcher": {
+        "'cuda'": 1,
+        "maybe_move_tensor_to_cpu": 1,
+        "torch.cuda": 4,
+    },
     "megatron.core.transformer.multi_token_prediction": {"torch.cuda": 2},
     "megatron.core.transformer.transformer_layer": {"torch.cuda": 2},
     "megatron.core.transformer.utils": {"'cuda'": 2},

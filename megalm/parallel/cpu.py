@@ -144,6 +144,15 @@ def _define_te_general_gemm(module: ModuleType) -> list[str]:
     return ["te_general_gemm"]
 
 
+def _give_split_sizes_as_numbers(module: ModuleType) -> list[str]:
+    """The all-to-all dispatcher turns split sizes into numbers on their way off the GPU; gloo wants numbers as well."""
+
+    def move(tensor: object, as_numpy: bool = False, record_stream: bool = False) -> object:
+        return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
+
+    return _replace(module, maybe_move_tensor_to_cpu=move)
+
+
 def _replace(module: ModuleType, **values: object) -> list[str]:
     """Rebind those of the names that `module` has; returns them."""
     found = [name for name in values if hasattr(module, name)]
@@ -156,4 +165,5 @@ REBINDINGS: dict[str, Callable[[ModuleType], list[str]]] = {
     "megatron.core.jit": _use_no_jit_fuser,
     "megatron.core.tensor_parallel.random": _use_cpu_generator,
     "megatron.core.transformer.moe.moe_utils": _define_te_general_gemm,
+    "megatron.core.transformer.moe.token_dispatcher": _give_split_sizes_as_numbers,
 }

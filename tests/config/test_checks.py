@@ -8,6 +8,7 @@ import pytest
 from megalm.config import data_parallel_size, parse_config
 from megalm.errors import UserError
 
+EP, MOE = "parallel.expert_model_parallel_size", ("model.moe.num_experts=6",)
 TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_parallel_size"
 
 
@@ -37,6 +38,16 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
             r"12 is not a multiple of .* \(sequence_parallel\) 4 x context_parallel_size 2 = 8: 12 / 8 = 1.5",
         ),
         (["parallel.zero_stage=3"], "zero_stage 3"),
+        ([f"{EP}=2"], "expert_model_parallel_size 2 shares out experts, but model.moe.num_experts is 0"),
+        ([*MOE, f"{EP}=4"], "num_experts 6 is not a multiple of .*expert_model_parallel_size 4: 6 / 4 = 1.5"),
+        ([*MOE, "model.moe.router_top_k=7"], "router_top_k 7 exceeds num_experts 6"),
+        ([*MOE, "model.moe.router_top_k=1"], "set norm_topk_prob to false"),
+        ([*MOE, "model.add_bias_linear=true"], "experts have no biases"),
+        ([*MOE, "model.moe.moe_ffn_hidden_size=101", f"{TP}=2"], "moe_ffn_hidden_size 101"),
+        (
+            [*MOE, "model.moe.shared_expert_ffn_hidden_size=101", f"{TP}=2"],
+            "shared_expert_ffn_hidden_size 101",
+        ),
         (["parallel.zero_stage=1", "precision.dtype=fp64"], "fp64"),
         (["model.position_embedding=learned", "batch.seq_length=2048"], "max_sequence_length"),
         (["optimizer.min_lr=1"], "min_lr 1"),
@@ -74,6 +85,13 @@ def test_global_batch_must_be_a_multiple_of_microbatch_times_data_parallel_size(
         UserError, match=r"8 is not a multiple of micro_batch_size 2 x data-parallel size 3 = 6"
     ):
         data_parallel_size(config, 3)
+
+
+def test_expert_parallelism_must_divide_the_ranks_that_it_lies_across():
+    config = parse_config({}, [*MOE, f"{TP}=2", f"{EP}=2"])
+    assert data_parallel_size(config, 8) == 4
+    with pytest.raises(UserError, match=r"size 2 does not divide the 1 ranks .* \(data-parallel size 1 x"):
+        data_parallel_size(config, 2)
 
 
 def test_configuration_does_not_import_torch():

@@ -23,6 +23,7 @@ from megalm.config.reference import render_reference
         ("llama-405b", 128256, 405_853_388_800),
         ("llama-1b", 128256, 1_235_814_400),
         ("llama-3b", 128256, 3_212_749_824),
+        ("mixtral-8x7b", 32000, 46_702_792_704),
     ],
 )
 def test_preset_has_the_published_number_of_parameters(preset, vocab_size, parameters):
@@ -39,6 +40,21 @@ def test_flops_count_matrices_six_times_and_attention_by_length():
     model = parse_config({"model": {"preset": "llama-7b", "vocab_size": 32000}}).model
     matrices = 6_738_415_616 - 32000 * 4096
     assert model.flops_per_token(2048) == 6 * matrices + 12 * 32 * 2048 * 4096
+
+
+def test_flops_count_the_experts_that_a_token_goes_to():
+    model = parse_config({"model": {"preset": "mixtral-8x7b", "vocab_size": 32000}}).model
+    idle = 32 * 6 * 3 * 4096 * 14336
+    assert model.num_active_parameters() == 46_702_792_704 - idle
+    matrices = model.num_active_parameters() - 32000 * 4096
+    assert model.flops_per_token(2048) == 6 * matrices + 12 * 32 * 2048 * 4096
+
+
+def test_a_section_given_in_part_is_filled_from_the_preset():
+    given = {"model": {"preset": "mixtral-8x7b", "moe": {"router_top_k": 1, "norm_topk_prob": False}}}
+    moe = parse_config(given, ["model.moe.z_loss_coeff=1e-3"]).model.moe
+    assert (moe.num_experts, moe.router_top_k, moe.z_loss_coeff) == (8, 1, 1e-3)
+    assert parse_config({"model": {"preset": "mixtral-8x7b"}}).model.moe.router_top_k == 2
 
 
 def test_reference_page_is_up_to_date():

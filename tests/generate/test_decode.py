@@ -24,6 +24,8 @@ MODELS = {
     ),
     "rope": ("llama-tiny",),
     "alibi": ("llama-tiny", "model.position_embedding=alibi"),
+    # the capacity is for training alone
+    "mixtral": ("mixtral-tiny", "model.moe.capacity_factor=0.5"),
 }
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"

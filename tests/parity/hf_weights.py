@@ -1,4 +1,4 @@
-"""Weights, or gradients, of Hugging Face's GPT-2 and LLaMA under our names and in our layout."""
+"""Weights, or gradients, of Hugging Face's GPT-2, LLaMA and Mixtral under our names and in our layout."""
 
 import torch
 from torch import Tensor
@@ -30,6 +30,32 @@ def from_gpt2(hf: Tensors, model: ModelConfig) -> Tensors:
 
 def from_llama(hf: Tensors, model: ModelConfig) -> Tensors:
     """Tensors of a LlamaForCausalLM; its gate and up projections are the halves of our first MLP matrix."""
+    ours = _around_mlps(hf, model)
+    for layer in range(model.num_layers):
+        mine, theirs = f"decoder.layers.{layer}.mlp", f"model.layers.{layer}.mlp"
+        gate, up = (hf[f"{theirs}.{part}_proj.weight"] for part in ("gate", "up"))
+        ours |= {
+            f"{mine}.linear_fc1.weight": torch.cat([gate, up]),
+            f"{mine}.linear_fc2.weight": hf[f"{theirs}.down_proj.weight"],
+        }
+    return ours
+
+
+def from_mixtral(hf: Tensors, model: ModelConfig) -> Tensors:
+    """Tensors of a MixtralForCausalLM, which stacks its experts."""
+    ours = _around_mlps(hf, model)
+    for layer in range(model.num_layers):
+        mine, theirs = f"decoder.layers.{layer}.mlp", f"model.layers.{layer}.mlp"
+        ours[f"{mine}.router.weight"] = hf[f"{theirs}.gate.weight"]
+        for expert in range(model.moe.num_experts):
+            for part, name in (("linear_fc1", "gate_up_proj"), ("linear_fc2", "down_proj")):
+                stacked = hf[f"{theirs}.experts.{name}"]
+                ours[f"{mine}.experts.local_experts.{expert}.{part}.weight"] = stacked[expert]
+    return ours
+
+
+def _around_mlps(hf: Tensors, model: ModelConfig) -> Tensors:
+    """All of a LLaMA but its MLPs."""
     ours = {
         "embedding.word_embeddings.weight": hf["model.embed_tokens.weight"],
         "decoder.final_layernorm.weight": hf["model.norm.weight"],
@@ -37,14 +63,11 @@ def from_llama(hf: Tensors, model: ModelConfig) -> Tensors:
     for layer in range(model.num_layers):
         mine, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
         query, key, value = (hf[f"{theirs}.self_attn.{part}_proj.weight"] for part in "qkv")
-        gate, up = (hf[f"{theirs}.mlp.{part}_proj.weight"] for part in ("gate", "up"))
         ours |= {
             f"{mine}.input_layernorm.weight": hf[f"{theirs}.input_layernorm.weight"],
             f"{mine}.pre_mlp_layernorm.weight": hf[f"{theirs}.post_attention_layernorm.weight"],
             f"{mine}.self_attention.linear_qkv.weight": query_groups(query, key, value, model),
             f"{mine}.self_attention.linear_proj.weight": hf[f"{theirs}.self_attn.o_proj.weight"],
-            f"{mine}.mlp.linear_fc1.weight": torch.cat([gate, up]),
-            f"{mine}.mlp.linear_fc2.weight": hf[f"{theirs}.mlp.down_proj.weight"],
         }
     return ours | _output(hf, model)
 

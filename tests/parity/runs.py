@@ -10,7 +10,15 @@ from megalm.model.init import sharded_parameters
 from megalm.testing import run_distributed
 from megalm.train.pretrain import NextTokenLoss
 from tests.parity.shards import Piece, assemble, pieces_of, pieces_of_state
-from tests.tiny import LR, VOCABULARY, tiny_config, tiny_engine, tiny_microbatches
+from tests.tiny import (
+    LR,
+    MICRO_BATCH,
+    VOCABULARY,
+    tiny_batch,
+    tiny_config,
+    tiny_engine,
+    to_microbatches,
+)
 
 STEPS = 10
 BETA1 = 0.9
@@ -24,12 +32,13 @@ class Run:
     losses: list[float]
     norms: list[float]
     weights_counted: list[float]
+    more: list[dict[str, float]]
     gradients: dict[str, Tensor]
     weights: dict[str, Tensor]
 
 
 def train(
-    preset: str, overrides: tuple[str, ...], resets: bool
+    preset: str, overrides: tuple[str, ...], resets: bool, micro_batch_size: int
 ) -> tuple[list[tuple], list[Piece], list[Piece]]:
     """Ten steps on this rank: metrics, the first step's gradients as they reached Adam, the final weights."""
     config = tiny_config(
@@ -42,8 +51,9 @@ def train(
     engine = tiny_engine(config)
     metrics = []
     for step in range(STEPS):
-        result = engine.step(tiny_microbatches(step, engine.layout, resets), NextTokenLoss(), LR)
-        metrics.append((result.loss, result.grad_norm, result.weight, result.skipped))
+        microbatches = to_microbatches(tiny_batch(step, resets), engine.layout, micro_batch_size)
+        result = engine.step(microbatches, NextTokenLoss(), LR)
+        metrics.append((result.loss, result.grad_norm, result.weight, result.skipped, result.more))
         if step == 0:
             # Adam's first moment starts at zero, so it is (1 - beta1) x the reduced, clipped gradient
             gradients = pieces_of_state(engine.state(), "optimizer.exp_avg.")
@@ -54,17 +64,24 @@ def train(
 
 
 @functools.cache
-def run(world_size: int, preset: str, overrides: tuple[str, ...], resets: bool = False) -> Run:
+def run(
+    world_size: int,
+    preset: str,
+    overrides: tuple[str, ...],
+    resets: bool = False,
+    micro_batch_size: int = MICRO_BATCH,
+) -> Run:
     """The whole world's run; all ranks must report the same metrics."""
-    ranks = run_distributed(train, world_size, preset, overrides, resets)
+    ranks = run_distributed(train, world_size, preset, overrides, resets, micro_batch_size)
     metrics = ranks[0][0]
     assert all(rank[0] == metrics for rank in ranks)
-    assert not any(skipped for _, _, _, skipped in metrics)
+    assert not any(skipped for _, _, _, skipped, _ in metrics)
     moments = assemble(rank[1] for rank in ranks)
     return Run(
-        losses=[loss for loss, _, _, _ in metrics],
-        norms=[norm for _, norm, _, _ in metrics],
-        weights_counted=[weight for _, _, weight, _ in metrics],
+        losses=[loss for loss, _, _, _, _ in metrics],
+        norms=[norm for _, norm, _, _, _ in metrics],
+        weights_counted=[weight for _, _, weight, _, _ in metrics],
+        more=[more for _, _, _, _, more in metrics],
         gradients={name.removeprefix("optimizer.exp_avg."): m / (1 - BETA1) for name, m in moments.items()},
         weights=assemble(rank[2] for rank in ranks),
     )
@@ -101,6 +118,8 @@ def assert_same_run(found: Run, expected: Run, bounds: Bounds) -> None:
     assert len(expected.losses) == STEPS
     assert found.weights_counted == expected.weights_counted
     assert found.losses == pytest.approx(expected.losses, rel=bounds.metrics)
+    for mine, theirs in zip(found.more, expected.more, strict=True):
+        assert mine == pytest.approx(theirs, rel=bounds.metrics, abs=0)
     assert found.norms == pytest.approx(expected.norms, rel=bounds.metrics)
     assert_same_tensors(found.gradients, expected.gradients, bounds.gradients)
     assert_same_tensors(found.weights, expected.weights, bounds.weights)

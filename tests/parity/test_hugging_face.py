@@ -1,12 +1,19 @@
-"""Logits, loss and gradients equal those of Hugging Face's GPT-2 and LLaMA with the same weights, in fp32."""
+"""Logits, loss and gradients equal those of Hugging Face's GPT-2, LLaMA and Mixtral with the same weights, in fp32."""
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from megalm.config import Config, parse_config
-from tests.parity.hf_weights import from_gpt2, from_llama
+from tests.parity.hf_weights import from_gpt2, from_llama, from_mixtral
 from tests.tiny import tiny_model
 from tests.worlds import in_world
 
@@ -123,6 +130,31 @@ def test_llama31_rotary_scaling_equals_hugging_face() -> None:
 @in_world(1)
 def test_llama_with_heads_wider_than_hidden_size_over_heads_equals_hugging_face() -> None:
     check_llama({"kv_channels": 32}, {"rope_type": "default", "rope_theta": 10000.0})
+
+
+@pytest.mark.parametrize("top_k", [2, 3])
+@in_world(1)
+def test_mixtral_equals_hugging_face(top_k: int) -> None:
+    config = config_of("mixtral-tiny", {"moe": {"router_top_k": top_k}})
+    fields = config.model
+    hf = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=fields.hidden_size,
+            intermediate_size=fields.ffn_size,
+            num_hidden_layers=fields.num_layers,
+            num_attention_heads=fields.num_attention_heads,
+            num_key_value_heads=fields.query_groups,
+            max_position_embeddings=LENGTH,
+            rms_norm_eps=fields.layernorm_epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": fields.rope_theta},
+            num_local_experts=fields.moe.num_experts,
+            num_experts_per_tok=top_k,
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+        )
+    )
+    assert_same_model(hf, config, from_mixtral)
 
 
 def check_llama(model: dict, rope: dict) -> None:

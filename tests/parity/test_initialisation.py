@@ -17,6 +17,7 @@ TP2 = "parallel.tensor_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 PP2 = "parallel.pipeline_model_parallel_size=2"
 VP2 = "parallel.virtual_pipeline_model_parallel_size=2"
+EP2 = "parallel.expert_model_parallel_size=2"
 LAYOUTS = {
     "TP2": (2, (TP2,)),
     "PP2": (2, (PP2,)),
@@ -63,6 +64,27 @@ def test_layout_starts_from_the_same_bits(layout: str, preset: str, tied: str) -
     assert expected["embedding.word_embeddings.weight"].shape[0] == VOCABULARY
     assert ("output_layer.weight" in expected) == (tied == "false")
     assert_bit_equal(initial_weights(world_size, preset, *model, *overrides), expected)
+
+
+EXPERT_LAYOUTS = {
+    "EP2": (2, (EP2,)),
+    "TP2": (2, (TP2,)),
+    "EP4": (4, ("parallel.expert_model_parallel_size=4",)),
+    "EP2xTP2": (4, (EP2, TP2)),
+    "EP2xPP2": (4, (EP2, PP2)),
+}
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_experts_start_from_the_same_bits(layout: str, frequency: int) -> None:
+    world_size, overrides = EXPERT_LAYOUTS[layout]
+    model = (f"model.moe.layer_frequency={frequency}", "model.moe.shared_expert_ffn_hidden_size=48")
+    expected = initial_weights(1, "mixtral-tiny", *model)
+    experts = {name: weight for name, weight in expected.items() if ".mlp.experts." in name}
+    assert len(experts) == 4 // frequency * 4 * 2
+    assert len({weight.sum().item() for weight in experts.values()}) == len(experts)
+    assert_bit_equal(initial_weights(world_size, "mixtral-tiny", *model, *overrides), expected)
 
 
 @pytest.mark.parametrize("multiple", [64, 128])

@@ -83,7 +83,7 @@ def _step_line(record: StepRecord, tokens: int) -> Line:
     metrics = record.metrics
     line = {"step": record.step, "loss": metrics.loss, "grad_norm": metrics.grad_norm, "lr": record.lr}
     line |= {"tokens": tokens, "weight": metrics.weight, "skipped": metrics.skipped}
-    return line | record.values
+    return line | metrics.more | record.values
 
 
 def _keep_lines(path: Path, keep: Callable[[Line], bool]) -> Line | None:

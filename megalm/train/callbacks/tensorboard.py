@@ -34,6 +34,7 @@ class TensorBoard(Callback):
         if record.step % run.config.logging.interval == 0:
             metrics = record.metrics
             train = {"loss": metrics.loss, "grad_norm": metrics.grad_norm, "lr": record.lr}
+            train |= metrics.more
             self._write({f"train/{name}": value for name, value in train.items()}, record.step)
             self._write({f"throughput/{name}": value for name, value in record.values.items()}, record.step)
 

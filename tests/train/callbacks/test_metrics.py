@@ -31,6 +31,7 @@ def test_step_line_holds_metrics_and_values(make_run, record):
     metrics = started(run)
     step = record(1, 2.25)
     step.values["mfu"] = 0.5
+    step.metrics.more["z_loss"] = 1.25
     metrics.on_step(run, step)
     expected = {
         "step": 1,
@@ -41,7 +42,7 @@ def test_step_line_holds_metrics_and_values(make_run, record):
         "weight": 60.0,
         "skipped": False,
     }
-    assert strict_lines(run)[-1] == expected | {"mfu": 0.5}
+    assert strict_lines(run)[-1] == expected | {"z_loss": 1.25, "mfu": 0.5}
 
 
 def test_start_validation_and_event_lines(make_run):

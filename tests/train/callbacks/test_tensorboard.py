@@ -24,6 +24,7 @@ def test_steps_validations_and_events_are_written(make_run, record):
     callback = started(run)
     step = record(1, 2.25)
     step.values["mfu"] = 0.5
+    step.metrics.more["z_loss"] = 1.25
     callback.on_step(run, step)
     run.step = 1
     callback.on_validation(run, 2.5, 12.0)
@@ -31,6 +32,7 @@ def test_steps_validations_and_events_are_written(make_run, record):
     callback.on_end(run)
     assert scalars(run, "train/loss") == [(1, 2.25)]
     assert scalars(run, "train/grad_norm") == [(1, 1.5)]
+    assert scalars(run, "train/z_loss") == [(1, 1.25)]
     assert scalars(run, "throughput/mfu") == [(1, 0.5)]
     assert scalars(run, "valid/loss") == [(1, 2.5)]
     assert scalars(run, "valid/perplexity") == [(1, 12.0)]
