@@ -62,6 +62,8 @@ def canonical_name(shard: ShardedTensor) -> str:
 @torch.no_grad()
 def initialize(model: MegatronModule, config: Config, layout: Layout) -> None:
     """Fill the weights: matrices normal(0, std), output projections std / sqrt(2 layers), norms one, biases zero."""
+    if layout.without_memory:
+        return
     frozen = {parameter.data_ptr() for parameter in model.parameters() if not parameter.requires_grad}
     for shard in sharded_parameters(model, layout):
         if shard.data.data_ptr() in frozen:

@@ -19,13 +19,17 @@ from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes, groups and coordinates; passed around instead of global groups."""
+    """Sizes, groups and coordinates; passed around instead of global groups.
+
+    without_memory: the tensors made under it have shapes only (`megalm plan`), so there is nothing to draw or read.
+    """
 
     config: ParallelConfig
     groups: ProcessGroupCollection
     device: torch.device
     rank: int
     world_size: int
+    without_memory: bool = False
 
     @property
     def tp_rank(self) -> int:
