@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -84,7 +85,7 @@ def test_validation_and_outputs_are_those_of_one_process(
 
 @in_world(4)
 def test_ranks_draw_dropout_masks_of_their_own_and_tensor_parallel_replicas_the_same() -> None:
-    """All tokens alike and no positions, so that ranks compute the same but for their masks (Megatron-LM #4828)."""
+    """Megatron-LM #4828. Each token is a document, all are alike and have no positions: ranks differ by their masks alone."""
     for dropout in (0.0, 0.1):
         config = tiny_config(
             "gpt2-tiny", CP2, TP2, f"model.hidden_dropout={dropout}", "model.position_embedding=none"
@@ -93,6 +94,7 @@ def test_ranks_draw_dropout_masks_of_their_own_and_tensor_parallel_replicas_the_
         batch = tiny_batch(0)
         for array, value in ((batch.tokens_BS, 7), (batch.labels_BS, 11), (batch.loss_mask_BS, 1.0)):
             array[:] = value
+        batch.segments_BS = np.tile(np.arange(SEQUENCE), (len(batch.tokens_BS), 1))
         sums: list[float] = []
 
         class Recording(NextTokenLoss):
