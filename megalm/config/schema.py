@@ -88,7 +88,9 @@ class ParallelConfig(Section):
     overlap_p2p_comm: bool = Field(
         False, description="Interleaved pipeline: send and receive while computing."
     )
-    context_parallel_size: int = Field(1, gt=0, description="Ranks that share each sequence (CP).")
+    context_parallel_size: int = Field(
+        1, gt=0, description="Ranks that share each sequence, two chunks of it each (CP)."
+    )
     expert_model_parallel_size: int = Field(1, gt=0, description="Ranks that share the experts (EP).")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         0, description="0: every rank holds the optimizer state; 1: it is sharded over data-parallel ranks."

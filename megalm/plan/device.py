@@ -119,7 +119,9 @@ class PretendDevice(TorchFunctionMode):
             return SDPBackend.FLASH_ATTENTION if mask is None and half else SDPBackend.EFFICIENT_ATTENTION
         # torch's own choice, asked with tensors of the same shapes that share a few real numbers
         with torch._C.DisableTorchFunction():
-            shown = [torch.empty(1, dtype=x.dtype).expand(x.shape[-1]).contiguous() for x in (query, key, value)]
+            shown = [
+                torch.empty(1, dtype=x.dtype).expand(x.shape[-1]).contiguous() for x in (query, key, value)
+            ]
             shown = [real.expand(x.shape) for real, x in zip(shown, (query, key, value), strict=True)]
             shown_mask = None if mask is None else torch.empty(1, dtype=mask.dtype).expand(mask.shape)
             return SDPBackend(torch._fused_sdp_choice(*shown, shown_mask, dropout, causal, **options))

@@ -129,7 +129,8 @@ def _verdict(plan: Plan) -> list[str]:
 def _traffic(stages: Sequence[StagePlan]) -> list[str]:
     axes = sorted({axis for stage in stages for axis in stage.sent})
     return [
-        f"sent in a step, {axis}: " + ", ".join(f"{stage.name} {_gib(stage.sent.get(axis, 0))} GiB" for stage in stages)
+        f"sent in a step, {axis}: "
+        + ", ".join(f"{stage.name} {_gib(stage.sent.get(axis, 0))} GiB" for stage in stages)
         for axis in axes
     ]
 

@@ -55,3 +55,24 @@ def test_fused_attention_agrees_with_plain_in_bf16(groups):
     for kernel in kernels:
         found = kernel(query.bfloat16(), key.bfloat16(), value.bfloat16(), None, 0.0)
         assert (found.float() - expected).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_last_tokens_alone_agree_with_plain_forward_and_backward(groups, dtype):
+    """A context-parallel rank's chunk: more keys than queries, no mask."""
+    from megalm.kernels import detect
+    from megalm.model.attention_kernels import flash_attention, plain_attention, torch_attention
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(2, 8, 64, 64), (2, 8 // groups, 192, 64), (2, 8 // groups, 192, 64)]
+    wide = [torch.randn(shape, device="cuda", generator=generator).requires_grad_() for shape in shapes]
+    expected = plain_attention(*wide, None, 0.0)
+    expected_gradients = torch.autograd.grad(expected.sum(), wide)
+    kernels = [torch_attention] + [flash_attention] * detect()["flash_attn"].usable
+    for kernel in kernels:
+        narrow = [x.detach().to(dtype).requires_grad_() for x in wide]
+        found = kernel(*narrow, None, 0.0)
+        assert (found.float() - expected).abs().max() < 2e-2
+        for left, right in zip(torch.autograd.grad(found.sum(), narrow), expected_gradients, strict=True):
+            assert (left.float() - right).abs().max() < 2e-2 * right.abs().max() + 2e-2
