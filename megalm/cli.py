@@ -180,7 +180,7 @@ def generate(
 
     request = GenerateRequest(
         checkpoint=checkpoint,
-        prompts=(prompt or []) + _read_prompts(prompt_file),
+        prompts=(prompt or []) + _read_lines(prompt_file, "--prompt-file"),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -202,6 +202,56 @@ def generate(
     from megalm.generate import run
 
     _print_json(run.main(request, show=not as_json), as_json)
+
+
+@app.command()
+def embed(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
+    ],
+    text: Annotated[list[str] | None, typer.Option(help="Text to embed; may be given several times.")] = None,
+    file: Annotated[Path | None, typer.Option(help="UTF-8 file with one text a line.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write a .npy array (texts, hidden size) or a .json list of lists.")
+    ] = None,
+    normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Texts of one forward pass.")] = 32,
+    step: Annotated[
+        int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")
+    ] = None,
+    tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
+    pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
+    nproc: Nproc = None,
+    as_json: Json = False,
+) -> None:
+    """Turn texts into vectors with a trained encoder: the mean of its last hidden states.
+
+    Without --output and --json every text's vector is a line of JSON on stdout.
+    """
+    from megalm.generate.request import EmbedRequest
+
+    request = EmbedRequest(
+        checkpoint=checkpoint,
+        texts=(text or []) + _read_lines(file, "--file"),
+        normalize=normalize,
+        batch_size=batch_size,
+        step=step,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        dtype=dtype,
+    )
+    if nproc is not None and not launch.in_world():
+        request.check_world_size(nproc)
+        _start_world(context, nproc)
+    from megalm.generate import embed as embedding
+
+    result = embedding.main(request, output)
+    if output is None and not as_json:
+        for vector in result["embeddings"]:
+            _print_json(vector, True)
+    _print_json(result, as_json)
 
 
 @app.command()
@@ -254,13 +304,13 @@ def _without_nproc(arguments: list[str]) -> list[str]:
     return kept
 
 
-def _read_prompts(path: Path | None) -> list[str]:
+def _read_lines(path: Path | None, option: str) -> list[str]:
     if path is None:
         return []
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {path}: {error}") from None
+        raise UserError(f"{option} {path}: {error}") from None
     return [line for line in text.splitlines() if line.strip()]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from megalm.config import Config, parse_config
 from megalm.engine.base import Engine, MicroBatch, local_samples, split_samples
 from megalm.engine.build import build_engine
-from megalm.model.gpt import GPT, build_model
+from megalm.model.build import Model, build_model
 from megalm.parallel.layout import Layout, create_layout
 
 VOCABULARY = 509  # prime: no number of ranks divides it
@@ -61,7 +61,30 @@ def tiny_microbatches(seed: int, layout: Layout, resets: bool = False) -> list[M
     return to_microbatches(tiny_batch(seed, resets), layout, MICRO_BATCH)
 
 
-def tiny_model(config: Config) -> GPT:
+def tiny_pairs(seed: int, resets: bool = False) -> SimpleNamespace:
+    """Numpy arrays for BERT: rows of 1 to all tokens, a pair without class, rows without masked tokens.
+
+    resets: segments of attention inside the real tokens besides the padding.
+    """
+    batch = tiny_batch(seed, resets)
+    random = np.random.default_rng(seed)
+    order_1S = np.arange(SEQUENCE)[None]
+    real_BS = order_1S < np.linspace(SEQUENCE, 1, GLOBAL_BATCH).astype(int)[:, None]
+    segments_BS = np.zeros_like(batch.tokens_BS) if batch.segments_BS is None else batch.segments_BS
+    labels_B = random.integers(0, 2, GLOBAL_BATCH)
+    labels_B[random.integers(GLOBAL_BATCH)] = -1
+    return SimpleNamespace(
+        tokens_BS=batch.tokens_BS,
+        labels_BS=batch.labels_BS,
+        loss_mask_BS=batch.loss_mask_BS * real_BS,
+        segments_BS=np.where(real_BS, segments_BS, -1),
+        positions_BS=None,
+        token_types_BS=random.integers(0, 2, (GLOBAL_BATCH, SEQUENCE)) * real_BS,
+        sentence_labels_B=labels_B,
+    )
+
+
+def tiny_model(config: Config) -> Model:
     """This process's part of the model, under the layout that the configuration names."""
     return build_model(config, create_layout(config.parallel))
 

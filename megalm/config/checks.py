@@ -33,6 +33,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
 def check(config: Config) -> None:
     """Raise UserError if the model, the batch or the layout cannot work on any number of processes."""
     _check_model(config)
+    _check_architecture(config)
     _check_parallel(config)
     check_moe(config)
     _check_schedule(config)
@@ -61,6 +62,31 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"batch.seq_length {config.batch.seq_length} exceeds model.max_sequence_length "
             f"{model.max_sequence_length}, the size of the position table: raise the latter"
+        )
+
+
+def _check_architecture(config: Config) -> None:
+    model = config.model
+    if model.architecture == "gpt":
+        if model.norm_position == "post":
+            raise UserError("model.norm_position `post` is for model.architecture `bert`: use `pre`")
+        return
+    if model.position_embedding not in ("learned", "rope", "none"):
+        raise UserError(
+            f"model.position_embedding `{model.position_embedding}` is for model.architecture `gpt`: use `learned` or `rope`"
+        )
+    if config.parallel.context_parallel_size > 1:
+        raise UserError(
+            f"parallel.context_parallel_size {config.parallel.context_parallel_size}: model.architecture `bert` "
+            "sees the whole text at once and is not split along it; set it to 1"
+        )
+    if model.moe.num_experts:
+        raise UserError(
+            f"model.moe.num_experts {model.moe.num_experts}: experts are for model.architecture `gpt`; set it to 0"
+        )
+    if config.batch.seq_length < 8:
+        raise UserError(
+            f"batch.seq_length {config.batch.seq_length} leaves no text between [CLS] and [SEP]s: use 8 or more"
         )
 
 

@@ -10,11 +10,14 @@ from megalm.errors import UserError
 
 
 class ModelConfig(Section):
-    """Architecture of a decoder-only transformer; a preset fills what is not given."""
+    """Architecture of a transformer; a preset fills what is not given."""
 
     # names of kernels, activations and positions are plain strings here: megalm/model/ knows them, see `check_names`
 
     preset: str | None = Field(None, description="Name of a preset, e.g. `gpt2-124m` or `llama-7b`.")
+    architecture: Literal["gpt", "bert"] = Field(
+        "gpt", description="`gpt`: a decoder that sees the past; `bert`: an encoder that sees the whole text."
+    )
     num_layers: int = Field(4, gt=0, description="Transformer layers.")
     hidden_size: int = Field(128, gt=0, description="Width of the residual stream.")
     ffn_hidden_size: int | None = Field(None, gt=0, description="Width inside the MLP; default 4 x hidden.")
@@ -42,6 +45,10 @@ class ModelConfig(Section):
         8192, gt=0, description="Context length before LLaMA 3.1 frequency scaling."
     )
     normalization: Literal["LayerNorm", "RMSNorm"] = Field("RMSNorm", description="Kind of norm.")
+    norm_position: Literal["pre", "post"] = Field(
+        "pre",
+        description="`pre`: norms at the entry of attention and MLP; `post` (`bert` only): after each residual sum, as in the original BERT.",
+    )
     layernorm_epsilon: float = Field(1e-5, gt=0, description="Added to the variance inside norms.")
     activation: str = Field(
         "swiglu",
@@ -49,6 +56,10 @@ class ModelConfig(Section):
     )
     add_bias_linear: bool = Field(False, description="Biases in all linear layers.")
     add_qkv_bias: bool = Field(False, description="Biases in the query/key/value projection only.")
+    num_token_types: int = Field(2, gt=0, description="`bert`: kinds of segments that have an embedding.")
+    sentence_head: bool = Field(
+        True, description="`bert`: a head that classifies pairs of segments (next sentence, sentence order)."
+    )
     tie_embeddings: bool = Field(False, description="Input embedding and output layer share one matrix.")
     hidden_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on embeddings and residuals.")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention weights.")
@@ -122,23 +133,40 @@ class ModelConfig(Section):
         embeddings = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
         if self.position_embedding == "learned":
             embeddings += self.max_sequence_length * hidden
-        return self.num_layers * (attention + 2 * norm_width) + mlps + norm_width + embeddings
+        layers = self.num_layers * (attention + 2 * norm_width) + mlps
+        return layers + norm_width + embeddings + self._bert_parameters(norm_width)
 
     def _mlp_parameters(self, width: int) -> int:
         up = width * (2 if self.gated else 1)
         return self.hidden_size * (up + width) + (up + self.hidden_size) * self.add_bias_linear
 
+    def _bert_parameters(self, norm_width: int) -> int:
+        """What an encoder has besides a decoder's parts: token types, the output's transform and bias, the pair's head.
+
+        A post-norm encoder's norm of the embeddings stands for the last norm of the others.
+        """
+        if self.architecture != "bert":
+            return 0
+        assert self.vocab_size is not None
+        hidden = self.hidden_size
+        square = hidden * hidden + hidden
+        pair = square + 2 * hidden + 2 if self.sentence_head else 0
+        return self.num_token_types * hidden + square + norm_width + self.vocab_size + pair
+
     def flops_per_token(self, seq_length: int) -> float:
         """Floating-point operations of forward and backward for one token, causal attention counted in full.
 
         6 N + 12 L S (heads x head width), N without embedding tables (PaLM, arXiv:2204.02311, appendix B), of experts
-        those that a token goes to.
+        those that a token goes to. The heads of an encoder see a few tokens only and are not counted.
         """
         if self.vocab_size is None:
             raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
         tables = self.vocab_size * self.hidden_size * (0 if self.tie_embeddings else 1)
         if self.position_embedding == "learned":
             tables += self.max_sequence_length * self.hidden_size
+        if self.architecture == "bert":
+            norm_width = self.hidden_size * (2 if self.normalization == "LayerNorm" else 1)
+            tables += self.vocab_size * self.hidden_size + self._bert_parameters(norm_width)
         matrix_parameters = self.num_active_parameters() - tables
         attention = 12 * self.num_layers * seq_length * self.num_attention_heads * self.head_dim
         return 6 * matrix_parameters + attention

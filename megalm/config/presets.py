@@ -56,6 +56,31 @@ def _mixtral(
     return _llama(layers, hidden, ffn, heads, groups, length, moe=moe)
 
 
+def _bert(layers: int, hidden: int, heads: int, **more: Any) -> dict[str, Any]:
+    """BERT (arXiv:1810.04805): an encoder with learned positions, LayerNorm after the residual sum, GELU by erf."""
+    return {
+        "architecture": "bert",
+        "num_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "max_sequence_length": 512,
+        "position_embedding": "learned",
+        "normalization": "LayerNorm",
+        "norm_position": "post",
+        "layernorm_epsilon": 1e-12,
+        "activation": "gelu",
+        "add_bias_linear": True,
+        "tie_embeddings": True,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        **more,
+    }
+
+
+# Megatron's BERT (arXiv:1909.08053, section 5.4): norms before attention and MLP let it grow deeper
+_MEGATRON_BERT: dict[str, Any] = {"norm_position": "pre", "layernorm_epsilon": 1e-5}
+_NO_DROPOUT: dict[str, Any] = {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+
 _LLAMA3: dict[str, Any] = {"length": 8192, "rope_theta": 500000.0}
 _LLAMA31: dict[str, Any] = {"length": 131072, "rope_theta": 500000.0, "rope_scaling_factor": 8.0}
 _LLAMA32: dict[str, Any] = {
@@ -72,6 +97,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-355m": _gpt2(24, 1024, 16),
     "gpt2-774m": _gpt2(36, 1280, 20),
     "gpt2-1.5b": _gpt2(48, 1600, 25),
+    "bert-tiny": _bert(2, 64, 4, **_NO_DROPOUT),
+    "bert-base": _bert(12, 768, 12),
+    "bert-large": _bert(24, 1024, 16),
+    "megatron-bert-tiny": _bert(2, 64, 4, **_MEGATRON_BERT, **_NO_DROPOUT),
+    "megatron-bert-345m": _bert(24, 1024, 16, **_MEGATRON_BERT),
     "llama-tiny": _llama(2, 64, 176, 4, 2, 1024),
     "llama-15m": _llama(6, 288, 768, 6, 6, 1024, tie_embeddings=True),
     "llama-110m": _llama(12, 768, 2048, 12, 12, 1024),

@@ -50,6 +50,21 @@ class DataConfig(Section):
     prefetch: int = Field(2, ge=0, description="Global batches read ahead by a thread; 0 reads in line.")
 
 
+class MlmConfig(Section):
+    """Task `mlm`: which tokens are hidden, and what pairs of segments are told apart."""
+
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="Share of the tokens to be predicted.")
+    whole_word: bool = Field(True, description="Hide all pieces of a word or none (WordPiece tokenizers).")
+    sentence_objective: Literal["sop", "nsp"] = Field(
+        "sop",
+        description="With `model.sentence_head`: `sop` tells swapped segments from ordered ones (ALBERT), "
+        "`nsp` a segment of another document from the next one (BERT).",
+    )
+    short_sequence_probability: float = Field(
+        0.1, ge=0, le=1, description="Share of samples cut to a random length, as shorter texts will be met."
+    )
+
+
 class BatchConfig(Section):
     """Sizes of a step."""
 
@@ -196,11 +211,14 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain"] = Field("pretrain", description="What is learned.")
+    task: Literal["pretrain", "mlm"] = Field(
+        "pretrain", description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT)."
+    )
     engine: Literal["megatron"] = Field("megatron", description="Who runs the training step.")
     model: ModelConfig = Field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
+    mlm: MlmConfig = Field(default_factory=MlmConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)

@@ -57,6 +57,13 @@ def permutation(index_B: Int64, size: int, key: int) -> Int64:
     return result.astype(np.int64)
 
 
+def uniform(count: int, key: int) -> NDArray[np.float64]:
+    """Return `count` numbers in [0, 1) that depend on `key` alone, on every machine and NumPy version alike."""
+    counter = np.arange(count, dtype=np.uint64) + np.uint64(key)
+    bits = _mix(_mix(counter) + np.uint64(key)) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
+
+
 def block_quotas(weights: Sequence[float]) -> Int64:
     """Return how many of a block's 4096 samples each source gives, by largest remainder.
 

@@ -1,19 +1,15 @@
 """Batches of training windows as a pure function of the data, the seed and the sample numbers."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megalm.dataset.blend import Blend
 from megalm.dataset.indexed import IndexedDataset
-from megalm.dataset.order import BLOCK, block_quotas, derive_key, locate
 from megalm.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,7 +26,7 @@ class Batch:
     """Number of the document inside the window, where attention stays within documents; else None."""
 
 
-class TokenStream:
+class TokenStream(Blend):
     """A weighted blend of token datasets, cut into windows of `seq_length` tokens.
 
     Each source is read as a ring. In every epoch its windows begin at another random phase, so the borders
@@ -55,28 +51,19 @@ class TokenStream:
         `vocab_size`. Raises UserError for no source, a missing or damaged dataset, a wrong weight, a dataset
         of not even seq_length + 1 tokens, or another tokenizer.
         """
-        if not sources:
-            raise UserError("no training data; name at least one dataset prefix")
         if seq_length < 1:
             raise UserError(f"seq_length is {seq_length}; it must be at least 1")
-        self.datasets = [s if isinstance(s, IndexedDataset) else IndexedDataset(s) for s, _ in sources]
+        super().__init__(sources, seq_length, seq_length + 1, seed, expected_tokenizer_hash)
         self.seq_length = seq_length
-        self.seed = seed
         self.vocab_size = vocab_size
         self.reset_at_document_end = reset_at_document_end
-        for dataset in self.datasets:
-            _check_length(dataset, seq_length)
-            _check_tokenizer(dataset, expected_tokenizer_hash)
-        self._quotas = block_quotas([weight for _, weight in sources])
-        self.windows = np.array([dataset.num_tokens // seq_length for dataset in self.datasets], np.int64)
-        """Windows in an epoch of each source."""
 
     def batch(self, positions: NDArray[np.int64]) -> Batch:
         """Return the samples whose global numbers (from 0) are `positions`.
 
         Raises UserError for an id outside the vocabulary.
         """
-        start_B, source_B = self._window_starts(np.asarray(positions, np.int64))
+        start_B, source_B = self.window_starts(np.asarray(positions, np.int64))
         window_BT = np.empty((len(start_B), self.seq_length + 1), np.int64)
         for row, start, source in zip(window_BT, start_B.tolist(), source_B.tolist(), strict=True):
             _read_ring(self.datasets[source], start, row)
@@ -96,12 +83,6 @@ class TokenStream:
         segments_BS = np.cumsum(begins_BT[:, :-1], axis=1)
         return Batch(tokens_BS, labels_BS, loss_mask_BS, index_S - begin_BS, segments_BS)
 
-    def samples_before_repeats(self) -> int:
-        """How many samples, from number 0 on, come before a source gives its first window again."""
-        block = int((self.windows // self._quotas).min())  # the blocks before it use no source up
-        epoch_B = locate(block * BLOCK + np.arange(BLOCK), self._quotas, self.windows, self.seed).epoch_B
-        return block * BLOCK + int(np.argmax(epoch_B > 0))
-
     def _check_ids(self, window_BT: NDArray[np.int64], source_B: NDArray[np.int64]) -> None:
         if self.vocab_size is None or not window_BT.size:
             return
@@ -113,20 +94,6 @@ class TokenStream:
             f"dataset {self.datasets[source_B[row]].prefix} holds the id {window_BT[row][outside_BT[row]][0]}, the "
             f"model's vocabulary ends at {self.vocab_size - 1}; build the dataset with the model's tokenizer"
         )
-
-    def _window_starts(self, samples_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the token number in its source at which each sample begins, and the source."""
-        source_B, epoch_B, window_B = locate(samples_B, self._quotas, self.windows, self.seed)
-        start_B = window_B * self.seq_length
-        for row, (source, epoch) in enumerate(zip(source_B.tolist(), epoch_B.tolist(), strict=True)):
-            size = self.datasets[source].num_tokens
-            start_B[row] = (start_B[row] + _phase(self.seed, source, epoch) % size) % size
-        return start_B, source_B
-
-
-@lru_cache(maxsize=1024)
-def _phase(seed: int, source: int, epoch: int) -> int:
-    return derive_key("phase", seed, source, epoch) >> 1
 
 
 def _read_ring(dataset: IndexedDataset, start: int, row: NDArray[np.int64]) -> None:
@@ -150,27 +117,3 @@ def _document_begins(dataset: IndexedDataset, start_B: NDArray[np.int64], count:
             again = dataset.document_starts(np.arange(last_wrapped_B[row] + 1))
             begins_BT[row, dataset.num_tokens - start + again] = True
     return begins_BT
-
-
-def _check_length(dataset: IndexedDataset, seq_length: int) -> None:
-    if dataset.num_tokens <= seq_length:
-        raise UserError(
-            f"dataset {dataset.prefix} has {dataset.num_tokens} tokens, fewer than one window of "
-            f"{seq_length} + 1; lower seq_length or build it from more text"
-        )
-    if dataset.dtype.kind not in "iu":
-        raise UserError(
-            f"dataset {dataset.prefix} holds {dataset.dtype}, not token ids; give a token dataset"
-        )
-
-
-def _check_tokenizer(dataset: IndexedDataset, expected: str | None) -> None:
-    if expected is None:
-        return
-    if dataset.sidecar is None:
-        logger.warning("dataset %s has no .json sidecar, so its tokenizer is not checked", dataset.prefix)
-    elif dataset.sidecar["tokenizer_hash"] != expected:
-        raise UserError(
-            f"dataset {dataset.prefix} was made with tokenizer_hash {dataset.sidecar['tokenizer_hash']}, the model "
-            f"has {expected}; build the dataset with the model's tokenizer"
-        )

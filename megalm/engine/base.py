@@ -20,6 +20,7 @@ class MicroBatch:
 
     tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
     ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
+    token_types_BS: which segment of a pair a token belongs to. sentence_labels_B: class of the pair, -1 where it has none.
     """
 
     tokens_BS: Tensor
@@ -28,6 +29,8 @@ class MicroBatch:
     positions_BS: Tensor | None = None
     segments_BS: Tensor | None = None
     context: ContextShare | None = None
+    token_types_BS: Tensor | None = None
+    sentence_labels_B: Tensor | None = None
 
     def forward_state(self) -> ForwardState:
         """Positions and documents, as the model wants them."""
@@ -38,21 +41,24 @@ class MicroBatch:
 
 
 class Loss(Protocol):
-    """What a task minimises: sum / weight, both over the whole global batch."""
+    """What a task minimises: sum / weight, both over the whole global batch; of several parts, the sum of their quotients."""
+
+    parts: tuple[str, ...]
+    """Names of the parts, () where there is one; with them weights and sums are vectors, an entry a part."""
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
-        """The microbatch's share of the divisor, a scalar known before the forward pass."""
+        """The microbatch's share of the divisor, a scalar (or vector) known before the forward pass."""
 
     def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
         """Run the model's stage."""
 
     def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:
-        """Turn the last stage's output into the summed loss, a scalar."""
+        """Turn the last stage's output into the summed loss, a scalar (or vector)."""
 
 
 @dataclass
 class Metrics:
-    """What one step did; the same on every rank. more: further figures by name, as the model has any to tell."""
+    """What one step did; the same on every rank. weight: of the loss's first part. more: further figures by name."""
 
     loss: float
     grad_norm: float
@@ -84,8 +90,10 @@ class Engine(Protocol):
         Outputs are of the microbatch's tokens, which under context parallelism are a part of each sample.
         """
 
-    def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
-        """Without gradients: (summed loss, weight) of a global batch, the same on every rank."""
+    def evaluate(
+        self, microbatches: Sequence[MicroBatch], loss: Loss
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Without gradients: (summed loss, weight) of each part over a global batch, the same on every rank."""
 
     def state(self) -> dict[str, Any]:
         """Sharded tensors, per parameter in the weight's own shape, of the weights and optimizer that this rank writes.
@@ -113,18 +121,25 @@ def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int)
     )
 
 
+def quotients(sums: Tensor, weights: Tensor) -> Tensor:
+    """Each part's sum / weight; a part that nothing counts in is zero."""
+    return sums / torch.where(weights > 0, weights, 1.0).to(sums.dtype)
+
+
 def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
-    """Turn samples as numpy arrays (dataset.Batch) into this rank's microbatches, of its tokens and on its device."""
+    """Turn samples as numpy arrays, under the names of MicroBatch's fields, into this rank's microbatches.
+
+    They are of its tokens and on its device.
+    """
     context = context_share(layout, batch.tokens_BS.shape[1])
-    arrays = {name: getattr(batch, name) for name in ("tokens_BS", "labels_BS", "loss_mask_BS")}
-    # without document resets positions are 0 ... S-1 in every row: the model's fast path
-    if batch.segments_BS is not None:
-        arrays["positions_BS"] = batch.positions_BS
+    arrays = {name: array for name, array in vars(batch).items() if array is not None}
+    if "segments_BS" not in arrays:
+        # without document resets positions are 0 ... S-1 in every row: the model's fast path
+        arrays.pop("positions_BS", None)
     if context is not None:
         order_S = context.order(torch.device("cpu")).numpy()
-        arrays = {name: array[:, order_S] for name, array in arrays.items()}
-    if batch.segments_BS is not None:
-        arrays["segments_BS"] = batch.segments_BS
+        whole = ("segments_BS", "sentence_labels_B")
+        arrays = {name: a if name in whole else a[:, order_S] for name, a in arrays.items()}
     tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays.values()]
     return [
         MicroBatch(**dict(zip(arrays, parts, strict=True)), context=context)

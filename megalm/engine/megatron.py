@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
@@ -18,15 +19,16 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megalm.config.schema import Config
-from megalm.engine.base import Loss, Metrics, MicroBatch
+from megalm.engine.base import Loss, Metrics, MicroBatch, quotients
 from megalm.engine.gradients import clip, global_norm
 from megalm.engine.optimizer_state import OptimizerState
 from megalm.engine.routing import NAMES, Routing
 from megalm.engine.sharded_state import ShardedState
-from megalm.model.gpt import GPT, build_chunks
+from megalm.model.build import Model, build_chunks
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout
 
@@ -37,7 +39,7 @@ class MegatronEngine:
     def __init__(self, config: Config, layout: Layout, train: bool = True) -> None:
         self.config = config
         self.layout = layout
-        self.chunks: list[GPT] = build_chunks(config, layout)
+        self.chunks: list[Model] = build_chunks(config, layout)
         self.model = self.chunks[0]
         self.core = self.model.config
         self.schedule = get_forward_backward_func(
@@ -107,24 +109,27 @@ class MegatronEngine:
         sums = self._run(
             microbatches, self.ddp_chunks, loss.forward, functools.partial(_scaled, loss, weight), train=True
         )
-        loss_value = self._reduce_loss(sums)
+        parts = self._reduce_loss(sums, weight)
         self.optimizer.prepare_grads()
         norm = global_norm(self.optimizer, self.layout)
         # the one moment in a step when the host waits for the device
-        figures = torch.cat([torch.stack([loss_value, norm, weight]), self.routing.figures()])
-        loss_number, norm_number, weight_number, *more = figures.tolist()
+        figures = torch.cat([norm[None], weight[:1], parts, self.routing.figures()])
+        norm_number, weight_number, *more = figures.tolist()
+        part_numbers, more = more[: len(parts)], more[len(parts) :]
+        loss_number = sum(part_numbers)
         skipped = not (abs(loss_number) < float("inf") and norm_number < float("inf"))
         if not skipped:
             clip(self.optimizer, norm, self.config.optimizer.clip_grad)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step_with_ready_grads()
+        named = zip((f"{name}_loss" for name in loss.parts), part_numbers, strict=False)
         return Metrics(
             loss=loss_number,
             grad_norm=norm_number,
             weight=weight_number,
             skipped=skipped,
-            more=dict(zip(NAMES, more, strict=False)),
+            more={**dict(named), **dict(zip(NAMES, more, strict=False))},
         )
 
     @torch.no_grad()
@@ -147,12 +152,15 @@ class MegatronEngine:
         outputs = self._run([*microbatches, *filling], self.chunks, run, reduce, train=False)
         return outputs[: len(microbatches)]
 
-    def evaluate(self, microbatches: Sequence[MicroBatch], loss: Loss) -> tuple[float, float]:
-        """Return (summed loss, weight) of a global batch, the same on every rank."""
+    def evaluate(
+        self, microbatches: Sequence[MicroBatch], loss: Loss
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See Engine.evaluate."""
+        weight = self._global_weight(microbatches, loss)
         sums = self.forward(
             microbatches, loss.forward, lambda output, microbatch: loss.sum(output, microbatch).double()
         )
-        return float(self._reduce_loss(sums)), float(self._global_weight(microbatches, loss))
+        return self._reduce_loss(sums, weight).cpu().numpy(), weight.cpu().numpy()
 
     def _run(
         self,
@@ -184,15 +192,16 @@ class MegatronEngine:
         )
 
     def _global_weight(self, microbatches: Sequence[MicroBatch], loss: Loss) -> Tensor:
-        weight = torch.stack([loss.weight(m) for m in microbatches]).sum(dtype=torch.float64)
+        """Of each part of the loss, float64."""
+        weight = torch.stack([loss.weight(m).reshape(-1) for m in microbatches]).sum(0, dtype=torch.float64)
         dist.all_reduce(weight, group=self.layout.groups.dp_cp)
         return weight
 
-    def _reduce_loss(self, sums: list[Tensor]) -> Tensor:
-        """Sum over microbatches and data-parallel ranks, known to every stage; float64 scalar."""
-        total = torch.zeros((), dtype=torch.float64, device=self.layout.device)
+    def _reduce_loss(self, sums: list[Tensor], weight: Tensor) -> Tensor:
+        """Sum over microbatches and data-parallel ranks of each part, known to every stage; float64, like `weight`."""
+        total = torch.zeros_like(weight)
         if self.layout.is_last_stage:
-            total += torch.stack(sums).sum(dtype=torch.float64)
+            total += torch.stack([part.reshape(-1) for part in sums]).sum(0, dtype=torch.float64)
             dist.all_reduce(total, group=self.layout.groups.dp_cp)
         if self.layout.pp_size > 1:
             dist.broadcast(total, self.layout.last_stage_rank, group=self.layout.groups.pp)
@@ -243,6 +252,5 @@ def _scaled(
     loss: Loss, weight: Tensor, output: Tensor, microbatch: MicroBatch
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The schedule's (quantity to differentiate, token count, what to report)."""
-    total = loss.sum(output, microbatch)
-    share = total / torch.where(weight > 0, weight, 1.0).to(total.dtype)
-    return share, torch.zeros((), dtype=torch.int, device=total.device), share.detach()
+    parts = quotients(loss.sum(output, microbatch).reshape(-1), weight)
+    return parts.sum(), torch.zeros((), dtype=torch.int, device=parts.device), parts.detach()

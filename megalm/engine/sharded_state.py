@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from megalm.engine.optimizer_state import MASTER, OptimizerState, replicas
 from megalm.errors import UserError
-from megalm.model.gpt import GPT
+from megalm.model.build import Model
 from megalm.parallel.layout import Layout
 
 Shard: TypeAlias = Any  # ShardedTensor or, of a gated matrix, ShardedTensorFactory: the library is untyped
@@ -26,7 +26,7 @@ class ShardedState:
     NAME begins with the part's number. optimizer: None for a model that is not trained.
     """
 
-    def __init__(self, chunks: Sequence[GPT], layout: Layout, optimizer: OptimizerState | None) -> None:
+    def __init__(self, chunks: Sequence[Model], layout: Layout, optimizer: OptimizerState | None) -> None:
         self.chunks = chunks
         self.groups = layout.groups
         self.optimizer = optimizer

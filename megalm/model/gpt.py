@@ -151,17 +151,3 @@ def mark_split_parameters(model: nn.Module) -> None:
                 parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
                 parameter.partition_dim = axis  # type: ignore[attr-defined]
                 parameter.partition_stride = 1  # type: ignore[attr-defined]
-
-
-def build_chunks(config: Config, layout: Layout) -> list[GPT]:
-    """Build all that this process holds of the model, in the order of its layers: `layout.vp_size` parts."""
-    return [build_model(config, layout, chunk) for chunk in range(layout.vp_size)]
-
-
-def build_model(config: Config, layout: Layout, chunk: int = 0) -> GPT:
-    """Build one part of the model on this process with weights that depend on `run.seed` alone."""
-    from megalm.model.init import initialize
-
-    model = GPT(config, layout, chunk)
-    initialize(model, config, layout)
-    return model

@@ -46,12 +46,14 @@ class ForwardState:
     segments_BS: number of the document each token of the whole sequence belongs to; attention stays inside it. None: one
     document.
     context: this rank's share of the sequences, where context parallelism splits them.
+    causal: a token sees itself and those before it; otherwise all of its document (an encoder).
     cache, slots_B, length: key/value cache, the slot of each row, and one more than the largest position.
     """
 
     positions_BS: Tensor | None = None
     segments_BS: Tensor | None = None
     context: ContextShare | None = None
+    causal: bool = True
     cache: KVCache | None = None
     slots_B: Any = None
     length: int = 0
@@ -66,7 +68,7 @@ class ForwardState:
 
         Without a cache the queries are the last tokens of the keys, and these the first of the sequence.
         """
-        if self.cache is None and self.segments_BS is None:
+        if self.cache is None and self.segments_BS is None and self.causal:
             return None
         if ("mask", keys) not in self.memo:
             self.memo["mask", keys] = self._build_mask(queries, keys, device)
@@ -76,8 +78,11 @@ class ForwardState:
         if self.cache is not None:
             assert self.positions_BS is not None
             return (torch.arange(keys, device=device) <= self.positions_BS[:, :, None])[:, None]
-        assert self.segments_BS is not None
+        if self.segments_BS is None:
+            return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
         segments_BK = self.segments_BS[:, :keys]
         same_document = segments_BK[:, -queries:, None] == segments_BK[:, None, :]
+        if not self.causal:
+            return same_document[:, None]
         order = torch.arange(keys, device=device)
         return (same_document & (order[None, :] <= order[-queries:, None]))[:, None]

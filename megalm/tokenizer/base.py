@@ -25,6 +25,12 @@ class Tokenizer(Protocol):
     def hash(self) -> str:
         """Sha256 (hex) over what determines the ids; two tokenizers with equal hashes give equal ids."""
 
+    def token_id(self, token: str) -> int | None:
+        """Return the id of the token that is spelled `token`, special ones included, None where there is none."""
+
+    def ids_that_start_with(self, prefix: str) -> list[int]:
+        """Return the ids of the tokens whose spelling is longer than `prefix` and starts with it."""
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`."""
 

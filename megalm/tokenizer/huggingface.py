@@ -41,6 +41,13 @@ class HuggingFaceTokenizer:
     def hash(self) -> str:
         return content_hash(self._content)
 
+    def token_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+    def ids_that_start_with(self, prefix: str) -> list[int]:
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return sorted(i for token, i in vocabulary.items() if token.startswith(prefix) and token != prefix)
+
     def encode(self, text: str) -> list[int]:
         if any("\ud800" <= character <= "\udfff" for character in text):
             # what Python makes of bytes from the command line that are no UTF-8

@@ -3,34 +3,28 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megalm.config.schema import Config, DataSource
 from megalm.dataset.cursor import Cursor
-from megalm.dataset.stream import Batch, TokenStream
 from megalm.engine.base import MicroBatch, local_samples, split_samples
 from megalm.parallel.layout import Layout
 from megalm.tokenizer.base import Tokenizer
+from megalm.train.tasks import SampleStream, task_of
 
 
-def open_stream(config: Config, sources: list[DataSource], tokenizer: Tokenizer | None) -> TokenStream:
-    """Open a blend; the token files must have been made with the run's tokenizer."""
-    return TokenStream(
-        [(source.path, source.weight) for source in sources],
-        config.batch.seq_length,
-        config.run.seed,
-        reset_at_document_end=config.data.reset_at_document_end,
-        expected_tokenizer_hash=tokenizer.hash if tokenizer else None,
-        vocab_size=config.model.vocab_size,
-    )
+def open_stream(config: Config, sources: list[DataSource], tokenizer: Tokenizer | None) -> SampleStream:
+    """Open a blend as the task reads it; the token files must have been made with the run's tokenizer."""
+    return task_of(config).open_stream(config, sources, tokenizer)
 
 
 class TrainingData:
     """Microbatches of one step after another, from a cursor that can be saved, moved and rewound."""
 
-    def __init__(self, config: Config, layout: Layout, stream: TokenStream) -> None:
+    def __init__(self, config: Config, layout: Layout, stream: SampleStream) -> None:
         self.stream = stream
         self.layout = layout
         self.rows = config.batch.micro_batch_size
@@ -40,7 +34,7 @@ class TrainingData:
         self.cursor = Cursor()
         """Stands at the next step's first sample."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="data") if self.ahead else None
-        self._queue: deque[tuple[Cursor, Future[Batch]]] = deque()
+        self._queue: deque[tuple[Cursor, Future[Any]]] = deque()
 
     def move_to(self, cursor: Cursor) -> None:
         """Go on from another position; what was read ahead is dropped."""
@@ -66,7 +60,7 @@ class TrainingData:
             positions = after.take(self.samples)[self.local]
             self._queue.append((after, pool.submit(self.stream.batch, positions)))
 
-    def _to_device(self, batch: Batch) -> list[MicroBatch]:
+    def _to_device(self, batch: Any) -> list[MicroBatch]:
         return split_samples(batch, self.layout, self.rows)
 
 
@@ -77,7 +71,7 @@ def _copy(cursor: Cursor) -> Cursor:
 class ValidationData:
     """The same samples at every validation: the first of the validation blend, none twice while they last."""
 
-    def __init__(self, config: Config, layout: Layout, stream: TokenStream) -> None:
+    def __init__(self, config: Config, layout: Layout, stream: SampleStream) -> None:
         size, rows = config.batch.global_batch_size, config.batch.micro_batch_size
         available = stream.samples_before_repeats() // size
         self.batches = max(1, min(config.train.eval_batches, available))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.dataset.cursor import Cursor
 from megalm.engine.base import Engine, Loss, Metrics
@@ -190,12 +192,11 @@ class Loop:
 
     def _validate(self) -> float:
         assert self.validation is not None
-        total = weight = 0.0
-        for microbatches in self.validation:
-            part, part_weight = self.engine.evaluate(microbatches, self.loss)
-            total, weight = total + part, weight + part_weight
-        loss = total / max(weight, 1e-30)
-        perplexity = math.exp(min(loss, 700.0))
+        batches = [self.engine.evaluate(microbatches, self.loss) for microbatches in self.validation]
+        total, weight = np.sum(batches, axis=0)
+        parts = (total / np.maximum(weight, 1e-30)).tolist()
+        loss = sum(parts)
+        perplexity = math.exp(min(parts[0], 700.0))
         for callback in self.callbacks:
             callback.on_validation(self.run, loss, perplexity)
         return loss

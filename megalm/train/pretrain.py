@@ -2,11 +2,28 @@
 
 from torch import Tensor, nn
 
+from megalm.config.schema import Config, DataSource
+from megalm.dataset.stream import TokenStream
 from megalm.engine.base import MicroBatch
+from megalm.tokenizer.base import Tokenizer
+
+
+def open_windows(config: Config, sources: list[DataSource], tokenizer: Tokenizer | None) -> TokenStream:
+    """Open a blend as windows of text."""
+    return TokenStream(
+        [(source.path, source.weight) for source in sources],
+        config.batch.seq_length,
+        config.run.seed,
+        reset_at_document_end=config.data.reset_at_document_end,
+        expected_tokenizer_hash=tokenizer.hash if tokenizer else None,
+        vocab_size=config.model.vocab_size,
+    )
 
 
 class NextTokenLoss:
     """Mean cross entropy over all counted tokens of the global batch (see `engine.base.Loss`)."""
+
+    parts: tuple[str, ...] = ()
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """Number of counted tokens, or the sum of their weights."""

@@ -23,13 +23,13 @@ from megalm.errors import UserError
 from megalm.model.names import check_names
 from megalm.parallel.layout import create_layout
 from megalm.tokenizer.base import Tokenizer
-from megalm.tokenizer.load import load_tokenizer
+from megalm.tokenizer.load import load_tokenizer, tokenizer_files
 from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.data import TrainingData, ValidationData, open_stream
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
-from megalm.train.pretrain import NextTokenLoss
+from megalm.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ def main(config: Config) -> dict[str, Any]:
         _prepare_directory(run, lineage)
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
-        loop = Loop(run, engine, NextTokenLoss(), data, validation, standard_callbacks(config))
+        loss = task_of(config).make_loss(config)
+        loop = Loop(run, engine, loss, data, validation, standard_callbacks(config))
         loop.notices = [*notices, *_start_weights(run, loop, engine)]
         return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
 
@@ -150,6 +151,7 @@ def _fixed_values(config: Config) -> dict[str, Any]:
     model = {
         f"model.{key}": value for key, value in config.model.model_dump(exclude=_MODEL_MAY_CHANGE).items()
     }
+    model["task"] = config.task
     return model | {"run.seed": config.run.seed, "batch.seq_length": config.batch.seq_length}
 
 
@@ -202,9 +204,8 @@ def _prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
 def _copy_tokenizer(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         return
-    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
     target.mkdir(parents=True, exist_ok=True)
-    for file in files:
+    for file in tokenizer_files(source):
         shutil.copyfile(file, target / file.name)
 
 

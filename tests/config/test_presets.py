@@ -24,16 +24,21 @@ from megalm.config.reference import render_reference
         ("llama-1b", 128256, 1_235_814_400),
         ("llama-3b", 128256, 3_212_749_824),
         ("mixtral-8x7b", 32000, 46_702_792_704),
+        # with their heads: 624,188 and 1,084,220 more than the 109,482,240 and 335,141,888 of the encoders with pooler
+        ("bert-base", 30522, 110_106_428),
+        ("bert-large", 30522, 336_226_108),
     ],
 )
 def test_preset_has_the_published_number_of_parameters(preset, vocab_size, parameters):
-    config = parse_config({"model": {"preset": preset, "vocab_size": vocab_size}})
+    config = parse_config(
+        {"model": {"preset": preset, "vocab_size": vocab_size}, "batch": {"seq_length": 512}}
+    )
     assert config.model.num_parameters() == parameters
 
 
 def test_every_preset_is_a_valid_configuration():
     for preset in PRESETS:
-        parse_config({"model": {"preset": preset}})
+        parse_config({"model": {"preset": preset}, "batch": {"seq_length": 512}})
 
 
 def test_flops_count_matrices_six_times_and_attention_by_length():

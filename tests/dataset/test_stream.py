@@ -173,6 +173,6 @@ def _epochs(stream: TokenStream, count: int) -> set[int]:
 def test_places_in_the_ring_do_not_overflow(prefix, monkeypatch):
     """The phase is a number of 63 bits, and added to a place."""
     phase = 2**63 - 1
-    monkeypatch.setattr("megalm.dataset.stream._phase", lambda *_: phase)
+    monkeypatch.setattr("megalm.dataset.blend._phase", lambda *_: phase)
     starts = TokenStream([(prefix, 1)], 16, seed=3).batch(np.arange(10)).tokens_BS[:, 0]
     assert sorted(starts) == sorted((16 * window + phase) % 169 for window in range(10))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from megalm.config import Config
 from megalm.engine.base import MicroBatch
 from megalm.engine.megatron import MegatronEngine
-from megalm.model.gpt import build_model
+from megalm.model.build import build_model
 from megalm.parallel.layout import Layout, create_layout
 from megalm.train.pretrain import NextTokenLoss
 from tests.tiny import LR, tiny_batch, tiny_config, tiny_engine, tiny_microbatches, to_microbatches

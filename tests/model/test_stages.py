@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.model.gpt import build_chunks
+from megalm.model.build import build_chunks
 from megalm.parallel.layout import create_layout
 from tests.tiny import tiny_config
 from tests.worlds import in_world

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megalm.model.init import sharded_parameters
 from megalm.testing import run_distributed
+from megalm.train.mlm import MaskedLanguageLoss
 from megalm.train.pretrain import NextTokenLoss
 from tests.parity.shards import Piece, assemble, pieces_of, pieces_of_state
 from tests.tiny import (
@@ -17,11 +18,14 @@ from tests.tiny import (
     tiny_batch,
     tiny_config,
     tiny_engine,
+    tiny_pairs,
     to_microbatches,
 )
 
 STEPS = 10
 BETA1 = 0.9
+# Batches of a step, and what is minimised.
+TASKS = {"pretrain": (tiny_batch, NextTokenLoss()), "mlm": (tiny_pairs, MaskedLanguageLoss())}
 CLIP = 0.5  # below every norm of these runs, so that clipping acts on each step
 
 
@@ -49,10 +53,11 @@ def train(
         *overrides,
     )
     engine = tiny_engine(config)
+    batch, loss = TASKS[config.task]
     metrics = []
     for step in range(STEPS):
-        microbatches = to_microbatches(tiny_batch(step, resets), engine.layout, micro_batch_size)
-        result = engine.step(microbatches, NextTokenLoss(), LR)
+        microbatches = to_microbatches(batch(step, resets), engine.layout, micro_batch_size)
+        result = engine.step(microbatches, loss, LR)
         metrics.append((result.loss, result.grad_norm, result.weight, result.skipped, result.more))
         if step == 0:
             # Adam's first moment starts at zero, so it is (1 - beta1) x the reduced, clipped gradient

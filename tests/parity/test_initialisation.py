@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megalm.model.gpt import build_chunks
+from megalm.model.build import build_chunks
 from megalm.model.init import draw_rows, sharded_parameters
 from megalm.parallel.layout import create_layout
 from megalm.testing import run_distributed

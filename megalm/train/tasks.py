@@ -1,0 +1,50 @@
+"""What can be learned: for each name of `task` in the configuration its samples and its loss, a file a task."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm.config.schema import Config, DataSource
+from megalm.engine.base import Loss
+from megalm.errors import UserError
+from megalm.tokenizer.base import Tokenizer
+from megalm.train.mlm import mlm_loss, open_pairs
+from megalm.train.pretrain import NextTokenLoss, open_windows
+
+
+class SampleStream(Protocol):
+    """Samples by number, the same on every process."""
+
+    def batch(self, positions: NDArray[np.int64]) -> Any:
+        """The samples of these numbers as numpy arrays under the names of MicroBatch's fields."""
+
+    def samples_before_repeats(self) -> int:
+        """How many samples, from number 0 on, come before one is given again."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """architecture: of the model that it trains. open_stream: from the data sources to samples. make_loss: what is minimised."""
+
+    architecture: str
+    open_stream: Callable[[Config, list[DataSource], Tokenizer | None], SampleStream]
+    make_loss: Callable[[Config], Loss]
+
+
+TASKS = {
+    "pretrain": Task("gpt", open_windows, lambda config: NextTokenLoss()),
+    "mlm": Task("bert", open_pairs, mlm_loss),
+}
+
+
+def task_of(config: Config) -> Task:
+    """The task that the configuration names; UserError if it does not train such a model."""
+    task, found = TASKS[config.task], config.model.architecture
+    if found != task.architecture:
+        raise UserError(
+            f"task `{config.task}` trains model.architecture `{task.architecture}`, this one is `{found}`: change one of them"
+        )
+    return task
