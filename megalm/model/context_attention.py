@@ -61,7 +61,7 @@ class _Gathered:
 
     def _pack(self, saved: Tensor) -> Tensor | _View:
         assert self.whole is not None
-        if saved.untyped_storage().data_ptr() != self.whole.untyped_storage().data_ptr():
+        if saved.untyped_storage()._cdata != self.whole.untyped_storage()._cdata:
             return saved
         return saved.shape, saved.stride(), int(saved.storage_offset())
 
