@@ -1,14 +1,15 @@
 """How a step's tokens were spread over the experts, and what the routers' losses came to."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from megalm.config.schema import Config
 from megalm.engine.base import MicroBatch
+from megalm.model.gpt import GPT
 from megalm.model.moe import TopKRouter
 from megalm.parallel.layout import Layout
 
@@ -25,8 +26,9 @@ NAMES = (
 class Routing:
     """The routers of this process's parts of a model; of a model without experts it has nothing to say."""
 
-    def __init__(self, chunks: Iterable[nn.Module], config: Config, layout: Layout) -> None:
+    def __init__(self, chunks: Sequence[GPT], config: Config, layout: Layout) -> None:
         self.model = config.model
+        self.core = chunks[0].config
         self.layout = layout
         modules = (module for chunk in chunks for module in chunk.modules())
         self.routers = [module for module in modules if isinstance(module, TopKRouter)]
@@ -36,7 +38,7 @@ class Routing:
         """Tell the routers how many sequences the global batch holds: every data-parallel rank holds as many."""
         self.sequences = sum(len(microbatch.tokens_BS) for microbatch in microbatches) * self.layout.dp_size
         for router in self.routers:
-            router.begin_step(self.sequences)
+            router.begin_step(self.sequences, self.core.grad_scale_func)
 
     def figures(self) -> Tensor:
         """What `NAMES` says of the step since `begin_step`, float64, the same on every rank; empty without experts.

@@ -5,6 +5,7 @@ the whole process; its layer counts the experts' gradients TP times under tensor
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,12 +94,13 @@ class TopKRouter(Router):
         self.moe = config.model.moe
         self.sequence_group = pg_collection.tp_cp if config.sequence_parallel else pg_collection.cp
         self.sequences = 0
+        self.scale: Callable[[Tensor], Tensor] | None = None
         self.sums: Tensor | None = None
         """Since `begin_step`, this rank's tokens of each expert, dropped assignments, balance and z loss; (E + 3)."""
 
-    def begin_step(self, sequences: int) -> None:
-        """Start the statistics anew; `sequences` is how many the whole global batch holds."""
-        self.sequences = sequences
+    def begin_step(self, sequences: int, scale: Callable[[Tensor], Tensor] | None) -> None:
+        """Start the statistics anew; `sequences`: of the whole global batch; `scale`: what fp16 does to a loss."""
+        self.sequences, self.scale = sequences, scale
         self.sums = torch.zeros(self.num_experts + 3, dtype=torch.float64, device=self.weight.device)
 
     def forward(self, hidden_SBH: Tensor, padding_mask: None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -145,8 +147,7 @@ class TopKRouter(Router):
         self.sums += torch.cat([mine_E, others])
         coeff = self.moe.aux_loss_coeff if self.moe.aux_loss != "none" else 0.0
         total = (coeff * balance + self.moe.z_loss_coeff * z) / self.sequences
-        scale = self.config.grad_scale_func
-        return total if scale is None else scale(total)
+        return total if self.scale is None else self.scale(total)
 
 
 class MoE(MoELayer):

@@ -42,6 +42,14 @@ def test_bf16_training_follows_float32():
     assert torch.tensor(losses("bf16")) == pytest.approx(torch.tensor(losses("fp32")), rel=2e-2)
 
 
+def test_both_dispatchers_train_a_mixture_of_experts_alike():
+    mixture = ("model.preset=mixtral-tiny", "model.moe.z_loss_coeff=0.01")
+    gathered, sent = (
+        losses("fp32", *mixture, f"model.moe.dispatcher={name}") for name in ("allgather", "alltoall")
+    )
+    assert torch.tensor(sent) == pytest.approx(torch.tensor(gathered), rel=2e-5)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_fused_attention_agrees_with_plain_in_bf16(groups):
     from megalm.kernels import detect
