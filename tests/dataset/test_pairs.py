@@ -162,7 +162,7 @@ def test_all_text_is_seen_and_long_documents_fill_rows(plain):
     batch = pairs.batch(np.arange(12 * int(pairs.windows[0])))
     seen = np.unique(batch.labels_BS[batch.segments_BS == 0])
     text = set(range(FIRST, FIRST + dataset.num_tokens - dataset.num_documents))
-    assert len(text - set(seen.tolist())) < 0.02 * len(text)
+    assert len(text - set(seen.tolist())) < 0.05 * len(text)
     lengths = (batch.segments_BS == 0).sum(1)
     assert (lengths == LENGTH).mean() > 0.7
 

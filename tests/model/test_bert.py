@@ -10,6 +10,7 @@ from megalm.testing import run_distributed
 from tests.parity.shards import assemble, pieces_of
 from tests.tiny import (
     LR,
+    MICRO_BATCH,
     SEQUENCE,
     VOCABULARY,
     random_tokens,
@@ -17,6 +18,7 @@ from tests.tiny import (
     tiny_engine,
     tiny_model,
     tiny_pairs,
+    to_microbatches,
 )
 from tests.worlds import in_world
 
