@@ -83,6 +83,8 @@ def _step_line(record: StepRecord, tokens: int) -> Line:
     metrics = record.metrics
     line = {"step": record.step, "loss": metrics.loss, "grad_norm": metrics.grad_norm, "lr": record.lr}
     line |= {"tokens": tokens, "weight": metrics.weight, "skipped": metrics.skipped}
+    if metrics.loss_scale is not None:
+        line["loss_scale"] = metrics.loss_scale
     return line | record.values
 
 

@@ -34,6 +34,8 @@ class TensorBoard(Callback):
         if record.step % run.config.logging.interval == 0:
             metrics = record.metrics
             train = {"loss": metrics.loss, "grad_norm": metrics.grad_norm, "lr": record.lr}
+            if metrics.loss_scale is not None:
+                train["loss_scale"] = metrics.loss_scale
             self._write({f"train/{name}": value for name, value in train.items()}, record.step)
             self._write({f"throughput/{name}": value for name, value in record.values.items()}, record.step)
 
