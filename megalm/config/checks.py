@@ -1,5 +1,7 @@
 """Layouts that cannot work are refused here, with the arithmetic, before any process group exists."""
 
+import math
+
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
 from megalm.config.schema import Config
@@ -36,6 +38,7 @@ def check(config: Config) -> None:
     _check_architecture(config)
     _check_parallel(config)
     check_moe(config)
+    _check_precision(config)
     _check_schedule(config)
 
 
@@ -98,6 +101,11 @@ def _check_parallel(config: Config) -> None:
     _divides("model.num_query_groups", model.query_groups, size, tp)
     _divides("model.ffn_hidden_size", model.ffn_size, size, tp)
     _check_pipeline(config)
+    recompute = config.train.recompute
+    if recompute.granularity == "full" and recompute.method == "uniform":
+        for layers in layers_per_chunk(config):
+            part = "the layers of a part of the pipeline (train.recompute.method uniform)"
+            _divides(part, layers, "train.recompute.num_layers", recompute.num_layers)
     if parallel.sequence_parallel and tp == 1:
         raise UserError(
             "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
@@ -111,6 +119,33 @@ def _check_parallel(config: Config) -> None:
         raise UserError(
             "precision.dtype fp64 with parallel.zero_stage 1: the sharded optimizer keeps fp32 state; use zero_stage 0"
         )
+    if parallel.overlap_param_gather:
+        if parallel.zero_stage != 1:
+            raise UserError(
+                f"parallel.overlap_param_gather with parallel.zero_stage {parallel.zero_stage}: no weights are gathered "
+                "there; use zero_stage 1, or turn it off"
+            )
+        if parallel.overlap_grad_reduce is False:
+            raise UserError(
+                "parallel.overlap_param_gather works on the buckets that overlap_grad_reduce makes: leave that one on"
+            )
+
+
+def _check_precision(config: Config) -> None:
+    precision = config.precision
+    if precision.grad_reduce_dtype not in ("fp32", precision.dtype):
+        raise UserError(
+            f"precision.grad_reduce_dtype {precision.grad_reduce_dtype} with dtype {precision.dtype}: gradients are summed "
+            "in fp32 or in the format of the weights; use one of the two"
+        )
+    if precision.min_loss_scale > precision.initial_loss_scale:
+        raise UserError(
+            f"precision.min_loss_scale {precision.min_loss_scale:g} exceeds initial_loss_scale "
+            f"{precision.initial_loss_scale:g}"
+        )
+    for name in ("initial_loss_scale", "min_loss_scale"):
+        if math.frexp(value := getattr(precision, name))[0] != 0.5:
+            raise UserError(f"precision.{name} {value:g} is no power of two: scaling would round gradients")
 
 
 def _check_pipeline(config: Config) -> None:

@@ -113,6 +113,22 @@ class ParallelConfig(Section):
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="`auto`: nccl where CUDA is present."
     )
+    overlap_grad_reduce: bool | None = Field(
+        None,
+        description="Sum gradients over data-parallel ranks a bucket at a time while the backward pass goes on; "
+        "default: on NCCL.",
+    )
+    overlap_param_gather: bool = Field(
+        False,
+        description="With zero_stage 1: gather updated weights a bucket at a time during the next forward pass; "
+        "implies overlap_grad_reduce.",
+    )
+    ddp_bucket_size: int | None = Field(
+        None,
+        gt=0,
+        description="Elements of a bucket of overlap_grad_reduce; default: 40 million, and 1 million x data-parallel size "
+        "where that is more.",
+    )
     timeout_minutes: float = Field(30.0, gt=0, description="A collective that waits longer fails.")
 
     @property
@@ -150,12 +166,28 @@ class OptimizerConfig(Section):
 class PrecisionConfig(Section):
     """Number formats."""
 
-    dtype: Literal["fp32", "bf16", "fp64"] = Field(
-        "fp32", description="Of weights and activations; bf16 keeps fp32 master weights."
-    )
-    grad_reduce_dtype: Literal["fp32", "bf16"] = Field(
+    dtype: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32",
-        description="bf16 runs sum gradients over microbatches and ranks in this; others in their own format.",
+        description="Of weights and activations; bf16 and fp16 keep fp32 master weights, fp16 scales the loss.",
+    )
+    grad_reduce_dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="bf16 and fp16 runs sum gradients over microbatches and ranks in fp32 or in their own format; "
+        "fp32 and fp64 runs in their own.",
+    )
+    initial_loss_scale: float = Field(
+        65536.0, gt=0, description="fp16: the loss is multiplied by this at the start; a power of two."
+    )
+    min_loss_scale: float = Field(
+        1.0,
+        gt=0,
+        description="fp16: the scale never falls below; gradients that overflow here are not finite.",
+    )
+    loss_scale_window: int = Field(
+        1000, gt=0, description="fp16: the scale doubles after so many steps in a row without overflow."
+    )
+    hysteresis: int = Field(
+        2, gt=0, description="fp16: so many overflows since the scale last grew, then each halves it."
     )
 
 
@@ -163,8 +195,19 @@ class RecomputeConfig(Section):
     """Activations that are computed again in the backward pass instead of kept."""
 
     granularity: Literal["none", "selective", "full"] = Field(
-        "none", description="`selective`: the core attention; `full`: whole layers."
+        "none", description="`selective`: `modules` of each layer; `full`: whole layers."
     )
+    modules: list[Literal["core_attn", "layernorm", "mlp"]] = Field(
+        ["core_attn"],
+        min_length=1,
+        description="What `selective` computes again: `core_attn` (softmax(QK')V), `layernorm`, `mlp`.",
+    )
+    method: Literal["uniform", "block"] = Field(
+        "uniform",
+        description="`full`: `uniform` keeps the input of every `num_layers` layers; `block` computes the first `num_layers` "
+        "of each pipeline stage again, one at a time, and keeps the others' activations.",
+    )
+    num_layers: int = Field(1, gt=0, description="`full`: see `method`.")
 
 
 class TrainConfig(Section):

@@ -58,12 +58,18 @@ class Loss(Protocol):
 
 @dataclass
 class Metrics:
-    """What one step did; the same on every rank. weight: of the loss's first part. more: further figures by name."""
+    """What one step did; the same on every rank.
+
+    weight: of the loss's first part. skipped: nothing was updated, because the loss or a gradient was not finite.
+    overflow: that was the work of the loss scale, which the loss was multiplied by in fp16, and the next steps mend it.
+    more: further figures by name.
+    """
 
     loss: float
     grad_norm: float
     weight: float
     skipped: bool
+    overflow: bool = False
     more: dict[str, float] = field(default_factory=dict)
 
 
@@ -95,6 +101,13 @@ class Engine(Protocol):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Without gradients: (summed loss, weight) of each part over a global batch, the same on every rank."""
 
+    def gather_weights(self) -> None:
+        """Bring the weights in `model` up to date with the last step, on all ranks. Collective.
+
+        Updated weights may still be on their way until the next pass through the model. All methods here see to that
+        themselves; whoever reads parameters of `model` calls this first.
+        """
+
     def state(self) -> dict[str, Any]:
         """Sharded tensors, per parameter in the weight's own shape, of the weights and optimizer that this rank writes.
 
@@ -107,7 +120,7 @@ class Engine(Protocol):
     def load(self, portion: Mapping[str, Tensor]) -> None:
         """Take over some of what `empty_state` asked for, read into tensors on the CPU; portions come in its order."""
 
-    counters: dict[str, int]
+    counters: dict[str, float]
 
 
 def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int) -> NDArray[np.int64]:

@@ -33,12 +33,15 @@ def global_norm(optimizer: Any, layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-def clip(optimizer: Any, norm: Tensor, limit: float) -> None:
-    """Scale all gradients so that their norm is at most `limit` (arXiv:1211.5063); 0 is off. Waits for nothing."""
-    if limit <= 0:
+def unscale_and_clip(optimizer: Any, norm: Tensor, limit: float, scale: float = 1.0) -> None:
+    """Divide all gradients by `scale`, then scale them so that their norm is at most `limit`; 0 is off.
+
+    norm: of the divided gradients. (Clipping: arXiv:1211.5063.) Both in one pass over memory; waits for nothing.
+    """
+    if limit <= 0 and scale == 1:
         return
-    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    clipping = (limit / (norm + 1e-6)).clamp(max=1.0) if limit > 0 else torch.ones_like(norm)
     parameters = (p for part in optimizer.chained_optimizers for p in part.get_parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
-        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        torch._foreach_mul_(gradients, (clipping / scale).to(gradients[0].dtype))

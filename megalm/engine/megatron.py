@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core import tensor_parallel
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
@@ -24,7 +21,9 @@ from torch import Tensor, nn
 
 from megalm.config.schema import Config
 from megalm.engine.base import Loss, Metrics, MicroBatch, quotients
-from megalm.engine.gradients import clip, global_norm
+from megalm.engine.data_parallel import gather_weights, wrap
+from megalm.engine.gradients import global_norm, unscale_and_clip
+from megalm.engine.loss_scale import LossScale
 from megalm.engine.optimizer_state import OptimizerState
 from megalm.engine.routing import NAMES, Routing
 from megalm.engine.sharded_state import ShardedState
@@ -46,30 +45,23 @@ class MegatronEngine:
             layout.pp_size, self.core.virtual_pipeline_model_parallel_size
         )
         self.communicator = P2PCommunicator(pp_group=layout.groups.pp, config=self.core)
-        self.has_masters = config.precision.dtype == "bf16"
+        self.has_masters = config.precision.dtype in ("bf16", "fp16")
         self.steps_begun = 0
         self.routing = Routing(self.chunks, config, layout)
+        self.ddp_chunks: list[DistributedDataParallel] = []
         if train:
             self._make_trainable()
         self.sharded_state = ShardedState(self.chunks, layout, self.optimizer_state if train else None)
 
     def _make_trainable(self) -> None:
-        precision, sharded = self.config.precision, self.config.parallel.zero_stage == 1
-        fp32_sum = precision.dtype == "bf16" and precision.grad_reduce_dtype == "fp32"
-        self.ddp_chunks = [
-            DistributedDataParallel(
-                self.core,
-                DistributedDataParallelConfig(
-                    grad_reduce_in_fp32=fp32_sum, use_distributed_optimizer=sharded
-                ),
-                chunk,
-                pg_collection=self.layout.groups,
-            )
-            for chunk in self.chunks
-        ]
+        precision = self.config.precision
+        self.ddp_chunks = [wrap(chunk, self.config, self.layout) for chunk in self.chunks]
         no_sync = [ddp.no_sync for ddp in self.ddp_chunks]
         self.core.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self.core.finalize_model_grads_func = _finalize
+        self.loss_scale = LossScale(precision) if precision.dtype == "fp16" else None
+        if self.loss_scale:
+            self.core.grad_scale_func = self.loss_scale.scale
         optimizer = self.config.optimizer
         # torch's fused AdamW everywhere: the library would take Transformer Engine's or apex's where it finds one, and
         # their state has another form
@@ -83,8 +75,9 @@ class MegatronEngine:
                 adam_beta2=optimizer.adam_beta2,
                 adam_eps=optimizer.adam_eps,
                 params_dtype=DTYPES[precision.dtype],
-                bf16=precision.dtype == "bf16",
-                use_distributed_optimizer=sharded,
+                # 16-bit weights with fp32 masters; `fp16` would bring the library's scaler, and a wait in each step with it
+                bf16=self.has_masters,
+                use_distributed_optimizer=self.config.parallel.zero_stage == 1,
             ),
             self.ddp_chunks,
             use_gloo_process_groups=False,
@@ -111,25 +104,35 @@ class MegatronEngine:
         )
         parts = self._reduce_loss(sums, weight)
         self.optimizer.prepare_grads()
-        norm = global_norm(self.optimizer, self.layout)
+        scale = self.loss_scale.value if self.loss_scale else 1.0
+        norm = global_norm(self.optimizer, self.layout) / scale
         # the one moment in a step when the host waits for the device
         figures = torch.cat([norm[None], weight[:1], parts, self.routing.figures()])
         norm_number, weight_number, *more = figures.tolist()
         part_numbers, more = more[: len(parts)], more[len(parts) :]
         loss_number = sum(part_numbers)
-        skipped = not (abs(loss_number) < float("inf") and norm_number < float("inf"))
+        finite_loss, finite_norm = math.isfinite(loss_number), math.isfinite(norm_number)
+        overflow = False
+        if self.loss_scale and finite_loss:  # a loss that is not finite is not the scale's doing
+            overflow = not finite_norm and self.loss_scale.can_fall
+            self.loss_scale.update(not finite_norm)
+        skipped = not (finite_loss and finite_norm)
         if not skipped:
-            clip(self.optimizer, norm, self.config.optimizer.clip_grad)
+            unscale_and_clip(self.optimizer, norm, self.config.optimizer.clip_grad, scale)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step_with_ready_grads()
-        named = zip((f"{name}_loss" for name in loss.parts), part_numbers, strict=False)
+        named = {f"{name}_loss": part for name, part in zip(loss.parts, part_numbers, strict=False)}
+        named |= dict(zip(NAMES, more, strict=False))
+        if self.loss_scale:
+            named["loss_scale"] = scale
         return Metrics(
             loss=loss_number,
             grad_norm=norm_number,
             weight=weight_number,
             skipped=skipped,
-            more={**dict(named), **dict(zip(NAMES, more, strict=False))},
+            overflow=overflow,
+            more=named,
         )
 
     @torch.no_grad()
@@ -140,6 +143,7 @@ class MegatronEngine:
         collect: Callable[[Tensor, MicroBatch], Any],
     ) -> list[Any]:
         """See Engine.forward."""
+        self.gather_weights()
         for chunk in self.chunks:
             chunk.eval()
 
@@ -222,6 +226,7 @@ class MegatronEngine:
 
     def state(self) -> dict[str, Any]:
         """See Engine.state."""
+        self.gather_weights()
         return self.sharded_state.copy()
 
     def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
@@ -232,15 +237,23 @@ class MegatronEngine:
         """See Engine.load."""
         self.sharded_state.load(portion)
 
+    def gather_weights(self) -> None:
+        """See Engine.gather_weights."""
+        for ddp in self.ddp_chunks:
+            gather_weights(ddp)
+
     @property
-    def counters(self) -> dict[str, int]:
-        """What a checkpoint holds besides tensors: updates made (Adam's count) and steps begun."""
-        return {"updates": self.optimizer_state.updates, "steps_begun": self.steps_begun}
+    def counters(self) -> dict[str, float]:
+        """What a checkpoint holds besides tensors: updates made (Adam's count), steps begun, the loss scale."""
+        counters = {"updates": self.optimizer_state.updates, "steps_begun": self.steps_begun}
+        return counters | (self.loss_scale.counters if self.loss_scale else {})
 
     @counters.setter
-    def counters(self, values: Mapping[str, int]) -> None:
-        self.optimizer_state.updates = values["updates"]
-        self.steps_begun = values["steps_begun"]
+    def counters(self, values: Mapping[str, float]) -> None:
+        self.optimizer_state.updates = int(values["updates"])
+        self.steps_begun = int(values["steps_begun"])
+        if self.loss_scale:
+            self.loss_scale.load(values)
 
 
 def _finalize(model: list[Any], num_tokens: Tensor | None = None, **groups: Any) -> None:

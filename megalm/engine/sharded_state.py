@@ -51,7 +51,7 @@ class ShardedState:
         """What to read of a checkpoint, as tensors without memory (on torch's meta device), whole on every rank.
 
         stored: its tensors' names and formats. Raises UserError if one is missing. fp32 masters count as weights: they
-        are read even without the optimizer, and into the weights themselves where those are not bf16.
+        are read even without the optimizer, and into the weights themselves where those have more than 16 bits.
         """
         templates = self._templates()
         result: dict[str, Shard] = {}
@@ -61,7 +61,7 @@ class ShardedState:
             wanted = {f"model.{name}": key}
             if master not in stored:
                 parts = tuple(part for part in parts if part != MASTER)
-            elif parameter.dtype != torch.bfloat16:
+            elif parameter.dtype not in (torch.bfloat16, torch.float16):
                 wanted = {f"model.{name}": master}
             if not with_optimizer:
                 parts = tuple(part for part in parts if part == MASTER)

@@ -126,8 +126,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_TH = torch.empty_like(hidden_TH) if needs_gradient else None
         chunks = range(0, hidden_TH.shape[0], chunk)
         # sums over several chunks want more digits than bfloat16 has
+        several = len(chunks) > 1
         grad_weight_VH = (
-            torch.zeros_like(weight_VH, dtype=wide if len(chunks) > 1 else None) if needs_gradient else None
+            torch.zeros_like(weight_VH, dtype=wide if several else None) if needs_gradient else None
         )
         for start in chunks:
             part = slice(start, start + chunk)
@@ -137,14 +138,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(logits, weight_VH, out=grad_hidden_TH[part])
                 grad_weight_VH += logits.T @ hidden_TH[part]
         if grad_hidden_TH is not None and grad_weight_VH is not None:
-            ctx.save_for_backward(grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype))
+            # a sum over tokens may be beyond the range of fp16, though the gradient, divided by their number, is not
+            kept = wide if weight_VH.dtype == torch.float16 else weight_VH.dtype
+            ctx.save_for_backward(grad_hidden_TH, grad_weight_VH.to(kept))
+            ctx.dtype = weight_VH.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:  # type: ignore[override]
         grad_hidden_TH, grad_weight_VH = ctx.saved_tensors
         # `grad` stays a wide scalar: rounded to bfloat16, 1 / weight would bias every gradient by up to 0.4%
-        return grad_hidden_TH * grad, grad_weight_VH * grad, None, None, None, None, None
+        return grad_hidden_TH * grad, (grad_weight_VH * grad).to(ctx.dtype), None, None, None, None, None
 
 
 def linear_cross_entropy(

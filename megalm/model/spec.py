@@ -30,7 +30,7 @@ from megalm.model.norm import Norm
 from megalm.model.stages import StageLayers
 from megalm.parallel.layout import Layout
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -53,7 +53,8 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
     """Translate the sections model, parallel, precision and train.recompute."""
     model, parallel = config.model, config.parallel
     dtype = DTYPES[config.precision.dtype]
-    recompute = config.train.recompute.granularity
+    recompute = config.train.recompute
+    whole_layers = recompute.granularity == "full"
     on_cpu = layout.device.type == "cpu"
     interleaved = layout.vp_size > 1
     stages = None
@@ -92,9 +93,10 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         deallocate_pipeline_outputs=not on_cpu,
         # a batch of an interleaved pipeline of two stages mixes up both directions between the same two ranks
         batch_p2p_comm=not on_cpu and not interleaved,
-        recompute_granularity=None if recompute == "none" else recompute,
-        recompute_method="uniform" if recompute == "full" else None,
-        recompute_num_layers=1 if recompute == "full" else None,
+        recompute_granularity=None if recompute.granularity == "none" else recompute.granularity,
+        recompute_method=recompute.method if whole_layers else None,
+        recompute_num_layers=recompute.num_layers if whole_layers else None,
+        recompute_modules=list(recompute.modules),
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
@@ -104,7 +106,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         model=model,
     )
     # the library reads only these bits of the precision; its own casts and scalers stay out of it
-    result.bf16 = dtype == torch.bfloat16
+    result.bf16, result.fp16 = dtype == torch.bfloat16, dtype == torch.float16
     return result
 
 

@@ -147,8 +147,12 @@ class Loop:
         )
         for callback in self.callbacks:
             callback.on_step(run, record)
-        if metrics.skipped:
-            self.skipped_steps += 1
+        self.skipped_steps += metrics.skipped
+        if metrics.overflow:
+            self._tell(
+                f"step {run.step} skipped: gradients overflow at loss scale {metrics.more['loss_scale']:g}"
+            )
+        elif metrics.skipped:
             self.bad_steps.append((first, self.data.cursor.next_sample))
             self._tell(f"step {run.step} skipped: loss or gradient is not finite")
         else:

@@ -77,6 +77,9 @@ def load_and_continue(config: Config, source: Path) -> Continued:
     writer.save(state["step"], state)
     writer.finish()
     updates = engine.counters["updates"]
+    assert updates == state["counters"]["updates"]
+    if config.precision.dtype == "fp16":
+        assert engine.counters == state["counters"] and "loss_scale" in state["counters"]
 
     data = TrainingData(config, engine.layout, open_stream(config, config.data.train, None))
     data.move_to(Cursor.from_json(state["cursor"]))
@@ -128,22 +131,15 @@ def continue_in(
 
 def continue_with_buckets(config: Config, source: Path) -> Continued:
     """`load_and_continue` with gradients and optimizer in several buckets, each padded."""
-    from megatron.core.distributed import DistributedDataParallelConfig
+    from megalm.engine.megatron import MegatronEngine
 
-    from megalm.engine import megatron
+    buckets, step = [], MegatronEngine.step
 
-    # the library makes several buckets only where it sends one while it computes the next
-    several = functools.partial(DistributedDataParallelConfig, bucket_size=30_000, overlap_grad_reduce=True)
-    buckets, step = [], megatron.MegatronEngine.step
-
-    def count_and_step(engine: megatron.MegatronEngine, *arguments: Any) -> Any:
+    def count_and_step(engine: MegatronEngine, *arguments: Any) -> Any:
         buckets.append([len(buffer.buckets) for ddp in engine.ddp_chunks for buffer in ddp.buffers])
         return step(engine, *arguments)
 
-    with (
-        mock.patch.object(megatron, "DistributedDataParallelConfig", several),
-        mock.patch.object(megatron.MegatronEngine, "step", count_and_step),
-    ):
+    with mock.patch.object(MegatronEngine, "step", count_and_step):
         found = load_and_continue(config, source)
     assert buckets and all(sum(numbers) >= 4 for numbers in buckets), buckets
     return found
@@ -250,14 +246,21 @@ def test_untied_embeddings_change_layout_too(
 
 
 @pytest.mark.parametrize(
-    ("origin", "target"), [("TP2", "DP2+ZeRO-1"), ("DP2+ZeRO-1", "TP2xPP2"), ("PP2", "one process")]
+    ("origin", "target", "dtype"),
+    [
+        ("TP2", "DP2+ZeRO-1", "bf16"),
+        ("DP2+ZeRO-1", "TP2xPP2", "bf16"),
+        ("PP2", "one process", "bf16"),
+        ("DP2+ZeRO-1", "TP2", "fp16"),
+        ("PP2", "DP2+ZeRO-1", "fp16"),
+    ],
 )
-def test_bf16_run_changes_layout_with_its_masters(
-    tmp_path: Path, data: Path, saved, origin: str, target: str
+def test_16_bit_run_changes_layout_with_its_masters(
+    tmp_path: Path, data: Path, saved, origin: str, target: str, dtype: str
 ) -> None:
-    bf16 = "precision.dtype=bf16"
-    source, tensors, losses, _ = saved(origin, bf16)
-    found = continue_in(target, tmp_path, data, source, bf16)
+    precision = f"precision.dtype={dtype}"
+    source, tensors, losses, _ = saved(origin, precision)
+    found = continue_in(target, tmp_path, data, source, precision)
     assert_equal_tensors(stored_tensors(find_checkpoint(tmp_path)), tensors)
     assert found.losses == pytest.approx(losses, rel=1e-2)
 
@@ -313,9 +316,8 @@ def test_optimizer_in_several_padded_buckets_loses_nothing(
     """Into buckets and, by a second engine, out of them; the library's own format loses elements here."""
     source, tensors, losses, norms = saved(origin, padded(origin))
     target = "DP2+ZeRO-1"
-    found = continue_in(
-        target, tmp_path / "buckets", data, source, padded(target), work=continue_with_buckets
-    )
+    settings = (padded(target), "parallel.ddp_bucket_size=30000", "parallel.overlap_param_gather=true")
+    found = continue_in(target, tmp_path / "buckets", data, source, *settings, work=continue_with_buckets)
     written = find_checkpoint(tmp_path / "buckets")
     assert_equal_tensors(stored_tensors(written), tensors)
     assert (found.losses, found.norms) == (pytest.approx(losses, rel=1e-6), pytest.approx(norms, rel=1e-5))

@@ -49,6 +49,23 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
             "shared_expert_ffn_hidden_size 101",
         ),
         (["parallel.zero_stage=1", "precision.dtype=fp64"], "fp64"),
+        (["parallel.overlap_param_gather=true"], "zero_stage 0"),
+        (
+            [
+                "parallel.overlap_param_gather=true",
+                "parallel.overlap_grad_reduce=false",
+                "parallel.zero_stage=1",
+            ],
+            "overlap_grad_reduce",
+        ),
+        (["precision.grad_reduce_dtype=bf16"], "bf16 with dtype fp32"),
+        (["precision.dtype=bf16", "precision.grad_reduce_dtype=fp16"], "fp16 with dtype bf16"),
+        (["precision.initial_loss_scale=1000"], "initial_loss_scale 1000 is no power of two"),
+        (["precision.initial_loss_scale=2", "precision.min_loss_scale=4"], "min_loss_scale 4 exceeds"),
+        (
+            ["train.recompute.granularity=full", "train.recompute.num_layers=3"],
+            r"num_layers 3: 4 / 3 = 1.33",
+        ),
         (["model.position_embedding=learned", "batch.seq_length=2048"], "max_sequence_length"),
         (["optimizer.min_lr=1"], "min_lr 1"),
         (["optimizer.warmup_steps=200"], "warmup_steps 200"),

@@ -13,6 +13,7 @@ from megalm.checkpoint import find_checkpoint, list_checkpoints
 from megalm.config import Config
 from megalm.dataset import TokenStream
 from megalm.testing import RankError, run_distributed
+from megalm.train.callbacks.metrics import read_metrics
 from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
 from tests.train.runs import LAYOUTS, ZERO1, events, run_config, step_lines, train
 
@@ -119,6 +120,21 @@ def test_run_goes_back_and_on_past_the_bad_samples_as_if_there_were_none(
         assert_equal_tensors(stored_tensors(found[step]), stored_tensors(expected[step]))
     cursor = json.loads((found[8] / "state.json").read_text())["cursor"]
     assert cursor == {"next_sample": 80, "skipped": [[24, 40]]}
+
+
+def test_overflow_of_the_loss_scale_is_no_reason_to_go_back(tmp_path: Path, data: Path) -> None:
+    """Steps that only the scale made infinite are skipped until it fits, more than a run of bad steps may be."""
+    scale = ("precision.dtype=fp16", f"precision.initial_loss_scale={2**24}", "precision.hysteresis=1")
+    config = run_config(tmp_path, data, *scale, "checkpoint.interval=1", "train.max_nonfinite_steps=2")
+    result = all_alike(run_distributed(train, 2, config))
+    lines = step_lines(tmp_path)
+    overflows = [line["step"] for line in lines if line["skipped"]]
+    assert len(overflows) >= 3 and overflows == list(range(1, len(overflows) + 1))
+    assert (result["step"], result["skipped_steps"], result["rollbacks"]) == (8, len(overflows), 0)
+    assert all(line["loss"] is not None and line["grad_norm"] is None for line in lines[: len(overflows)])
+    assert "step 2 skipped: gradients overflow at loss scale 8.38861e+06" in events(tmp_path)
+    scales = [line["loss_scale"] for line in read_metrics(tmp_path / "metrics.jsonl") if "lr" in line]
+    assert scales == [2.0 ** (24 - min(step, len(overflows))) for step in range(8)]
 
 
 def test_skipped_samples_stay_skipped_after_a_resume(tmp_path: Path, data: Path) -> None:
