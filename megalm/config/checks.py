@@ -1,5 +1,6 @@
 """Layouts that cannot work are refused here, with the arithmetic, before any process group exists."""
 
+from megalm.config.checks_deepspeed import check_deepspeed
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
 from megalm.config.schema import Config
 from megalm.errors import UserError
@@ -31,6 +32,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
 def check(config: Config) -> None:
     """Raise UserError if the model, the batch or the layout cannot work on any number of processes."""
     _check_model(config)
+    check_deepspeed(config)
     _check_parallel(config)
     _check_schedule(config)
 
@@ -83,9 +85,10 @@ def _check_parallel(config: Config) -> None:
             raise UserError(
                 f"parallel.{name} {value}: engine `{config.engine}` does not offer this axis yet; set it to 1"
             )
-    if parallel.zero_stage > 1:
+    if parallel.zero_stage > 1 and config.engine == "megatron":
         raise UserError(
-            f"parallel.zero_stage {parallel.zero_stage}: engine `megatron` shards the optimizer only (stage 1); use 0 or 1"
+            f"parallel.zero_stage {parallel.zero_stage}: engine `megatron` shards the optimizer only (stage 1); "
+            "use 0 or 1, or engine=deepspeed"
         )
     if config.precision.dtype == "fp64" and parallel.zero_stage:
         raise UserError(

@@ -1,14 +1,12 @@
 """The engine on Megatron-Core: TP, SP, PP, DP and the sharded optimizer (ZeRO-1)."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
-from megatron.core import tensor_parallel
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from megalm.config.schema import Config
 from megalm.engine.base import Loss, Metrics, MicroBatch
+from megalm.engine.common import global_weight, seed_dropout
 from megalm.engine.gradients import clip, global_norm
 from megalm.engine.optimizer_state import OptimizerState
 from megalm.engine.sharded_state import ShardedState
@@ -95,8 +94,9 @@ class MegatronEngine:
 
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
         """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
-        weight = self._global_weight(microbatches, loss)
-        self._seed_dropout()
+        weight = global_weight(microbatches, loss, self.layout)
+        seed_dropout(self.config, self.layout, self.steps_begun)
+        self.steps_begun += 1
         for chunk, ddp in zip(self.chunks, self.ddp_chunks, strict=True):
             chunk.train()
             ddp.zero_grad_buffer()
@@ -142,7 +142,7 @@ class MegatronEngine:
         sums = self.forward(
             microbatches, loss.forward, lambda output, microbatch: loss.sum(output, microbatch).double()
         )
-        return float(self._reduce_loss(sums)), float(self._global_weight(microbatches, loss))
+        return float(self._reduce_loss(sums)), float(global_weight(microbatches, loss, self.layout))
 
     def _run(
         self,
@@ -173,11 +173,6 @@ class MegatronEngine:
             pg_collection=self.layout.groups,
         )
 
-    def _global_weight(self, microbatches: Sequence[MicroBatch], loss: Loss) -> Tensor:
-        weight = torch.stack([loss.weight(m) for m in microbatches]).sum(dtype=torch.float64)
-        dist.all_reduce(weight, group=self.layout.groups.dp_cp)
-        return weight
-
     def _reduce_loss(self, sums: list[Tensor]) -> Tensor:
         """Sum over microbatches and data-parallel ranks, known to every stage; float64 scalar."""
         total = torch.zeros((), dtype=torch.float64, device=self.layout.device)
@@ -187,17 +182,6 @@ class MegatronEngine:
         if self.layout.pp_size > 1:
             dist.broadcast(total, self.layout.last_stage_rank, group=self.layout.groups.pp)
         return total
-
-    def _seed_dropout(self) -> None:
-        """Dropout is a function of (seed, step, rank): nothing to save, nothing that drifts on resume."""
-        model = self.config.model
-        if model.hidden_dropout or model.attention_dropout:
-            where = (self.config.run.seed, self.steps_begun, self.layout.dp_rank, self.layout.pp_rank)
-            digest = hashlib.blake2b(repr(where).encode(), digest_size=4).digest()
-            tensor_parallel.random.initialize_rng_tracker(force_reset=True)
-            # the library adds small numbers for the tensor-parallel rank
-            tensor_parallel.model_parallel_cuda_manual_seed(int.from_bytes(digest, "little"))
-        self.steps_begun += 1
 
     def state(self) -> dict[str, Any]:
         """See Engine.state."""
