@@ -111,7 +111,7 @@ def build_optimizer(config: Config, model: nn.Module, layout: Layout) -> torch.o
         {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
     ]
     arguments: dict[str, Any] = {
-        "lr": fields.lr,
+        "lr": 0.0,  # each step sets it; in bf16 without ZeRO DeepSpeed makes an update while it is set up
         "betas": (fields.adam_beta1, fields.adam_beta2),
         "eps": fields.adam_eps,
     }

@@ -32,6 +32,7 @@ class FlatState(OptimizerState):
             for weights, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
                 self.masters.update(zip(weights, masters, strict=True))
         self._allocate()
+        self.updates = 0
 
     def _flats(self) -> list[Tensor]:
         """What Adam updates."""
