@@ -2,6 +2,7 @@
 
 import math
 
+from megalm.config.checks_deepspeed import check_deepspeed
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
 from megalm.config.schema import Config
@@ -36,6 +37,7 @@ def check(config: Config) -> None:
     """Raise UserError if the model, the batch or the layout cannot work on any number of processes."""
     _check_model(config)
     _check_architecture(config)
+    check_deepspeed(config)
     _check_parallel(config)
     check_moe(config)
     _check_precision(config)
@@ -111,9 +113,10 @@ def _check_parallel(config: Config) -> None:
             "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
         )
     _check_sequence(config)
-    if parallel.zero_stage > 1:
+    if parallel.zero_stage > 1 and config.engine == "megatron":
         raise UserError(
-            f"parallel.zero_stage {parallel.zero_stage}: engine `megatron` shards the optimizer only (stage 1); use 0 or 1"
+            f"parallel.zero_stage {parallel.zero_stage}: engine `megatron` shards the optimizer only (stage 1); "
+            "use 0 or 1, or engine=deepspeed"
         )
     if config.precision.dtype == "fp64" and parallel.zero_stage:
         raise UserError(

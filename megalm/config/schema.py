@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from megalm.config.model import ModelConfig
+from megalm.config.offload import OffloadConfig
 from megalm.config.section import Section
 
 
@@ -108,7 +109,9 @@ class ParallelConfig(Section):
     )
     expert_model_parallel_size: int = Field(1, gt=0, description="Ranks that share the experts (EP).")
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="0: every rank holds the optimizer state; 1: it is sharded over data-parallel ranks."
+        0,
+        description="What data-parallel ranks share out instead of each holding all: 0 nothing; 1 the optimizer's state; "
+        "2 gradients too; 3 weights too (2 and 3: engine `deepspeed`).",
     )
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="`auto`: nccl where CUDA is present."
@@ -257,13 +260,17 @@ class Config(Section):
     task: Literal["pretrain", "mlm"] = Field(
         "pretrain", description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT)."
     )
-    engine: Literal["megatron"] = Field("megatron", description="Who runs the training step.")
+    engine: Literal["megatron", "deepspeed"] = Field(
+        "megatron",
+        description="Who runs the training step: `megatron` has every axis, `deepspeed` ZeRO-2, ZeRO-3 and offloading.",
+    )
     model: ModelConfig = Field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     mlm: MlmConfig = Field(default_factory=MlmConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    offload: OffloadConfig = Field(default_factory=OffloadConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from megalm.parallel.layout import Layout
 
@@ -45,3 +45,17 @@ def unscale_and_clip(optimizer: Any, norm: Tensor, limit: float, scale: float = 
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, (clipping / scale).to(gradients[0].dtype))
+
+
+@torch.no_grad()
+def replicated_norm(model: nn.Module, layout: Layout) -> Tensor:
+    """`global_norm` of gradients that every data-parallel rank holds in full, as `.grad` of the weights."""
+    gradients = [
+        parameter.grad
+        for parameter in model.parameters()
+        if parameter.grad is not None
+        and (getattr(parameter, "tensor_model_parallel", False) or layout.tp_rank == 0)
+    ]
+    squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    dist.all_reduce(squares, group=layout.groups.tp)
+    return squares.sqrt()

@@ -1,7 +1,6 @@
 """The engine on Megatron-Core: TP, SP, PP, CP, EP, DP and the sharded optimizer (ZeRO-1)."""
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import optimizer as megatron_optimizer
-from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from megalm.config.schema import Config
 from megalm.engine.base import Loss, Metrics, MicroBatch, quotients
+from megalm.engine.common import global_weight, seed_dropout
 from megalm.engine.data_parallel import gather_weights, wrap
 from megalm.engine.gradients import global_norm, unscale_and_clip
 from megalm.engine.loss_scale import LossScale
@@ -92,8 +91,9 @@ class MegatronEngine:
 
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
         """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
-        weight = self._global_weight(microbatches, loss)
-        self._seed_dropout()
+        weight = global_weight(microbatches, loss, self.layout)
+        seed_dropout(self.config, self.layout, self.steps_begun)
+        self.steps_begun += 1
         for chunk, ddp in zip(self.chunks, self.ddp_chunks, strict=True):
             chunk.train()
             ddp.zero_grad_buffer()
@@ -160,7 +160,7 @@ class MegatronEngine:
         self, microbatches: Sequence[MicroBatch], loss: Loss
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """See Engine.evaluate."""
-        weight = self._global_weight(microbatches, loss)
+        weight = global_weight(microbatches, loss, self.layout)
         sums = self.forward(
             microbatches, loss.forward, lambda output, microbatch: loss.sum(output, microbatch).double()
         )
@@ -195,12 +195,6 @@ class MegatronEngine:
             pg_collection=self.layout.groups,
         )
 
-    def _global_weight(self, microbatches: Sequence[MicroBatch], loss: Loss) -> Tensor:
-        """Of each part of the loss, float64."""
-        weight = torch.stack([loss.weight(m).reshape(-1) for m in microbatches]).sum(0, dtype=torch.float64)
-        dist.all_reduce(weight, group=self.layout.groups.dp_cp)
-        return weight
-
     def _reduce_loss(self, sums: list[Tensor], weight: Tensor) -> Tensor:
         """Sum over microbatches and data-parallel ranks of each part, known to every stage; float64, like `weight`."""
         total = torch.zeros_like(weight)
@@ -210,19 +204,6 @@ class MegatronEngine:
         if self.layout.pp_size > 1:
             dist.broadcast(total, self.layout.last_stage_rank, group=self.layout.groups.pp)
         return total
-
-    def _seed_dropout(self) -> None:
-        """Dropout is a function of (seed, step, rank): nothing to save, nothing that drifts on resume."""
-        model = self.config.model
-        if model.hidden_dropout or model.attention_dropout:
-            # ranks that hold the same layers, but other samples or other tokens of them
-            replica = self.layout.groups.dp_cp.rank()
-            where = (self.config.run.seed, self.steps_begun, replica, self.layout.pp_rank)
-            digest = hashlib.blake2b(repr(where).encode(), digest_size=4).digest()
-            tensor_parallel.random.initialize_rng_tracker(force_reset=True)
-            # the library adds small numbers for the tensor-parallel rank
-            tensor_parallel.model_parallel_cuda_manual_seed(int.from_bytes(digest, "little"))
-        self.steps_begun += 1
 
     def state(self) -> dict[str, Any]:
         """See Engine.state."""

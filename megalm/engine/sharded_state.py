@@ -37,8 +37,8 @@ class ShardedState:
         result: dict[str, Shard] = {}
         for name, owner in self._owners(templates).items():
             parameter, template = parameters[name], templates[name]
-            if owner == replicas(parameter, self.groups).rank():
-                weight = parameter.detach().to("cpu", copy=True)
+            weight = self._gather_weight(parameter, owner)
+            if weight is not None:
                 result[f"model.{name}"] = _owned(template, template.key, weight)
             for part in self._parts(parameter):
                 whole = self.optimizer.gather(parameter, part, owner) if self.optimizer else None
@@ -71,7 +71,7 @@ class ShardedState:
                     raise UserError(
                         f"the checkpoint has no tensor {key}: it belongs to another kind of model"
                     )
-                data = torch.empty_like(parameter, dtype=stored[key], device="meta")
+                data = torch.empty_like(templates[name].data, dtype=stored[key], device="meta")
                 result[place] = _filled(templates[name], key, data)
         return result
 
@@ -83,12 +83,24 @@ class ShardedState:
             kind, _, name = place.partition(".")
             if kind == "model":
                 parameter, part = parameters[name], MASTER
-                parameter.copy_(portion[place])
+                self._write_weight(parameter, portion[place])
             else:
                 part, _, name = name.partition(".")
                 parameter = parameters[name]
             if self.optimizer and part in self._parts(parameter):
                 self.optimizer.write(parameter, part, portion[place])
+
+    def _gather_weight(self, parameter: nn.Parameter, owner: int) -> Tensor | None:
+        """A copy on the CPU on data-parallel rank `owner`, None on the others. Collective."""
+        return (
+            parameter.detach().to("cpu", copy=True)
+            if owner == replicas(parameter, self.groups).rank()
+            else None
+        )
+
+    def _write_weight(self, parameter: nn.Parameter, whole: Tensor) -> None:
+        """Take a whole tensor over, the same on every data-parallel rank. Collective."""
+        parameter.copy_(whole)
 
     def _parts(self, parameter: Tensor) -> tuple[str, ...]:
         return self.optimizer.names if self.optimizer and parameter.requires_grad else ()
@@ -110,7 +122,7 @@ class ShardedState:
             owners[name] = bytes_by_rank.index(min(bytes_by_rank))
             precise = torch.promote_types(parameter.dtype, torch.float32)
             width = parameter.itemsize + len(self._parts(parameter)) * precise.itemsize
-            bytes_by_rank[owners[name]] += parameter.numel() * width
+            bytes_by_rank[owners[name]] += templates[name].data.numel() * width
         return owners
 
     def _parameters(self) -> dict[str, nn.Parameter]:

@@ -5,6 +5,15 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from torch import Tensor
 
 
+def _alone(layer: "ColumnLinear | RowLinear") -> bool:
+    """Whether this rank holds the whole weight for good.
+
+    ZeRO-3 takes weights away between their uses. Megatron-Core's function then saves the weight itself for the backward
+    pass; a plain linear would save a view, which keeps what was to be taken away.
+    """
+    return layer.tp_group.size() == 1 and not hasattr(layer.weight, "ds_id")
+
+
 class ColumnLinear(ColumnParallelLinear):
     """x W' + b with the output cut over the tensor-parallel ranks; on one rank a single kernel adds the bias too."""
 
@@ -12,7 +21,7 @@ class ColumnLinear(ColumnParallelLinear):
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
-        if self.tp_group.size() > 1:
+        if not _alone(self):
             return super().forward(input_, weight, runtime_gather_output)
         return F.linear(input_, self.weight if weight is None else weight, self.bias), None
 
@@ -22,6 +31,6 @@ class RowLinear(RowParallelLinear):
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
-        if self.tp_group.size() > 1:
+        if not _alone(self):
             return super().forward(input_)
         return F.linear(input_, self.weight, self.bias), None

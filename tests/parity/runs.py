@@ -62,6 +62,8 @@ def train(
         if step == 0:
             # Adam's first moment starts at zero, so it is (1 - beta1) x the reduced, clipped gradient
             gradients = pieces_of_state(engine.state(), "optimizer.exp_avg.")
+    if config.parallel.zero_stage == 3:  # each rank holds a part of each weight
+        return metrics, gradients, pieces_of_state(engine.state(), "model.")
     weights = [
         piece for chunk in engine.chunks for piece in pieces_of(sharded_parameters(chunk, engine.layout))
     ]
