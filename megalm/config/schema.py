@@ -179,6 +179,10 @@ class TrainConfig(Section):
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
     eval_batches: int = Field(8, gt=0, description="Global batches of one validation.")
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recompute.")
+    compile: Literal["none", "blocks", "model"] = Field(
+        "none",
+        description="torch.compile of each transformer layer (`blocks`) or of the whole `model`; on a CPU it needs a C++ compiler.",
+    )
     max_nonfinite_steps: int = Field(
         3,
         gt=0,

@@ -3,9 +3,13 @@
 from megalm.config.schema import Config
 from megalm.engine.base import Engine
 from megalm.engine.megatron import MegatronEngine
+from megalm.model.compiling import compile_model
 from megalm.parallel.layout import Layout
 
 
 def build_engine(config: Config, layout: Layout, train: bool = True) -> Engine:
     """Build the model of this rank and what trains it; `train=False` makes no optimizer."""
-    return MegatronEngine(config, layout, train)
+    engine = MegatronEngine(config, layout, train)
+    if train:
+        compile_model(engine.model, config)
+    return engine
