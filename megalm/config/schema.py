@@ -127,6 +127,10 @@ class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
     name: Literal["adamw"] = Field("adamw", description="Optimizer.")
+    kernel: Literal["auto", "torch", "foreach", "apex"] = Field(
+        "auto",
+        description="What computes the update: `torch` is torch's fused AdamW, `foreach` torch's list operations, `apex` NVIDIA apex's FusedAdam.",
+    )
     lr: float = Field(3e-4, gt=0, description="Peak learning rate.")
     min_lr: float = Field(3e-5, ge=0, description="Learning rate at the end of the decay.")
     schedule: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = Field(
@@ -156,6 +160,10 @@ class PrecisionConfig(Section):
     grad_reduce_dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="bf16 runs sum gradients over microbatches and ranks in this; others in their own format.",
+    )
+    fp8: Literal["none", "e4m3", "hybrid"] = Field(
+        "none",
+        description="Linear layers of bf16 runs multiply in fp8 through Transformer Engine; `hybrid`: gradients in e5m2.",
     )
 
 

@@ -11,5 +11,6 @@ def build_engine(config: Config, layout: Layout, train: bool = True) -> Engine:
     """Build the model of this rank and what trains it; `train=False` makes no optimizer."""
     engine = MegatronEngine(config, layout, train)
     if train:
-        compile_model(engine.model, config)
+        for chunk in engine.chunks:
+            compile_model(chunk, config)
     return engine

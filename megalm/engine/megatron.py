@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import optimizer as megatron_optimizer
 from megatron.core import tensor_parallel
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megalm.config.schema import Config
+from megalm.engine.adam import choose_adam
 from megalm.engine.base import Loss, Metrics, MicroBatch, quotients
 from megalm.engine.gradients import clip, global_norm
 from megalm.engine.optimizer_state import OptimizerState
@@ -71,9 +71,7 @@ class MegatronEngine:
         self.core.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self.core.finalize_model_grads_func = _finalize
         optimizer = self.config.optimizer
-        # torch's fused AdamW everywhere: the library would take Transformer Engine's or apex's where it finds one, and
-        # their state has another form
-        megatron_optimizer.USING_PYTORCH_OPTIMIZER = True
+        group_fields = choose_adam(optimizer.kernel)
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -93,8 +91,7 @@ class MegatronEngine:
         for group in self.optimizer.param_groups:
             # the library's groups all carry the full decay; only its own scheduler would apply `wd_mult`
             group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
-            # one pass over memory instead of a dozen; the library leaves torch's choice, which is not this one
-            group["fused"] = True
+            group.update(group_fields)
         self.optimizer_state = OptimizerState(self.optimizer, self.layout.groups, self.has_masters)
 
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
