@@ -1,129 +1,41 @@
 #!/usr/bin/env python3
-"""Times one training step of a GPT beside nanoGPT's model and Hugging Face's GPT-2 of equal size, alternating in one run.
+"""Times one training step of a model beside nanoGPT's and Hugging Face's of equal size, alternating in one run.
 
 Every contender does the whole step: forward, loss, backward, gradient norm and clipping, AdamW. bf16 means bf16 matmuls with
 fp32 master weights: autocast for the peers, bf16 weights beside fp32 masters for megalm. The yardstick is the machine's own
-rate of square matmuls (1024^3 on a CPU, 8192^3 on CUDA) in the same number format, measured between the rounds.
+rate of square matmuls (1024^3 on a CPU, 8192^3 on CUDA) in the same number format, measured between the rounds; on a GPU
+whose data sheet is known, in bf16, also that (MFU).
 
     python benchmarks/train_step.py [--dtype bf16] [--nanogpt /path/to/nanoGPT/model.py] [--profile]
+    python benchmarks/train_step.py --sweep          every kernel that can be used here, each against the default
 
-nanoGPT is not a package: `--nanogpt` names its model.py in a clone; without it that contender is left out. Prints medians and
-ratios, and with --json one object; FLOPs of a token are 6 N + 12 L S H (N without the position table; tied embeddings).
+Without further words a CPU gets gpt2-14m with 8,192 tokens at 8 x 256 in fp32, a GPU llama-1b with 32,000 tokens at 4 x 2,048 in
+bf16 beside Hugging Face's LLaMA with its fastest attention, as it is and compiled. nanoGPT is not a package: `--nanogpt`
+names its model.py in a clone. Prints medians and ratios, and with --json one object; FLOPs of a token are
+6 N + 12 L S H (N without the position table; tied embeddings).
 """
 
 import argparse
-import contextlib
-import importlib.util
 import json
 import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from train_step_timing import CLIP, DTYPES, LR, WEIGHT_DECAY, Measured, Step, Timing, alternate, megalm_step
 
 from megalm.config import Config, parse_config
-from megalm.device_rate import matmul_flops_per_second
-from megalm.engine.base import MicroBatch
-from megalm.engine.build import build_engine
-from megalm.parallel.layout import create_layout
-from megalm.train.pretrain import NextTokenLoss
+from megalm.kernels import detect
+from megalm.model.kernel_choice import check_kernels
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LR, WEIGHT_DECAY, CLIP = 3e-4, 0.1, 1.0
-Step = Callable[[torch.Tensor], float]
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"preset": "gpt2-14m", "vocab_size": 8192, "batch_size": 8, "seq_length": 256, "dtype": "fp32"},
+    "cuda": {"preset": "llama-1b", "vocab_size": 32000, "batch_size": 4, "seq_length": 2048, "dtype": "bf16"},
+}
 
 
-def megalm_step(config: Config) -> Step:
-    """megalm's engine, one process."""
-    layout = create_layout(config.parallel)
-    engine, loss = build_engine(config, layout), NextTokenLoss()
-
-    def step(tokens: torch.Tensor) -> float:
-        tokens = tokens.to(layout.device)
-        mask = torch.ones(tokens[:, 1:].shape, device=layout.device)
-        return engine.step([MicroBatch(tokens[:, :-1], tokens[:, 1:], mask)], loss, LR).loss
-
-    return step
-
-
-def torch_step(model: torch.nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], dtype: str) -> Step:
-    """A plain torch training step around a peer's model."""
-    device = next(model.parameters()).device
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), fused=True)
-
-    def step(tokens: torch.Tensor) -> float:
-        mixed = torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
-        with mixed:
-            loss = loss_of(tokens.to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss)
-
-    return step
-
-
-def nanogpt_step(path: Path, config: Config, device: torch.device) -> Step:
-    """nanoGPT's model from the user's clone."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module
-    spec.loader.exec_module(module)
-    size = config.model
-    with contextlib.redirect_stdout(sys.stderr):
-        model = module.GPT(
-            module.GPTConfig(
-                block_size=size.max_sequence_length,
-                vocab_size=size.vocab_size,
-                n_layer=size.num_layers,
-                n_head=size.num_attention_heads,
-                n_embd=size.hidden_size,
-                dropout=0.0,
-                bias=True,
-            )
-        ).to(device)
-    return torch_step(model, lambda t: model(t[:, :-1], t[:, 1:].contiguous())[1], config.precision.dtype)
-
-
-def hugging_face_step(config: Config, device: torch.device) -> Step:
-    """Hugging Face's GPT-2 with torch's attention kernel."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    size = config.model
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=size.vocab_size,
-            n_positions=size.max_sequence_length,
-            n_embd=size.hidden_size,
-            n_layer=size.num_layers,
-            n_head=size.num_attention_heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            attn_implementation="sdpa",
-        )
-    ).to(device)
-
-    def loss_of(tokens: torch.Tensor) -> torch.Tensor:
-        logits = model(tokens[:, :-1]).logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
-
-    return torch_step(model, loss_of, config.precision.dtype)
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Alternate the contenders round by round and return medians, ratios and shares of the matmul rate."""
+def configuration(arguments: argparse.Namespace) -> Config:
+    """megalm's configuration of the benchmark."""
     config = parse_config(
         {
             "model": {"preset": arguments.preset, "vocab_size": arguments.vocab_size},
@@ -137,57 +49,72 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         arguments.override,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    steps: dict[str, Step] = {"megalm": megalm_step(config)}
+    check_kernels(config)
+    return config
+
+
+def contenders(arguments: argparse.Namespace, config: Config, device: torch.device) -> dict[str, Step]:
+    """The training steps to compare, by name."""
+    from train_step_peers import hugging_face_step, nanogpt_step
+
+    steps = {"megalm": megalm_step(config)}
     if arguments.nanogpt:
         steps["nanogpt"] = nanogpt_step(arguments.nanogpt, config, device)
     steps["hugging_face"] = hugging_face_step(config, device)
+    if arguments.compile_peer or (device.type == "cuda" and detect()["triton"].usable):
+        steps["hugging_face_compiled"] = hugging_face_step(config, device, compiled=True)
+    return steps
 
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time what the arguments ask for; returns the setting and the figures."""
+    config = configuration(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = (arguments.batch_size, arguments.seq_length + 1)
     tokens = torch.randint(0, arguments.vocab_size, shape, generator=torch.Generator().manual_seed(1))
-    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    rates: list[float] = []
-    for round_number in range(arguments.warmup + arguments.rounds):
-        for name, step in steps.items():
-            begin = clock()
-            step(tokens)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if round_number >= arguments.warmup:
-                seconds[name].append(clock() - begin)
-        rates.append(matmul_flops_per_second(DTYPES[arguments.dtype], device, 0.05))
-
-    count, rate = tokens[:, 1:].numel(), statistics.median(rates)
-    flops = count * config.model.flops_per_token(arguments.seq_length)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    timing = Timing(device, DTYPES[arguments.dtype], arguments.rounds, arguments.warmup, arguments.clock)
     result: dict[str, Any] = {
+        "preset": arguments.preset,
         "parameters": config.model.num_parameters(),
         "dtype": arguments.dtype,
         "clock": arguments.clock,
-        "tokens": count,
+        "batch_size": arguments.batch_size,
+        "seq_length": arguments.seq_length,
+        "tokens": tokens[:, 1:].numel(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        "matmul_gflops": rate / 1e9,
-        "contenders": {
-            name: {
-                "tokens_per_second": count / value,
-                "share_of_matmul_rate": flops / value / rate,
-                "fastest_tokens_per_second": count / min(seconds[name]),
-            }
-            for name, value in median.items()
-        },
-        # each round's pair of neighbours, so that a drift of the machine cancels
-        "megalm_against": {
-            name: statistics.median(b / a for a, b in zip(seconds["megalm"], seconds[name], strict=True))
-            for name in steps
-            if name != "megalm"
-        },
+        "peak_gflops": (timing.peak() or 0) / 1e9 or None,
     }
+    if arguments.sweep:
+        from train_step_sweep import sweep
+
+        return result | {"sweep": sweep(config, tokens, timing)}
+    steps = contenders(arguments, config, device)
+    result |= _figures(alternate(steps, tokens, timing), result["tokens"], config, timing)
     if arguments.profile:
         result["profile"] = profile(steps["megalm"], tokens)
     return result
+
+
+def _figures(measured: Measured, count: int, config: Config, timing: Timing) -> dict[str, Any]:
+    flops = count * config.model.flops_per_token(config.batch.seq_length)
+    rate, peak = statistics.median(measured.rates), timing.peak()
+    return {
+        "matmul_gflops": rate / 1e9,
+        "contenders": {
+            name: {
+                "tokens_per_second": count / measured.median(name),
+                "share_of_matmul_rate": flops / measured.median(name) / rate,
+                "mfu": flops / measured.median(name) / peak if peak else None,
+                "fastest_tokens_per_second": count / min(seconds),
+            }
+            for name, seconds in measured.seconds.items()
+        },
+        "megalm_against": {
+            name: measured.ratio("megalm", name) for name in measured.seconds if name != "megalm"
+        },
+    }
 
 
 def profile(step: Step, tokens: torch.Tensor) -> list[tuple[str, float]]:
@@ -205,16 +132,39 @@ def profile(step: Step, tokens: torch.Tensor) -> list[tuple[str, float]]:
     return [(row.key, getattr(row, name) / 1e3) for row in rows[:20]]
 
 
+def render(result: dict[str, Any]) -> str:
+    """The result as text."""
+    lines = [
+        f"{result['preset']}, {result['parameters'] / 1e6:.1f} M parameters, {result['batch_size']} x {result['seq_length']} "
+        f"tokens a step, {result['dtype']}, {result['device']}, {result['threads']} threads, {result['clock']} clock"
+    ]
+    if "sweep" in result:
+        from train_step_sweep import table
+
+        return "\n".join([*lines, table(result["sweep"], "MFU" if result["peak_gflops"] else "of matmul")])
+    lines.append(f"matmul {result['matmul_gflops']:.0f} GFLOP/s")
+    for name, row in result["contenders"].items():
+        ratio = result["megalm_against"].get(name)
+        mfu = f"{100 * row['mfu']:6.1f}% MFU" if row["mfu"] else ""
+        lines.append(
+            f"{name:22}{row['tokens_per_second']:9.0f} tok/s{100 * row['share_of_matmul_rate']:6.1f}% of matmul{mfu}"
+            + (f"  megalm is {ratio:.2f}x" if ratio else "")
+        )
+    lines += [f"{milliseconds:9.1f} ms  {key}" for key, milliseconds in result.get("profile", [])]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Parse, measure, print."""
+    defaults = DEFAULTS["cuda" if torch.cuda.is_available() else "cpu"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
-    parser.add_argument("--preset", default="gpt2-14m", help="a GPT-2 preset")
-    parser.add_argument("--vocab-size", type=int, default=8192)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--seq-length", type=int, default=256)
+    parser.add_argument("--dtype", choices=list(DTYPES), default=defaults["dtype"])
+    parser.add_argument("--preset", default=defaults["preset"], help="a GPT-2 or LLaMA preset")
+    parser.add_argument("--vocab-size", type=int, default=defaults["vocab_size"])
+    parser.add_argument("--batch-size", type=int, default=defaults["batch_size"])
+    parser.add_argument("--seq-length", type=int, default=defaults["seq_length"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument(
@@ -223,7 +173,9 @@ def main() -> None:
         default="wall",
         help="cpu: this process's CPU seconds, for a machine that others load too; use it with OMP_NUM_THREADS=1",
     )
+    parser.add_argument("--sweep", action="store_true", help="kernels against the default instead of peers")
     parser.add_argument("--nanogpt", type=Path, help="model.py of a nanoGPT clone")
+    parser.add_argument("--compile-peer", action="store_true", help="Hugging Face through torch.compile too")
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="of megalm's config"
     )
@@ -231,20 +183,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     result = measure(arguments)
-    if arguments.json:
-        print(json.dumps(result, indent=1))
-        return
-    print(
-        f"{result['parameters'] / 1e6:.1f} M parameters, {result['tokens']} tokens a step, {arguments.dtype}, "
-        f"{result['device']}, {result['threads']} threads, matmul {result['matmul_gflops']:.0f} GFLOP/s"
-    )
-    for name, row in result["contenders"].items():
-        ratio = result["megalm_against"].get(name)
-        against = f"  megalm is {ratio:.2f}x" if ratio else ""
-        share = 100 * row["share_of_matmul_rate"]
-        print(f"{name:14}{row['tokens_per_second']:9.0f} tok/s{share:6.1f}% of matmul{against}")
-    for key, milliseconds in result.get("profile", []):
-        print(f"{milliseconds:9.1f} ms  {key}")
+    print(json.dumps(result, indent=1) if arguments.json else render(result))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,16 @@ NEEDS_CUDA = "needs a CUDA GPU"
 class Kernel:
     """One optional package or tool.
 
-    `used` says whether this version of megalm (or Megatron-Core under it) calls it where it is usable. `version` is None where
-    it is not installed; `problem` says why it cannot be used, and is empty where it can.
+    `used` says whether this version of megalm (or Megatron-Core under it) calls it where it is usable; `choice` names what in
+    the configuration asks for it, and is empty where it is called unasked. `version` is None where it is not installed;
+    `problem` says why it cannot be used, and is empty where it can.
     """
 
     name: str
     serves: str
     stand_in: str
     used: bool
+    choice: str = ""
     version: str | None = None
     problem: str = "not installed"
 
@@ -39,20 +41,40 @@ class Kernel:
     @property
     def runs(self) -> str:
         """What does the work here: the kernel itself, or what stands in for it."""
-        return self.name if self.usable and self.used else self.stand_in
+        if not (self.usable and self.used):
+            return self.stand_in
+        return f"{self.stand_in}; with {self.choice} {self.name}" if self.choice else self.name
 
 
-# Megatron-Core compiles its fused functions on CUDA by itself.
+# Megatron-Core compiles its fused functions on CUDA by itself. `auto` takes what has been measured to be faster, which on CUDA
+# none of the packages has been yet: they are asked for by name.
 TRANSFORMER_ENGINE = Kernel(
-    "transformer_engine", "layers in fp8", "Megatron-Core's linears in bf16", used=False
+    "transformer_engine",
+    "attention, norm, RoPE, fp8 linears",
+    "torch's kernels in bf16",
+    used=True,
+    choice="model.attention=te, model.norm=te, model.rope_kernel=te, precision.fp8",
 )
-APEX = Kernel("apex", "optimizer, norm", "torch's fused AdamW, torch's norms", used=False)
-# `auto` stays with torch's kernel, which holds flash attention too; `model.attention=flash` takes the package's
+APEX = Kernel(
+    "apex",
+    "optimizer, norm",
+    "torch's fused AdamW, torch's norms",
+    used=True,
+    choice="optimizer.kernel=apex, model.norm=apex",
+)
 FLASH_ATTN = Kernel(
-    "flash_attn", "attention (model.attention=flash)", "torch's scaled_dot_product_attention", used=False
+    "flash_attn",
+    "attention",
+    "torch's scaled_dot_product_attention",
+    used=True,
+    choice="model.attention=flash",
 )
 LIGER = Kernel(
-    "liger_kernel", "norm, cross entropy", "torch's rms_norm, megalm's chunked cross entropy", used=False
+    "liger_kernel",
+    "norm, activation, RoPE, cross entropy",
+    "torch's functions, megalm's chunked cross entropy",
+    used=True,
+    choice="model.norm=liger, model.activation_kernel=liger, model.rope_kernel=liger, model.cross_entropy=liger",
 )
 TRITON = Kernel("triton", "torch.compile on CUDA", "functions run uncompiled", used=True)
 DEEPSPEED = Kernel(
@@ -62,7 +84,8 @@ CXX = Kernel(
     "c++",
     "torch.compile on the CPU, DeepSpeed's CPU Adam",
     "functions run uncompiled, torch's fused AdamW",
-    used=False,
+    used=True,
+    choice="train.compile, model.activation_kernel=compile",
 )
 
 

@@ -77,7 +77,8 @@ def test_nvidia_apex_is_usable_with_cuda_only(packages, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernels.apex().problem == kernels.NEEDS_CUDA and kernels.apex().runs == kernels.APEX.stand_in
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert kernels.apex().usable and kernels.apex().runs == kernels.APEX.stand_in
+    assert kernels.apex().usable
+    assert kernels.apex().runs == f"{kernels.APEX.stand_in}; with {kernels.APEX.choice} apex"
 
 
 def test_a_kernel_that_cannot_be_imported_is_not_usable(packages, monkeypatch):

@@ -68,15 +68,27 @@ class ModelConfig(Section):
     )
     attention: str = Field(
         "auto",
-        description="Core attention: `torch` is scaled_dot_product_attention, `flash` the flash-attn package, `matmul` batched matmuls that keep the "
-        "weights (short sequences on a CPU), `plain` the paper's formula; `auto` picks the fastest.",
+        description="Core attention: `torch` is scaled_dot_product_attention (on CUDA cuDNN's kernel first), `flash` the flash-attn package, "
+        "`te` Transformer Engine, `matmul` batched matmuls that keep the weights (short sequences on a CPU), `plain` the paper's formula; "
+        "`auto` picks the fastest measured.",
     )
     norm: str = Field(
-        "auto", description="Norm kernel: `torch` is torch's fused one, `plain` the paper's formula."
-    )
-    cross_entropy: Literal["auto", "fused", "plain"] = Field(
         "auto",
-        description="`fused` joins output layer and loss, a chunk of tokens at a time; `plain` holds all logits.",
+        description="Norm kernel: `torch` is torch's fused one; on CUDA `te` (Transformer Engine), `liger`, `apex`; `plain` the paper's formula.",
+    )
+    activation_kernel: str = Field(
+        "auto",
+        description="What computes the activation, gate included: `plain` torch's functions, `compile` one kernel by torch.compile, "
+        "`liger` on CUDA (swiglu).",
+    )
+    rope_kernel: str = Field(
+        "auto",
+        description="What turns queries and keys: `plain` torch's functions; on CUDA `liger` or `te` (Transformer Engine).",
+    )
+    cross_entropy: Literal["auto", "fused", "plain", "liger"] = Field(
+        "auto",
+        description="`fused` joins output layer and loss, a chunk of tokens at a time; `liger` the same with Liger's softmax (CUDA, one TP rank); "
+        "`plain` holds all logits.",
     )
     cross_entropy_chunk_tokens: int = Field(
         1024, gt=0, description="Tokens whose logits the fused cross entropy holds at a time."

@@ -146,6 +146,10 @@ class OptimizerConfig(Section):
     """AdamW and its learning-rate schedule."""
 
     name: Literal["adamw"] = Field("adamw", description="Optimizer.")
+    kernel: Literal["auto", "torch", "foreach", "apex"] = Field(
+        "auto",
+        description="What computes the update: `torch` is torch's fused AdamW, `foreach` torch's list operations, `apex` NVIDIA apex's FusedAdam.",
+    )
     lr: float = Field(3e-4, gt=0, description="Peak learning rate.")
     min_lr: float = Field(3e-5, ge=0, description="Learning rate at the end of the decay.")
     schedule: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = Field(
@@ -192,6 +196,10 @@ class PrecisionConfig(Section):
     hysteresis: int = Field(
         2, gt=0, description="fp16: so many overflows since the scale last grew, then each halves it."
     )
+    fp8: Literal["none", "e4m3", "hybrid"] = Field(
+        "none",
+        description="Linear layers of bf16 runs multiply in fp8 through Transformer Engine; `hybrid`: gradients in e5m2.",
+    )
 
 
 class RecomputeConfig(Section):
@@ -225,6 +233,10 @@ class TrainConfig(Section):
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
     eval_batches: int = Field(8, gt=0, description="Global batches of one validation.")
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recompute.")
+    compile: Literal["none", "blocks", "model"] = Field(
+        "none",
+        description="torch.compile of each transformer layer (`blocks`) or of the whole `model`; on a CPU it needs a C++ compiler.",
+    )
     max_nonfinite_steps: int = Field(
         3,
         gt=0,

@@ -3,6 +3,7 @@
 from megalm.config.schema import Config
 from megalm.engine.base import Engine
 from megalm.engine.megatron import MegatronEngine
+from megalm.model.compiling import compile_model
 from megalm.parallel.layout import Layout
 
 
@@ -12,4 +13,8 @@ def build_engine(config: Config, layout: Layout, train: bool = True) -> Engine:
         from megalm.engine.deepspeed import DeepSpeedEngine  # it need not be installed
 
         return DeepSpeedEngine(config, layout, train)
-    return MegatronEngine(config, layout, train)
+    engine = MegatronEngine(config, layout, train)
+    if train:
+        for chunk in engine.chunks:
+            compile_model(chunk, config)
+    return engine

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import optimizer as megatron_optimizer
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megalm.config.schema import Config
+from megalm.engine.adam import choose_adam
 from megalm.engine.base import Loss, Metrics, MicroBatch, quotients
 from megalm.engine.common import global_weight, seed_dropout
 from megalm.engine.data_parallel import gather_weights, wrap
@@ -62,9 +62,7 @@ class MegatronEngine:
         if self.loss_scale:
             self.core.grad_scale_func = self.loss_scale.scale
         optimizer = self.config.optimizer
-        # torch's fused AdamW everywhere: the library would take Transformer Engine's or apex's where it finds one, and
-        # their state has another form
-        megatron_optimizer.USING_PYTORCH_OPTIMIZER = True
+        group_fields = choose_adam(optimizer.kernel)
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -85,8 +83,7 @@ class MegatronEngine:
         for group in self.optimizer.param_groups:
             # the library's groups all carry the full decay; only its own scheduler would apply `wd_mult`
             group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
-            # one pass over memory instead of a dozen; the library leaves torch's choice, which is not this one
-            group["fused"] = True
+            group.update(group_fields)
         self.optimizer_state = OptimizerState(self.optimizer, self.layout.groups, self.has_masters)
 
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
+from megalm.engine.adam import counts_in_groups
+
 MASTER, FIRST_MOMENT, SECOND_MOMENT = "master", "exp_avg", "exp_avg_sq"
 
 
@@ -41,10 +43,12 @@ class OptimizerState:
             for group in part.optimizer.param_groups:
                 for parameter in group["params"]:
                     state = part.optimizer.state[parameter]
-                    if "exp_avg" not in state:
+                    if "exp_avg" in state:
+                        continue
+                    if not counts_in_groups(part.optimizer):
                         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                        state["exp_avg"] = torch.zeros_like(parameter)
-                        state["exp_avg_sq"] = torch.zeros_like(parameter)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
 
     def _fragment(self, parameter: nn.Parameter) -> tuple[dict[str, Tensor], slice] | None:
         """This rank's flat tensors of the parameter and where they lie in it; None if it holds none."""
@@ -87,13 +91,18 @@ class OptimizerState:
     @property
     def updates(self) -> int:
         """Updates made so far: Adam's step count."""
-        return next((int(s["step"]) for s in self._states()), 0)
+        return next((int(place["step"]) for place in self._counts()), 0)
 
     @updates.setter
     def updates(self, value: int) -> None:
-        for state in self._states():
-            state["step"].fill_(value)
+        for place in self._counts():
+            if isinstance(place["step"], Tensor):
+                place["step"].fill_(value)
+            else:
+                place["step"] = value
 
-    def _states(self) -> Iterator[dict[str, Tensor]]:
+    def _counts(self) -> Iterator[dict[str, Any]]:
+        """Where the optimizers count their updates: the state of each parameter, or its group."""
         for part in self.parts:
-            yield from part.optimizer.state.values()
+            in_groups = counts_in_groups(part.optimizer)
+            yield from part.optimizer.param_groups if in_groups else part.optimizer.state.values()

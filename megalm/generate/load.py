@@ -15,6 +15,7 @@ from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.generate.request import ModelRequest
+from megalm.model.kernel_choice import without_unusable
 from megalm.parallel.layout import Layout, create_layout
 from megalm.tokenizer import Tokenizer, load_tokenizer
 
@@ -34,6 +35,7 @@ def open_model(request: ModelRequest, architecture: str) -> tuple[Engine, Config
         raise UserError(f"{candidates[0]} holds a model of architecture `{found}`: use `{_COMMANDS[found]}`")
     tokenizer = _open_tokenizer(candidates[0], config)
     _adapt(config, request, tokenizer)
+    config = without_unusable(config)
     layout = create_layout(config.parallel, config.run.seed)
     engine = build_engine(config, layout, train=False)
     load_weights(engine, _newest_intact(candidates, layout))
@@ -83,6 +85,7 @@ def _adapt(config: Config, request: ModelRequest, tokenizer: Tokenizer) -> None:
         timeout_minutes=config.parallel.timeout_minutes,
     )
     config.precision.dtype = request.dtype  # type: ignore[assignment]
+    config.precision.fp8 = "none"  # single tokens are no multiple of its tiles
     if config.model.vocab_size is None:
         config.model.vocab_size = tokenizer.vocab_size
     if tokenizer.vocab_size > config.model.vocab_size:

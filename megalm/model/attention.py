@@ -8,7 +8,8 @@ import torch
 from megatron.core import tensor_parallel
 from torch import Tensor, nn
 
-from megalm.model.attention_kernels import ATTENTIONS, causal_mask
+from megalm.model.attention_kernels import ATTENTIONS, BY_DOCUMENT, causal_mask
+from megalm.model.attention_packages import Documents
 from megalm.model.context_attention import attend_over_context
 from megalm.model.positions import Rotary, alibi_bias, alibi_slopes
 from megalm.model.state import ForwardState
@@ -31,6 +32,7 @@ class CoreAttention(nn.Module):
         super().__init__()
         self.layer_number = layer_number
         self.function = ATTENTIONS[config.model.attention]
+        self.by_document = config.model.attention in BY_DOCUMENT
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.sequence_parallel = config.sequence_parallel
         self.shares_context = config.context_parallel_size > 1
@@ -56,7 +58,7 @@ class CoreAttention(nn.Module):
         """Map (S, B, heads, width) queries, keys and values to (S, B, heads x width)."""
         state = packed_seq_params or ForwardState()
         if self.rotary is not None:
-            query, key = self.rotary(query, state), self.rotary(key, state)
+            query, key = self.rotary.turn(query, key, state)
         attend = functools.partial(self._attend, state)
         assert self.shares_context == (state.context is not None), "tokens of another layout"
         if state.context is not None:
@@ -68,7 +70,17 @@ class CoreAttention(nn.Module):
             output_BNSD = attend(query_BNSD, key_BNSD, value_BNSD)
         return output_BNSD.permute(2, 0, 1, 3).flatten(2)
 
-    def _mask(self, state: ForwardState, query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor | None:
+    def _mask(self, state: ForwardState, query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor | Documents | None:
+        if (
+            self.by_document
+            and state.segments_BS is not None
+            and state.causal
+            and state.cache is None
+            and state.context is None
+        ):
+            if "documents" not in state.memo:
+                state.memo["documents"] = Documents.of(state.segments_BS)
+            return state.memo["documents"]
         queries, keys = query_BNSD.shape[2], key_BNSD.shape[2]
         mask = state.mask(queries, keys, query_BNSD.device)
         if self.slopes_N is None:

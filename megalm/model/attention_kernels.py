@@ -1,12 +1,16 @@
 """Ways to compute softmax(QK' / sqrt(D)) V, each under the name that the configuration knows it by."""
 
+import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from megalm.model.attention_packages import Documents, flash_causal, flash_documents, te_causal
 from megalm.model.prefix_attention import causal_mask, prefix_attention
 
 
@@ -25,29 +29,48 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return F.dropout(scores.softmax(-1), dropout) @ value
 
 
+# On CUDA, fastest first; what cannot take a shape or a mask is passed over.
+CUDA_BACKENDS = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+
+
 def torch_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same through torch's fused kernels (cuDNN or flash attention on CUDA)."""
+    """The same through torch's fused kernels (on CUDA cuDNN's, then flash attention)."""
     if mask is None and query.shape[2] < key.shape[2]:
         return prefix_attention(query, key, value, dropout)
     grouped = query.shape[1] != key.shape[1]
-    if grouped and mask is not None and query.device.type == "cuda":
+    on_cuda = query.device.type == "cuda"
+    if grouped and mask is not None and on_cuda:
         # the fused CUDA kernels take a mask or grouped heads, not both; the fallback would hold S x S in fp32
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
         grouped = False
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
-    )
+    order = sdpa_kernel(list(CUDA_BACKENDS), set_priority=True) if on_cuda else contextlib.nullcontext()
+    with order:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
+        )
 
 
-def flash_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same through the flash-attn package (arXiv:2307.08691) on CUDA in bf16; with a mask it is torch's kernel."""
-    if mask is not None or query.dtype != torch.bfloat16:
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Documents | None, dropout: float
+) -> Tensor:
+    """The same through the flash-attn package on CUDA in half precision; with a mask (decoding) it is torch's kernel."""
+    if isinstance(mask, Documents):
+        return flash_documents(query, key, value, mask, dropout)
+    if mask is not None:
         return torch_attention(query, key, value, mask, dropout)
-    from flash_attn import flash_attn_func
+    return flash_causal(query, key, value, dropout)
 
-    # flash-attn wants (B, tokens, heads, width); grouped heads and more keys than queries are its own business
-    parts = (x.transpose(1, 2) for x in (query, key, value))
-    return flash_attn_func(*parts, dropout_p=dropout, causal=True).transpose(1, 2)
+
+def te_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same through Transformer Engine on CUDA in half precision; with a mask it is torch's kernel."""
+    if mask is not None:
+        return torch_attention(query, key, value, mask, dropout)
+    return te_causal(query, key, value, dropout)
 
 
 QUERY_BLOCK = 128
@@ -125,10 +148,14 @@ def auto_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Non
     return kernel(query, key, value, mask, dropout)
 
 
-ATTENTIONS = {
+ATTENTIONS: dict[str, Callable[..., Tensor]] = {
     "auto": auto_attention,
     "torch": torch_attention,
     "flash": flash_attention,
+    "te": te_attention,
     "matmul": matmul_attention,
     "plain": plain_attention,
 }
+
+# These take `Documents` in place of a mask.
+BY_DOCUMENT = ("flash",)

@@ -108,6 +108,20 @@ def _loss_and_gradient_(
     return total
 
 
+def _liger_loss_and_gradient_(logits_TV: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:
+    """The same through Liger's Triton kernel on CUDA, for one rank that holds all columns."""
+    from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+
+    with torch.enable_grad():
+        leaf = logits_TV.detach().requires_grad_()
+        # no class weights, an index that no label has, no z-loss, no smoothing
+        loss_T = LigerCrossEntropyFunction.apply(leaf, labels_T, None, -100, 0.0, 0.0, "none")[0]
+        total = (loss_T.float() * mask_T).sum()
+    (gradient,) = torch.autograd.grad(total, leaf)
+    logits_TV.copy_(gradient)
+    return total.detach()
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -119,6 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         first: int,
         group: dist.ProcessGroup,
         chunk: int,
+        liger: bool,
     ) -> Tensor:
         wide = _wide(hidden_TH.dtype)
         total = torch.zeros((), dtype=wide, device=hidden_TH.device)
@@ -133,7 +148,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in chunks:
             part = slice(start, start + chunk)
             logits = hidden_TH[part] @ weight_VH.T
-            total += _loss_and_gradient_(logits, labels_T[part], mask_T[part], first, group)
+            if liger:
+                total += _liger_loss_and_gradient_(logits, labels_T[part], mask_T[part])
+            else:
+                total += _loss_and_gradient_(logits, labels_T[part], mask_T[part], first, group)
             if grad_hidden_TH is not None and grad_weight_VH is not None:
                 torch.mm(logits, weight_VH, out=grad_hidden_TH[part])
                 grad_weight_VH += logits.T @ hidden_TH[part]
@@ -145,10 +163,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None, None, None]:  # type: ignore[override]
         grad_hidden_TH, grad_weight_VH = ctx.saved_tensors
         # `grad` stays a wide scalar: rounded to bfloat16, 1 / weight would bias every gradient by up to 0.4%
-        return grad_hidden_TH * grad, (grad_weight_VH * grad).to(ctx.dtype), None, None, None, None, None
+        grad_weight = (grad_weight_VH * grad).to(ctx.dtype)
+        return grad_hidden_TH * grad, grad_weight, None, None, None, None, None, None
 
 
 def linear_cross_entropy(
@@ -159,12 +178,14 @@ def linear_cross_entropy(
     first: int,
     group: dist.ProcessGroup,
     chunk: int = 1024,
+    liger: bool = False,
 ) -> Tensor:
     """Sum over tokens of mask x cross entropy of `hidden @ weight.T`, without ever holding all logits.
 
     weight_VH: this rank's real rows, from vocabulary entry `first` on. Gradients are computed on the way forward, `chunk`
     tokens at a time, so the backward pass only scales them (the idea of Liger's fused linear cross entropy,
-    arXiv:2410.10989); the gradient of `hidden_TH` still has to be summed over `group` by the caller.
+    arXiv:2410.10989); the gradient of `hidden_TH` still has to be summed over `group` by the caller. liger: softmax and loss
+    by Liger's kernel, on CUDA and one rank.
     Returns a scalar in float32 (float64 for float64).
     """
-    return _LinearCrossEntropy.apply(hidden_TH, weight_VH, labels_T, mask_T, first, group, chunk)
+    return _LinearCrossEntropy.apply(hidden_TH, weight_VH, labels_T, mask_T, first, group, chunk, liger)

@@ -19,10 +19,12 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import Tensor, nn
 
 from megalm.config.schema import Config
+from megalm.model.activation import use_activation_kernel
 from megalm.model.cross_entropy import linear_cross_entropy, local_columns, vocab_parallel_cross_entropy
 from megalm.model.positions import sinusoidal_table
 from megalm.model.spec import DTYPES, layer_spec, megatron_config, padded_vocab_size
 from megalm.model.state import ForwardState
+from megalm.model.transformer_engine import with_transformer_engine
 from megalm.parallel.layout import Layout
 
 _TABLE_POSITIONS = ("learned", "sinusoidal")
@@ -39,11 +41,14 @@ class GPT(GPTModel):
         core = megatron_config(config, layout)
         super().__init__(
             core,
-            layer_spec(
-                core,
-                layout.groups,
-                first=get_transformer_layer_offset(core, vp_stage, layout.pp_rank),
-                count=get_num_layers_to_build(core, vp_stage, layout.pp_rank),
+            with_transformer_engine(
+                layer_spec(
+                    core,
+                    layout.groups,
+                    first=get_transformer_layer_offset(core, vp_stage, layout.pp_rank),
+                    count=get_num_layers_to_build(core, vp_stage, layout.pp_rank),
+                ),
+                config,
             ),
             vocab_size=padded_vocab_size(model, layout.tp_size),
             max_sequence_length=model.max_sequence_length,
@@ -57,6 +62,7 @@ class GPT(GPTModel):
             vp_stage=vp_stage,
         )
         self.fused_cross_entropy = model.cross_entropy != "plain"
+        self.liger_cross_entropy = model.cross_entropy == "liger"
         self.chunk_tokens = model.cross_entropy_chunk_tokens
         self.first_column, self.columns = local_columns(self.vocab_size, model.vocab_size, layout.groups.tp)
         self.real_vocab_size = model.vocab_size
@@ -64,6 +70,7 @@ class GPT(GPTModel):
             table = self.embedding.position_embeddings.weight
             table.requires_grad_(False)
             table.data = sinusoidal_table(*table.shape)
+        use_activation_kernel(self.decoder, model)
         self.to(device=layout.device, dtype=DTYPES[config.precision.dtype])
         mark_split_parameters(self)
 
@@ -118,6 +125,7 @@ class GPT(GPTModel):
                 self.first_column,
                 group,
                 self.chunk_tokens,
+                self.liger_cross_entropy,
             )
         if labels is not None:
             logits_TV = (hidden_SBH @ weight_VH.T).flatten(0, 1)

@@ -1,7 +1,14 @@
 """Megatron-Core's parallel linear layers, less their overhead where there is nothing to share."""
 
+import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
 from torch import Tensor
 
 
@@ -22,8 +29,18 @@ class ColumnLinear(ColumnParallelLinear):
     ) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
         if not _alone(self):
+            if torch.compiler.is_compiling() and weight is None and not runtime_gather_output:
+                return self._traceable(input_)
             return super().forward(input_, weight, runtime_gather_output)
         return F.linear(input_, self.weight if weight is None else weight, self.bias), None
+
+    def _traceable(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same with collectives that torch.compile can follow; the library's asynchronous ones break its graph."""
+        if self.sequence_parallel:
+            input_ = gather_from_sequence_parallel_region(input_, group=self.tp_group)
+        else:
+            input_ = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+        return F.linear(input_, self.weight, self.bias), None
 
 
 class RowLinear(RowParallelLinear):
@@ -32,5 +49,12 @@ class RowLinear(RowParallelLinear):
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
         if not _alone(self):
-            return super().forward(input_)
+            return self._traceable(input_) if torch.compiler.is_compiling() else super().forward(input_)
         return F.linear(input_, self.weight, self.bias), None
+
+    def _traceable(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same without the library's warning about a missing group, which breaks torch.compile's graph."""
+        partial = F.linear(input_, self.weight)
+        if self.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group), self.bias
+        return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group), self.bias

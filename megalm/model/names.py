@@ -5,20 +5,21 @@ from collections.abc import Iterable
 from megalm.config.model import ModelConfig
 from megalm.config.suggest import nearest
 from megalm.errors import UserError
-from megalm.kernels import FLASH_ATTN, detect
+from megalm.model.activation import ACTIVATION_KERNELS, ACTIVATIONS
 from megalm.model.attention_kernels import ATTENTIONS
 from megalm.model.norm import NORMS
-from megalm.model.positions import POSITIONS
-from megalm.model.spec import ACTIVATIONS
+from megalm.model.positions import POSITIONS, ROPES
 
 
 def check_names(model: ModelConfig) -> None:
-    """Raise UserError for an unknown activation, position embedding, attention or norm kernel; needs no process group."""
+    """Raise UserError for an unknown activation, position embedding or kernel; needs no process group."""
     known: dict[str, Iterable[str]] = {
         "activation": ACTIVATIONS,
         "position_embedding": POSITIONS,
         "attention": ATTENTIONS,
         "norm": NORMS,
+        "activation_kernel": ACTIVATION_KERNELS,
+        "rope_kernel": ROPES,
     }
     for field, names in known.items():
         value = getattr(model, field)
@@ -26,7 +27,3 @@ def check_names(model: ModelConfig) -> None:
             raise UserError(
                 f"model.{field} {value!r} is unknown{nearest(value, names)} (known: {', '.join(names)})"
             )
-    if model.attention == "flash" and not (flash := detect()[FLASH_ATTN.name]).usable:
-        raise UserError(
-            f"model.attention is `flash`, but flash_attn is not to be used here ({flash.problem}): take `torch`"
-        )

@@ -24,7 +24,34 @@ def torch_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-NORMS = {"auto": torch_norm, "torch": torch_norm, "plain": plain_norm}
+def liger_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """The same through Liger's Triton kernels on CUDA."""
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    if bias is not None:
+        return LigerLayerNormFunction.apply(x, weight, bias, eps)
+    # no offset on the weight; statistics in fp32; the incoming gradient is the residual's too, so it is not overwritten
+    return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
+
+
+def apex_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """The same through NVIDIA apex's kernels on CUDA."""
+    from apex.normalization.fused_layer_norm import fused_layer_norm_affine, fused_rms_norm_affine
+
+    if bias is not None:
+        return fused_layer_norm_affine(x, weight, bias, weight.shape, eps)
+    return fused_rms_norm_affine(x, weight, weight.shape, eps)
+
+
+NORMS = {
+    "auto": torch_norm,
+    "torch": torch_norm,
+    "plain": plain_norm,
+    "liger": liger_norm,
+    "apex": apex_norm,
+    "te": torch_norm,  # in layers transformer_engine.py puts Transformer Engine's module in place of `Norm`
+}
 
 
 class Norm(nn.Module):

@@ -33,16 +33,24 @@ class Rotary:
 
     def __init__(self, model: ModelConfig) -> None:
         self.frequencies = rotary_frequencies(model)
+        self.kernel = ROPES[model.rope_kernel]
+
+    def turn(self, query_SBND: Tensor, key_SBGD: Tensor, state: ForwardState) -> tuple[Tensor, Tensor]:
+        """Return the turned queries and keys by the kernel that `model.rope_kernel` names."""
+        return self.kernel(self, query_SBND, key_SBGD, state)
+
+    def angles(self, state: ForwardState, length: int, device: torch.device) -> Tensor:
+        """Angle of each pair, shape (S, B or 1, head width / 2), float64."""
+        if state.positions_BS is None:
+            positions_SB = torch.arange(length, device=device)[:, None]
+        else:
+            positions_SB = state.positions_BS.T
+        return positions_SB[..., None].double() * self.frequencies.to(device)
 
     def tables(self, state: ForwardState, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines, shape (S, B or 1, 1, head width), computed once a forward pass."""
         if "rotary" not in state.memo:
-            device = like.device
-            if state.positions_BS is None:
-                positions_SB = torch.arange(length, device=device)[:, None]
-            else:
-                positions_SB = state.positions_BS.T
-            angles = positions_SB[..., None].double() * self.frequencies.to(device)
+            angles = self.angles(state, length, like.device)
             cosine, sine = angles.cos(), angles.sin()
             state.memo["rotary"] = (
                 torch.cat([cosine, cosine], -1).to(like.dtype)[:, :, None],
@@ -55,6 +63,49 @@ class Rotary:
         cosine, sine = self.tables(state, x_SBND.shape[0], x_SBND)
         half = x_SBND.shape[-1] // 2
         return torch.addcmul(x_SBND * cosine, x_SBND.roll(half, -1), sine)
+
+
+def plain_rope(
+    rotary: Rotary, query_SBND: Tensor, key_SBGD: Tensor, state: ForwardState
+) -> tuple[Tensor, Tensor]:
+    """By torch's functions one after another."""
+    return rotary(query_SBND, state), rotary(key_SBGD, state)
+
+
+def liger_rope(
+    rotary: Rotary, query_SBND: Tensor, key_SBGD: Tensor, state: ForwardState
+) -> tuple[Tensor, Tensor]:
+    """Liger's Triton kernel on CUDA: queries and keys at once, in place where they lie row by row."""
+    from liger_kernel.ops.rope import LigerRopeFunction
+
+    cosine, signed_sine = rotary.tables(state, len(query_SBND), query_SBND)
+    sine = signed_sine.chunk(2, -1)[1].repeat(1, 1, 1, 2)
+    tables_BSD = (x[:, :, 0].transpose(0, 1) for x in (cosine, sine))
+    parts_BNSD = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBGD))
+    turned = LigerRopeFunction.apply(*parts_BNSD, *tables_BSD)
+    query, key = (x.permute(2, 0, 1, 3) for x in turned)
+    return query, key
+
+
+def te_rope(
+    rotary: Rotary, query_SBND: Tensor, key_SBGD: Tensor, state: ForwardState
+) -> tuple[Tensor, Tensor]:
+    """Transformer Engine's kernel on CUDA; where positions differ from row to row, torch's functions."""
+    if state.positions_BS is not None and len(state.positions_BS) > 1:
+        return plain_rope(rotary, query_SBND, key_SBGD, state)
+    from transformer_engine.pytorch.attention.rope import apply_rotary_pos_emb
+
+    if "angles" not in state.memo:
+        angles = rotary.angles(state, len(query_SBND), query_SBND.device).float()
+        state.memo["angles"] = torch.cat([angles, angles], -1)[:, :, None]
+    query, key = (
+        apply_rotary_pos_emb(x, state.memo["angles"], tensor_format="sbhd", fused=True)
+        for x in (query_SBND, key_SBGD)
+    )
+    return query, key
+
+
+ROPES = {"auto": plain_rope, "plain": plain_rope, "liger": liger_rope, "te": te_rope}
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -1,13 +1,11 @@
 """From our configuration to Megatron-Core's TransformerConfig and layer spec."""
 
-import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -23,6 +21,7 @@ from megalm.config.model import ModelConfig
 from megalm.config.pipeline import layers_per_chunk
 from megalm.config.schema import Config
 from megalm.errors import UserError
+from megalm.model.activation import ACTIVATIONS
 from megalm.model.attention import CoreAttention
 from megalm.model.linear import ColumnLinear, RowLinear
 from megalm.model.moe import moe_module
@@ -31,15 +30,6 @@ from megalm.model.stages import StageLayers
 from megalm.parallel.layout import Layout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "swiglu": F.silu,
-    "geglu": F.gelu,
-    "relu": F.relu,
-    "squared_relu": lambda x: F.relu(x).square(),
-}
 
 
 @dataclass
@@ -101,6 +91,8 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
+        fp8=None if config.precision.fp8 == "none" else config.precision.fp8,
+        fp8_recipe="tensorwise",  # scales of the tensor at hand: no history that a checkpoint would have to hold
         apply_rope_fusion=False,
         persist_layer_norm=False,
         model=model,

@@ -20,6 +20,7 @@ from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
+from megalm.model.kernel_choice import check_kernels
 from megalm.model.names import check_names
 from megalm.parallel.layout import create_layout
 from megalm.tokenizer.base import Tokenizer
@@ -38,6 +39,8 @@ _MODEL_MAY_CHANGE = {
     "preset",
     "attention",
     "norm",
+    "activation_kernel",
+    "rope_kernel",
     "cross_entropy",
     "cross_entropy_chunk_tokens",
     "make_vocab_size_divisible_by",
@@ -52,6 +55,7 @@ def main(config: Config) -> dict[str, Any]:
     Collective: every process of the world calls it. UserError for what the user can mend.
     """
     check_names(config.model)
+    check_kernels(config)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None

@@ -1,5 +1,6 @@
 """Attention kernels agree with the formula, and masks and biases do what they say."""
 
+import itertools
 import math
 
 import pytest
@@ -7,11 +8,14 @@ import torch
 from torch import Tensor
 
 from megalm.model.attention_kernels import ATTENTIONS
+from megalm.model.attention_packages import Documents
+from megalm.model.kernel_choice import NEEDS
 from megalm.model.positions import alibi_bias, alibi_slopes
 from megalm.model.state import ForwardState
 
 ROWS, HEADS, TOKENS, WIDTH = 2, 4, 24, 8
-KERNELS = sorted(set(ATTENTIONS) - {"plain", "flash"})  # flash needs a GPU: tests/gpu
+HERE = [name for name in ATTENTIONS if ("model.attention", name) not in NEEDS]  # the others: tests/gpu
+KERNELS = sorted(set(HERE) - {"plain"})
 
 
 def random_qkv(groups: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +92,7 @@ def test_fewer_queries_than_keys_are_the_last_tokens(
         assert (one - other).abs().max() <= bound * other.abs().max()
 
 
-@pytest.mark.parametrize("kernel", ATTENTIONS)
+@pytest.mark.parametrize("kernel", HERE)
 def test_kernel_equals_attention_written_out_token_by_token(kernel: str) -> None:
     query, key, value = random_qkv(groups=2)
     output = ATTENTIONS[kernel](query, key, value, None, 0.0)
@@ -99,7 +103,7 @@ def test_kernel_equals_attention_written_out_token_by_token(kernel: str) -> None
         torch.testing.assert_close(output[row, head, token], shares @ values)
 
 
-@pytest.mark.parametrize("kernel", ATTENTIONS)
+@pytest.mark.parametrize("kernel", HERE)
 def test_dropout_keeps_the_mean_and_drops_the_stated_share(kernel: str) -> None:
     torch.manual_seed(0)
     query, key = torch.zeros(1, 64, 64, 4), torch.zeros(1, 64, 64, 4)
@@ -120,3 +124,18 @@ def test_documents_mask_is_causal_inside_each_document_and_closed_between_them()
             for key in range(TOKENS):
                 allowed = key <= query and bool(segments[row, query] == segments[row, key])
                 assert mask[row, 0, query, key] == allowed
+
+
+def test_attention_document_by_document_is_attention_under_the_documents_mask() -> None:
+    query, key, value = random_qkv(groups=2)
+    documents = Documents.of(random_segments())
+    assert documents.offsets.dtype == torch.int32 and documents.longest == TOKENS
+    assert documents.offsets[0] == 0 and documents.offsets[-1] == ROWS * TOKENS
+    expected = ATTENTIONS["plain"](query, key, value, mask_of("documents"), 0.0).transpose(1, 2).flatten(0, 1)
+    flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    offsets = documents.offsets.tolist()
+    assert len(offsets) > ROWS + 2
+    for start, stop in itertools.pairwise(offsets):
+        parts = (x[start:stop].transpose(0, 1)[None] for x in flat)
+        found = ATTENTIONS["plain"](*parts, None, 0.0)[0].transpose(0, 1)
+        torch.testing.assert_close(found, expected[start:stop])

@@ -4,7 +4,6 @@ import pytest
 
 from megalm.config import parse_config
 from megalm.errors import UserError
-from megalm.kernels import detect
 from megalm.model.names import check_names
 
 
@@ -15,19 +14,14 @@ from megalm.model.names import check_names
         ("position_embedding=alibbi", "alibi"),
         ("attention=torhc", "torch"),
         ("norm=plian", "plain"),
+        ("activation_kernel=complie", "compile"),
+        ("rope_kernel=ligger", "liger"),
     ],
 )
 def test_unknown_name_is_refused_with_the_nearest(override, nearest):
     with pytest.raises(UserError, match=f"did you mean '{nearest}'") as caught:
         check_names(parse_config({}, [f"model.{override}"]).model)
     assert "\n" not in str(caught.value)
-
-
-def test_flash_attention_is_refused_where_it_cannot_be_used():
-    if detect()["flash_attn"].usable:
-        pytest.skip("flash-attn can be used here")
-    with pytest.raises(UserError, match="flash_attn is not to be used here .*: take `torch`"):
-        check_names(parse_config({}, ["model.attention=flash"]).model)
 
 
 def test_every_preset_uses_known_names():

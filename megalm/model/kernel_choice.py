@@ -1,0 +1,146 @@
+"""Refuses kernels named in the configuration that cannot be used on this machine or for this model, and replaces them on request."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from megalm import kernels
+from megalm.config.schema import Config
+from megalm.errors import UserError
+
+COMPILER = "a compiler"
+HALF = ("bf16", "fp16")
+FLOATING = ("fp32", *HALF)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a choice asks for: a package or tool that `megalm doctor` lists, and a number format of the run."""
+
+    package: str
+    dtypes: tuple[str, ...] = FLOATING
+
+
+_TE, _LIGER, _APEX = kernels.TRANSFORMER_ENGINE.name, kernels.LIGER.name, kernels.APEX.name
+_ANY = (*FLOATING, "fp64")
+
+# (field, name) -> what it asks for; what is not here runs everywhere
+NEEDS = {
+    ("model.attention", "flash"): Needs(kernels.FLASH_ATTN.name, HALF),
+    ("model.attention", "te"): Needs(_TE, HALF),
+    ("model.norm", "te"): Needs(_TE),
+    ("model.norm", "liger"): Needs(_LIGER),
+    ("model.norm", "apex"): Needs(_APEX),
+    ("model.activation_kernel", "liger"): Needs(_LIGER),
+    ("model.activation_kernel", "compile"): Needs(COMPILER, _ANY),
+    ("model.rope_kernel", "liger"): Needs(_LIGER),
+    ("model.rope_kernel", "te"): Needs(_TE),
+    ("model.cross_entropy", "liger"): Needs(_LIGER),
+    ("optimizer.kernel", "apex"): Needs(_APEX),
+    ("precision.fp8", "e4m3"): Needs(_TE, ("bf16",)),
+    ("precision.fp8", "hybrid"): Needs(_TE, ("bf16",)),
+    ("train.compile", "blocks"): Needs(COMPILER, _ANY),
+    ("train.compile", "model"): Needs(COMPILER, _ANY),
+}
+
+FP8_MULTIPLE = 16
+FP8_CAPABILITY = (8, 9)
+
+
+def check_kernels(config: Config) -> None:
+    """Raise UserError, one line, for a kernel by name that cannot be used here or for this model; needs no process group."""
+    for field, problem in problems(config).items():
+        section, name = field.split(".")
+        default = type(getattr(config, section)).model_fields[name].default
+        raise UserError(
+            f"{field} is `{getattr(getattr(config, section), name)}`, but {problem}: take `{default}`"
+        )
+
+
+def without_unusable(config: Config) -> Config:
+    """A copy in which each kernel that cannot be used here is the default: for weights that were trained elsewhere."""
+    config = config.model_copy(deep=True)
+    for field in problems(config):
+        section, name = field.split(".")
+        part = getattr(config, section)
+        setattr(part, name, type(part).model_fields[name].default)
+    return config
+
+
+def problems(config: Config) -> dict[str, str]:
+    """What stands against each kernel that the configuration names, by field; empty if all can be used."""
+    chosen = _chosen(config)
+    found = {field: _unmet(needs, config) for field, needs in chosen.items()}
+    found |= {field: problem for field, problem in _misfits(config).items() if not found.get(field)}
+    return {field: problem for field, problem in found.items() if problem}
+
+
+def _chosen(config: Config) -> dict[str, Needs]:
+    sections = config.model_dump(include={"model", "optimizer", "precision", "train"})
+    return {
+        field: needs
+        for (field, name), needs in NEEDS.items()
+        if sections[field.split(".")[0]][field.split(".")[1]] == name
+    }
+
+
+def _unmet(needs: Needs, config: Config) -> str:
+    package = needs.package
+    if package == COMPILER:
+        package = kernels.TRITON.name if torch.cuda.is_available() else kernels.CXX.name
+    kernel = kernels.detect()[package]
+    if not kernel.usable:
+        return f"{package} is not to be used here ({kernel.problem})"
+    if config.precision.dtype not in needs.dtypes:
+        return f"it computes in {', '.join(needs.dtypes)} and precision.dtype is {config.precision.dtype}"
+    return ""
+
+
+def _misfits(config: Config) -> dict[str, str]:
+    """Choices that are here but not made for this model or layout."""
+    model, tp = config.model, config.parallel.tensor_model_parallel_size
+    found = {}
+    if model.attention in ("flash", "te"):
+        if model.position_embedding == "alibi":
+            found["model.attention"] = "it takes no bias, which position_embedding `alibi` is"
+        elif model.head_dim > 256 or model.head_dim % 8:
+            found["model.attention"] = (
+                f"it takes heads whose width is a multiple of 8 up to 256, and here it is {model.head_dim}"
+            )
+    if model.activation_kernel == "liger" and model.activation != "swiglu":
+        found["model.activation_kernel"] = f"it knows swiglu alone and model.activation is {model.activation}"
+    if model.cross_entropy == "liger" and tp > 1:
+        found["model.cross_entropy"] = f"it wants all columns on one rank and TP is {tp}"
+    if config.precision.fp8 != "none":
+        found["precision.fp8"] = _fp8_misfit(config)
+    if model.architecture != "gpt":
+        for field, chosen in (
+            ("model.norm", model.norm == "te"),
+            ("precision.fp8", config.precision.fp8 != "none"),
+        ):
+            if chosen:
+                found[field] = (
+                    f"model.architecture `{model.architecture}` has no layers of Transformer Engine"
+                )
+    return found
+
+
+def _fp8_misfit(config: Config) -> str:
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        major, minor = torch.cuda.get_device_capability()
+        return f"it needs compute capability 8.9 and this GPU has {major}.{minor}"
+    model, tp = config.model, config.parallel.tensor_model_parallel_size
+    if model.moe.num_experts:
+        return "experts are not made for it"
+    sizes = {
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size / TP": model.ffn_size // tp,
+        "heads x width / TP": model.num_attention_heads * model.head_dim // tp,
+        "key/value heads x width / TP": model.query_groups * model.head_dim // tp,
+        "tokens of a microbatch": math.prod((config.batch.seq_length, config.batch.micro_batch_size)),
+    }
+    for name, size in sizes.items():
+        if size % FP8_MULTIPLE:
+            return f"it multiplies in multiples of {FP8_MULTIPLE} and {name} is {size}"
+    return ""
