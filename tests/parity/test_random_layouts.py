@@ -24,9 +24,9 @@ from tests.tiny import GLOBAL_BATCH, LR, tiny_batch, tiny_config, tiny_engine, t
 EXAMPLES = int(os.environ.get("MEGALM_EXAMPLES", "12"))
 STEPS = 3
 SIZES = [
-    (tp, pp, dp)
-    for tp, pp, dp in itertools.product((1, 2, 3, 4), repeat=3)
-    if 1 < tp * pp * dp <= 4 and dp != 3
+    (tp, pp, cp, dp)
+    for tp, pp, cp, dp in itertools.product((1, 2, 3, 4), repeat=4)
+    if 1 < tp * pp * cp * dp <= 4 and cp != 3 and dp != 3
 ]
 
 
@@ -53,7 +53,7 @@ def cases(draw: st.DrawFn) -> Case:
     """
     random = draw(st.randoms(use_true_random=True))
     flip = functools.partial(random.choice, [False, True])
-    tp, pp, dp = random.choice(SIZES)
+    tp, pp, cp, dp = random.choice(SIZES)
     rows = random.choice([1, 2])
     # an interleaved pipeline takes microbatches in groups of PP
     vp = random.choice([1, 2]) if pp > 1 and GLOBAL_BATCH // (rows * dp) % pp == 0 else 1
@@ -65,6 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
         tensor_model_parallel_size=tp,
         sequence_parallel=tp in (2, 4) and flip(),
         pipeline_model_parallel_size=pp,
+        context_parallel_size=cp,
         virtual_pipeline_model_parallel_size=vp,
         pipeline_layers=layers,
         overlap_p2p_comm=vp > 1 and flip(),
@@ -90,7 +91,7 @@ def cases(draw: st.DrawFn) -> Case:
         cross_entropy=random.choice(["fused", "plain"]),
         cross_entropy_chunk_tokens=24,
     )
-    return Case(tp * pp * dp, model, layout, rows, flip())
+    return Case(tp * pp * cp * dp, model, layout, rows, flip())
 
 
 def train(case: Case, settings_: tuple[str, ...]) -> tuple[list[tuple[float, float]], list[Piece]]:
