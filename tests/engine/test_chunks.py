@@ -60,3 +60,17 @@ def test_dropout_repeats_and_recomputing_activations_changes_nothing() -> None:
     assert losses() == expected
     assert losses("train.recompute.granularity=full") == pytest.approx(expected, rel=1e-12)
     assert losses("run.seed=2") != pytest.approx(expected, rel=1e-6)
+
+
+@in_world(2)
+def test_interleaving_changes_no_bit_of_the_losses_in_bfloat16() -> None:
+    """Each microbatch goes through the same layers, and gradients add up in the same order of microbatches."""
+
+    def losses(*overrides: str) -> list[float]:
+        bf16 = ("precision.dtype=bf16", "optimizer.clip_grad=0")
+        engine = tiny_engine(tiny_config("llama-tiny", PP2, DEPTH, *bf16, *overrides))
+        return [engine.step(tiny_microbatches(s, engine.layout), NextTokenLoss(), LR).loss for s in range(5)]
+
+    expected = losses()
+    assert losses(VP2) == expected
+    assert losses(VP2, OVERLAP) == expected

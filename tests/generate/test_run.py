@@ -71,12 +71,26 @@ def alone(run_directory: Path) -> tuple[list[dict[str, Any]], str, str]:
     return run_distributed(generate, 1, run_directory, {})[0]
 
 
-def test_checkpoint_of_a_context_parallel_run_generates_the_same(run_directory: Path, alone: Any) -> None:
-    """Prompts are not shared between ranks, so the layout of the training is left behind."""
-    directory = run_directory.parent / "run_of_cp2"
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ("parallel.context_parallel_size=2",),
+        (
+            "parallel.pipeline_model_parallel_size=2",
+            "parallel.virtual_pipeline_model_parallel_size=2",
+            "parallel.pipeline_layers=[0, 1, 1, 0]",
+        ),
+    ],
+    ids=["CP2", "PP2xVP2"],
+)
+def test_generation_leaves_the_layout_of_the_training_behind(
+    run_directory: Path, alone: Any, tmp_path: Path, parallel: tuple[str, ...]
+) -> None:
+    """Also what it has no use for: prompts are not shared between ranks, nor stages interleaved."""
+    directory = tmp_path / "run"
     shutil.copytree(run_directory / "tokenizer", directory / "tokenizer")
     vocabulary = load_tokenizer(directory / "tokenizer").vocab_size
-    run_distributed(save_random_model, 2, directory, vocabulary, ("parallel.context_parallel_size=2",))
+    run_distributed(save_random_model, 2, directory, vocabulary, parallel)
     assert run_distributed(generate, 1, directory, {})[0][0] == alone[0]
 
 

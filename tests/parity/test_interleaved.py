@@ -10,6 +10,7 @@ PP2 = "parallel.pipeline_model_parallel_size=2"
 PP4 = "parallel.pipeline_model_parallel_size=4"
 VP2 = "parallel.virtual_pipeline_model_parallel_size=2"
 VP4 = "parallel.virtual_pipeline_model_parallel_size=4"
+CP2 = "parallel.context_parallel_size=2"
 ZERO1 = "parallel.zero_stage=1"
 OVERLAP = "parallel.overlap_p2p_comm=true"
 COUNT_EMBEDDING = "parallel.account_for_embedding_in_pipeline_split=true"
@@ -31,6 +32,7 @@ INTERLEAVED = {
 COMBINED = {
     "PP2xVP2xTP2": (4, 4, (PP2, VP2, TP2)),
     "PP2xVP2xTP2+SP overlapped": (4, 4, (PP2, VP2, TP2, SP, OVERLAP)),
+    "PP2xVP2xCP2 overlapped": (4, 4, (PP2, VP2, CP2, OVERLAP)),
     "PP2xVP2xDP2": (4, 4, (PP2, VP2)),
     "PP2xVP4 of one layer or none": (2, 6, (PP2, VP4, COUNT_EMBEDDING, COUNT_LOSS)),
     "PP2xVP2 uneven": (2, 6, (PP2, VP2, layers(1, 2, 2, 1))),
