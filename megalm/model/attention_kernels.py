@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megalm.model.attention_packages import Documents, flash_causal, flash_documents, te_causal
-
 from megalm.model.prefix_attention import causal_mask, prefix_attention
 
 
