@@ -54,9 +54,9 @@ install_apex() {
     return $status
 }
 
-install_flash-attn() { need_nvcc && pip_install --no-build-isolation "flash-attn==2.8.4"; }
+install_flash-attn() { need_nvcc && pip_install --no-build-isolation "flash-attn>=2.7,<3"; }
 
-install_transformer-engine() { pip_install --no-build-isolation "transformer-engine[pytorch]"; }
+install_transformer-engine() { pip_install --no-build-isolation "transformer-engine[pytorch]>=2.3"; }
 
 install_liger() { pip_install liger-kernel triton; }
 

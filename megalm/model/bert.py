@@ -18,6 +18,7 @@ from megatron.core.transformer.utils import get_linear_layer
 from torch import Tensor
 
 from megalm.config.schema import Config
+from megalm.model.activation import use_activation_kernel
 from megalm.model.bert_layers import BertEmbedding, MaskedTokenHead, encoder_spec
 from megalm.model.cross_entropy import local_columns, vocab_parallel_cross_entropy
 from megalm.model.gpt import mark_split_parameters
@@ -70,6 +71,7 @@ class Bert(BertModel):
             pg_collection=layout.groups,
             vp_stage=self.vp_stage,
         )
+        use_activation_kernel(self.encoder, model)
         if self.post_process:
             self._add_heads(model.sentence_head)
         if self.pre_process or self.post_process:

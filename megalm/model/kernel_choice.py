@@ -115,14 +115,13 @@ def _misfits(config: Config) -> dict[str, str]:
     if config.precision.fp8 != "none":
         found["precision.fp8"] = _fp8_misfit(config)
     if model.architecture != "gpt":
-        for field, chosen in (
-            ("model.norm", model.norm == "te"),
-            ("precision.fp8", config.precision.fp8 != "none"),
-        ):
-            if chosen:
-                found[field] = (
-                    f"model.architecture `{model.architecture}` has no layers of Transformer Engine"
-                )
+        named = {
+            "model.norm": model.norm == "te",
+            "model.cross_entropy": model.cross_entropy == "liger",
+            "precision.fp8": config.precision.fp8 != "none",
+        }
+        for field in (field for field, is_named in named.items() if is_named):
+            found[field] = f"model.architecture `{model.architecture}` does not offer it"
     return found
 
 

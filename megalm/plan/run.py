@@ -9,6 +9,7 @@ from megalm.config import Config, data_parallel_size
 from megalm.config.checks import check
 from megalm.device_rate import PEAK_BF16_TFLOPS
 from megalm.errors import UserError
+from megalm.model.kernel_choice import without_unusable
 from megalm.model.names import check_names
 from megalm.plan.report import GIB, Hint, Plan, StagePlan
 from megalm.plan.stage import plan_stage
@@ -40,6 +41,7 @@ def plan(
     world_size = nodes * gpus_per_node
     copies = data_parallel_size(config, world_size)
     check_names(config.model)
+    config = without_unusable(config)  # kernels of the cluster's GPUs need not run here
     target = torch.device("cpu") if device == CPU else torch.device("cuda", 0)
     stages = [plan_stage(config, world_size, span, target) for span in _spans(config)]
     batch = config.batch
