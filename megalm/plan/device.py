@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +41,7 @@ class PretendDevice(TorchFunctionMode):
             Tensor.cuda: lambda tensor, *_, **__: tensor,
             Tensor.pin_memory: lambda tensor, *_, **__: tensor,
             Tensor.tolist: _to_list,
+            Tensor.numpy: _to_numpy,
             Tensor.backward: self._backward,
             torch._C._nn.scaled_dot_product_attention: self._attention,
         }
@@ -144,6 +146,10 @@ def _cuda_rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor, eps: float | None = None
 ) -> Tensor:
     return _FusedRMSNorm.apply(input, weight)
+
+
+def _to_numpy(tensor: Tensor, **_: Any) -> Any:
+    return np.zeros(tensor.shape, str(tensor.dtype)[6:]) if tensor.is_meta else tensor.numpy()
 
 
 def _to_list(tensor: Tensor) -> Any:
