@@ -47,7 +47,17 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["generate"], ["tokenizer", "train"], ["dataset", "build"], ["doctor"]]
+    "command",
+    [
+        [],
+        ["train"],
+        ["generate"],
+        ["tokenizer", "train"],
+        ["dataset", "build"],
+        ["doctor"],
+        ["plan"],
+        ["bench"],
+    ],
 )
 def test_help_loads_nothing_heavy(command):
     code = (

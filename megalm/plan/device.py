@@ -82,7 +82,7 @@ class PretendDevice(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """The kernel behind scaled_dot_product_attention; what it leaves for the backward pass differs a lot."""
-        options = {"scale": scale, "enable_gqa": enable_gqa}
+        options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
         backend = self._attention_backend(query, key, value, attn_mask, dropout_p, is_causal, options)
         if backend == SDPBackend.MATH:
             return torch._C._nn.scaled_dot_product_attention(
@@ -121,10 +121,13 @@ class PretendDevice(TorchFunctionMode):
             return SDPBackend.FLASH_ATTENTION if mask is None and half else SDPBackend.EFFICIENT_ATTENTION
         # torch's own choice, asked with tensors of the same shapes that share a few real numbers
         with torch._C.DisableTorchFunction():
-            shown = [torch.empty(1, dtype=x.dtype).expand(x.shape[-1]).contiguous() for x in (query, key, value)]
+            shown = [
+                torch.empty(1, dtype=x.dtype).expand(x.shape[-1]).contiguous() for x in (query, key, value)
+            ]
             shown = [real.expand(x.shape) for real, x in zip(shown, (query, key, value), strict=True)]
             shown_mask = None if mask is None else torch.empty(1, dtype=mask.dtype).expand(mask.shape)
-            return SDPBackend(torch._fused_sdp_choice(*shown, shown_mask, dropout, causal, **options))
+            choose: Any = torch._fused_sdp_choice
+            return SDPBackend(choose(*shown, shown_mask, dropout, causal, **options))
 
 
 class _FusedRMSNorm(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -46,7 +47,9 @@ def plan_stage(config: Config, world_size: int, stages: tuple[int, int], device:
         layout = dataclasses.replace(layout, device=device, without_memory=True)
         traffic = Traffic(layout)
         tracker = MemoryTracker(traffic)
-        with PretendDevice(device), tracker:
+        with PretendDevice(device), tracker, warnings.catch_warnings():
+            # the library's own access, which `megalm.parallel.cpu` silences where it happens; here it happens in the mode
+            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
             return _rehearse(config, layout, tracker, stages)
 
 

@@ -50,5 +50,9 @@ def _broadcast_objects(objects: list[Any], *_: Any, **__: Any) -> None:
 
 def _send_and_receive(operations: Sequence[Any]) -> list[Any]:
     """torch's own asks the tensors' device for a backend, which there is none for."""
-    return [op.op(op.tensor, group=op.group, group_dst=op.group_peer, tag=op.tag) if op.op is dist.isend else
-            op.op(op.tensor, group=op.group, group_src=op.group_peer, tag=op.tag) for op in operations]
+    return [
+        op.op(op.tensor, group=op.group, group_dst=op.group_peer, tag=op.tag)
+        if op.op is dist.isend
+        else op.op(op.tensor, group=op.group, group_src=op.group_peer, tag=op.tag)
+        for op in operations
+    ]
