@@ -15,6 +15,7 @@ from typer.main import get_command
 import megalm
 from megalm import launch
 from megalm.cli_data import dataset_app, tokenizer_app
+from megalm.cli_plan import plan
 from megalm.errors import UserError
 
 # what the system says of files and directories that are the user's to mend
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
+app.command("plan")(plan)
 
 Nproc = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")
@@ -134,6 +136,41 @@ def train(
     from megalm.train import run
 
     _print_json(run.main(resolved), as_json)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(help="YAML file of the run.", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Values to change, e.g. batch.micro_batch_size=4", metavar="KEY=VALUE"),
+    ] = None,
+    nproc: Nproc = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time.")] = 10,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before those.")] = 3,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write rank 0's profiled steps here, to look at in chrome://tracing.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time training steps of CONFIG: tokens a second, MFU, memory, where the time goes.
+
+    Writes no checkpoint and leaves the run directory alone. Without data.train it takes random tokens.
+    """
+    from megalm.config import data_parallel_size, load_config
+
+    resolved = load_config(config, overrides or [])
+    if nproc is not None and not launch.in_world():
+        data_parallel_size(resolved, nproc)
+        _start_world(context, nproc)
+    from megalm.train import bench as benchmark
+
+    result = benchmark.main(resolved, steps, warmup, trace)
+    if as_json:
+        _print_json(result, as_json)
+    elif os.environ.get("RANK", "0") == "0":
+        print(benchmark.render(result))
 
 
 @app.command()

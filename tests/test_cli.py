@@ -48,7 +48,17 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["generate"], ["embed"], ["tokenizer", "train"], ["dataset", "build"], ["doctor"]],
+    [
+        [],
+        ["train"],
+        ["generate"],
+        ["embed"],
+        ["tokenizer", "train"],
+        ["dataset", "build"],
+        ["doctor"],
+        ["plan"],
+        ["bench"],
+    ],
 )
 def test_help_loads_nothing_heavy(command):
     code = (

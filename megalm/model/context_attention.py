@@ -61,6 +61,7 @@ class _Gathered:
 
     def _pack(self, saved: Tensor) -> Tensor | _View:
         assert self.whole is not None
+        # not by address: a storage without memory (`megalm plan`) has none
         if saved.untyped_storage()._cdata != self.whole.untyped_storage()._cdata:
             return saved
         return saved.shape, saved.stride(), int(saved.storage_offset())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +41,7 @@ class PretendDevice(TorchFunctionMode):
             Tensor.cuda: lambda tensor, *_, **__: tensor,
             Tensor.pin_memory: lambda tensor, *_, **__: tensor,
             Tensor.tolist: _to_list,
+            Tensor.numpy: _to_numpy,
             Tensor.backward: self._backward,
             torch._C._nn.scaled_dot_product_attention: self._attention,
         }
@@ -80,7 +82,7 @@ class PretendDevice(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """The kernel behind scaled_dot_product_attention; what it leaves for the backward pass differs a lot."""
-        options = {"scale": scale, "enable_gqa": enable_gqa}
+        options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
         backend = self._attention_backend(query, key, value, attn_mask, dropout_p, is_causal, options)
         if backend == SDPBackend.MATH:
             return torch._C._nn.scaled_dot_product_attention(
@@ -124,7 +126,8 @@ class PretendDevice(TorchFunctionMode):
             ]
             shown = [real.expand(x.shape) for real, x in zip(shown, (query, key, value), strict=True)]
             shown_mask = None if mask is None else torch.empty(1, dtype=mask.dtype).expand(mask.shape)
-            return SDPBackend(torch._fused_sdp_choice(*shown, shown_mask, dropout, causal, **options))
+            choose: Any = torch._fused_sdp_choice
+            return SDPBackend(choose(*shown, shown_mask, dropout, causal, **options))
 
 
 class _FusedRMSNorm(torch.autograd.Function):
@@ -146,6 +149,10 @@ def _cuda_rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor, eps: float | None = None
 ) -> Tensor:
     return _FusedRMSNorm.apply(input, weight)
+
+
+def _to_numpy(tensor: Tensor, **_: Any) -> Any:
+    return np.zeros(tensor.shape, str(tensor.dtype)[6:]) if tensor.is_meta else tensor.numpy()
 
 
 def _to_list(tensor: Tensor) -> Any:

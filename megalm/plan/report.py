@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Plan:
 
 
 def render(plan: Plan) -> str:
-    """The plan as text for a terminal; sizes in GiB."""
+    """The plan as text for a terminal."""
     lines = [
         f"{plan.parameters / 1e9:.3g} B parameters, {plan.layout}, {plan.world_size} processes, on {plan.device}",
         f"a step: {plan.microbatches} microbatches a rank, {plan.tokens_per_step:,} tokens, "
@@ -96,33 +96,33 @@ def render(plan: Plan) -> str:
 
 
 def _memory_table(stages: Sequence[StagePlan]) -> list[str]:
-    rows: list[tuple[str, list[str]]] = [("GiB of a rank", [stage.name for stage in stages])]
+    rows: list[tuple[str, list[str]]] = [("a rank holds", [stage.name for stage in stages])]
     rows.append(("layers", [str(stage.layers) for stage in stages]))
     for name in ("weights", "gradients", "optimizer"):
-        rows.append((name, [_gib(getattr(stage, name)) for stage in stages]))
-    rows.append(("between steps", [_gib(stage.resting) for stage in stages]))
-    rows.append(("at the peak", [_gib(stage.peak) for stage in stages]))
+        rows.append((name, [_size(getattr(stage, name)) for stage in stages]))
+    rows.append(("between steps", [_size(stage.resting) for stage in stages]))
+    rows.append(("at the peak", [_size(stage.peak) for stage in stages]))
     labels = sorted({label for stage in stages for label in stage.at_peak})
     for label in labels:
-        rows.append((f"  {label}", [_gib(stage.at_peak.get(label, 0)) for stage in stages]))
+        rows.append((f"  {label}", [_size(stage.at_peak.get(label, 0)) for stage in stages]))
     parts = sorted({part for stage in stages for part in stage.parameters})
     rows.append(("10^6 parameters", [f"{sum(stage.parameters.values()) / 1e6:.2f}" for stage in stages]))
     for part in parts:
         rows.append((f"  {part}", [f"{stage.parameters.get(part, 0) / 1e6:.2f}" for stage in stages]))
     width = max(len(name) for name, _ in rows)
-    return [name.ljust(width) + "".join(cell.rjust(12) for cell in cells) for name, cells in rows]
+    return [name.ljust(width) + "".join(cell.rjust(13) for cell in cells) for name, cells in rows]
 
 
 def _verdict(plan: Plan) -> list[str]:
     stage = plan.fullest
     label, size = max(stage.at_peak.items(), key=lambda item: item[1])
-    line = f"fullest: {stage.name}, {_gib(stage.peak)} GiB, most of it {label} ({_gib(size)} GiB)"
+    line = f"fullest: {stage.name}, {_size(stage.peak)}, most of it {label} ({_size(size)})"
     if plan.device_memory is not None:
         verb = "fits" if plan.fits else "does not fit"
-        line += f"; with {_gib(plan.reserved)} GiB set aside it {verb} into {_gib(plan.device_memory)} GiB"
+        line += f"; with {_size(plan.reserved)} set aside it {verb} into {_size(plan.device_memory)}"
     lines = [line]
     for hint in plan.hints:
-        lines.append(f"  {hint.override} would save {_gib(hint.saves)} GiB there ({_gib(hint.peak)} GiB)")
+        lines.append(f"  {hint.override} would save {_size(hint.saves)} there ({_size(hint.peak)})")
     return lines
 
 
@@ -130,7 +130,7 @@ def _traffic(stages: Sequence[StagePlan]) -> list[str]:
     axes = sorted({axis for stage in stages for axis in stage.sent})
     return [
         f"sent in a step, {axis}: "
-        + ", ".join(f"{stage.name} {_gib(stage.sent.get(axis, 0))} GiB" for stage in stages)
+        + ", ".join(f"{stage.name} {_size(stage.sent.get(axis, 0))}" for stage in stages)
         for axis in axes
     ]
 
@@ -143,5 +143,5 @@ def _rates(plan: Plan) -> list[str]:
     ]
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}" if size < 100 * GIB else f"{size / GIB:.0f}"
+def _size(size: float) -> str:
+    return f"{size / GIB:.2f}" if size >= GIB else f"{size / MIB:.2f} MiB"

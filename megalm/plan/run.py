@@ -7,6 +7,7 @@ import torch
 
 from megalm.config import Config, data_parallel_size
 from megalm.config.checks import check
+from megalm.config.pipeline import bubble_fraction, layers_per_chunk
 from megalm.device_rate import PEAK_BF16_TFLOPS
 from megalm.errors import UserError
 from megalm.model.kernel_choice import without_unusable
@@ -48,7 +49,6 @@ def plan(
     microbatches = batch.global_batch_size // (batch.micro_batch_size * copies)
     tokens = batch.global_batch_size * batch.seq_length
     flops = config.model.flops_per_token(batch.seq_length) * tokens
-    pipeline = config.parallel.pipeline_model_parallel_size
     result = Plan(
         layout=stages[0].layout,
         world_size=world_size,
@@ -57,7 +57,7 @@ def plan(
         microbatches=microbatches,
         tokens_per_step=tokens,
         flops_per_step=flops,
-        bubble=(pipeline - 1) / (microbatches + pipeline - 1),
+        bubble=bubble_fraction(config, copies),
         device_memory=device_memory,
         reserved=0 if device == CPU else RESERVED,
         stages=stages,
@@ -71,9 +71,16 @@ def plan(
 
 
 def _spans(config: Config) -> list[tuple[int, int]]:
-    """First, middle and last stages; of the middle ones the first keeps the most microbatches."""
-    last = config.parallel.pipeline_model_parallel_size - 1
-    return sorted({(0, 0), (last, last)} | ({(1, last - 1)} if last > 1 else set()))
+    """Runs of stages that hold as many layers in each part; the first keeps the most microbatches and stands for all.
+
+    The first and the last stage hold embedding and head, and stand alone.
+    """
+    parallel = config.parallel
+    last = parallel.pipeline_model_parallel_size - 1
+    layers = layers_per_chunk(config)
+    of_stage = [layers[stage :: last + 1] for stage in range(last + 1)]
+    starts = [s for s in range(last + 1) if s in (0, 1, last) or of_stage[s] != of_stage[s - 1]]
+    return list(zip(starts, [start - 1 for start in starts[1:]] + [last], strict=True))
 
 
 def _hints(config: Config, world_size: int, device: torch.device, stage: StagePlan) -> Iterator[Hint]:

@@ -1,17 +1,17 @@
 """One rank's engine on tensors without memory: built, and taken through a training step."""
 
-import contextlib
 import dataclasses
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import nn
 
 from megalm.config.schema import Config
-from megalm.engine.base import MicroBatch
+from megalm.engine.base import Engine, MicroBatch, split_samples
 from megalm.engine.build import build_engine
 from megalm.parallel.layout import Layout, create_layout
 from megalm.plan.device import PretendDevice
@@ -21,6 +21,7 @@ from megalm.plan.traffic import Traffic
 from megalm.plan.world import fake_world
 from megalm.train.pretrain import NextTokenLoss
 
+LAYER = re.compile(r"\blayers\.\d+$")
 # a part of the model by the name of a module; the first that matches counts
 PARTS = (
     (re.compile(r"norm"), "norms"),
@@ -28,9 +29,10 @@ PARTS = (
     (re.compile(r"experts|router"), "experts"),
     (re.compile(r"\bmlp\b"), "MLP"),
     (re.compile(r"embedding"), "embedding"),
-    (re.compile(r"\blayers\.\d+$|decoder|encoder"), "residuals"),
+    (re.compile(r"layers|decoder|encoder"), "residuals"),
 )
 HEAD = "head and loss"
+BATCH = "batch"
 
 
 def plan_stage(config: Config, world_size: int, stages: tuple[int, int], device: torch.device) -> StagePlan:
@@ -45,67 +47,67 @@ def plan_stage(config: Config, world_size: int, stages: tuple[int, int], device:
         layout = dataclasses.replace(layout, device=device, without_memory=True)
         traffic = Traffic(layout)
         tracker = MemoryTracker(traffic)
-        with PretendDevice(device), tracker:
-            engine = build_engine(config, layout)
-            parts = _parts_of(engine)
-            _label_state(tracker, engine)
-            resting = tracker.live.copy()
-            follow_parts(tracker, parts)
-            count, rehearsed = microbatches_of(config, layout)
-            with _batches(config, device, count) as microbatches:
-                tracker.relabel("other", "batch")
-                tracker.start()
-                engine.step(microbatches[:rehearsed], NextTokenLoss(), config.optimizer.lr)
-            sent = Counter(traffic.once)
-            for axis, size in traffic.each_microbatch.items():
-                sent[axis] += size * count // rehearsed
-            result = StagePlan(
-                layout=layout.describe(),
-                stages=stages,
-                layers=sum(bool(re.search(r"\blayers\.\d+$", name)) for name, _ in _modules(engine)),
-                parameters=_parameters_by_part(engine),
-                weights=resting[WEIGHTS],
-                gradients=resting[GRADIENTS],
-                optimizer=resting[OPTIMIZER],
-                resting=sum(resting.values()),
-                peak=tracker.peak,
-                at_peak={label: size for label, size in sorted(tracker.at_peak.items()) if size},
-                sent={axis: size for axis, size in sorted(sent.items()) if size},
-            )
-            del engine, microbatches, parts
-    return result
+        with PretendDevice(device), tracker, warnings.catch_warnings():
+            # the library's own access, which `megalm.parallel.cpu` silences where it happens; here it happens in the mode
+            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
+            return _rehearse(config, layout, tracker, stages)
+
+
+def _rehearse(config: Config, layout: Layout, tracker: MemoryTracker, stages: tuple[int, int]) -> StagePlan:
+    engine = build_engine(config, layout)
+    _label_state(tracker, engine)
+    resting = tracker.live.copy()
+    follow_parts(tracker, {module: _part(name) for name, module in _modules(engine)})
+    count, rehearsed = microbatches_of(config, layout)
+    microbatches = _microbatches(config, layout, rehearsed)
+    tracker.relabel("other", BATCH)
+    tracker.start()
+    engine.step(microbatches, NextTokenLoss(), config.optimizer.lr)
+    waiting = tracker.at_peak[BATCH] // rehearsed * (count - rehearsed)
+    tracker.at_peak[BATCH] += waiting
+    return StagePlan(
+        layout=layout.describe(),
+        stages=stages,
+        layers=sum(bool(LAYER.search(name)) for name, _ in _modules(engine)),
+        parameters=_parameters_by_part(engine),
+        weights=resting[WEIGHTS],
+        gradients=resting[GRADIENTS],
+        optimizer=resting[OPTIMIZER],
+        resting=sum(resting.values()),
+        peak=tracker.peak + waiting,
+        at_peak={label: size for label, size in sorted(tracker.at_peak.items()) if size},
+        sent=tracker.traffic.of_step(rehearsed, count),
+    )
 
 
 def microbatches_of(config: Config, layout: Layout) -> tuple[int, int]:
-    """(microbatches of a step on a rank, how many of them show its peak): those in flight, and one more to add to gradients."""
+    """(microbatches of a step on a rank, how many of them show its peak).
+
+    A stage of a pipeline has at most PP of them under way, of an interleaved one less than 2 PP (arXiv:2104.04473,
+    section 2.2); the first that is added to gradients shows what that takes.
+    """
     count = config.batch.global_batch_size // (config.batch.micro_batch_size * layout.dp_size)
-    return count, min(count, layout.pp_size + 1)
+    enough = 2 * layout.pp_size if layout.vp_size > 1 else layout.pp_size + 1
+    return count, min(count, enough)
 
 
-@contextlib.contextmanager
-def _batches(config: Config, device: torch.device, count: int) -> Iterator[list[MicroBatch]]:
-    """A rank's microbatches of one step, as data of the run would be."""
-    shape = (config.batch.micro_batch_size, config.batch.seq_length)
-
-    def ids() -> torch.Tensor:
-        return torch.empty(shape, dtype=torch.int64, device=device)
-
-    def microbatch() -> MicroBatch:
-        mask = torch.empty(shape, dtype=torch.float32, device=device)
-        resets = (ids(), ids()) if config.data.reset_at_document_end else ()
-        return MicroBatch(ids(), ids(), mask, *resets)
-
-    yield [microbatch() for _ in range(count)]
-
-
-def _modules(engine: Any) -> list[tuple[str, nn.Module]]:
-    models = engine.model if isinstance(engine.model, list | nn.ModuleList) else [engine.model]
-    return [pair for model in models for pair in model.named_modules()]
+def _microbatches(config: Config, layout: Layout, count: int) -> list[MicroBatch]:
+    """A rank's first microbatches of a step, as the run's data would be."""
+    shape = (count * config.batch.micro_batch_size, config.batch.seq_length)
+    ids_BS = np.zeros(shape, np.int64)
+    documents_BS = ids_BS if config.data.reset_at_document_end else None
+    batch = SimpleNamespace(
+        tokens_BS=ids_BS,
+        labels_BS=ids_BS,
+        loss_mask_BS=np.zeros(shape, np.float32),
+        positions_BS=documents_BS,
+        segments_BS=documents_BS,
+    )
+    return split_samples(batch, layout, config.batch.micro_batch_size)
 
 
-def _parts_of(engine: Any) -> dict[nn.Module, str]:
-    """Modules at which another part of the model begins."""
-    return {module: _part(name) for name, module in _modules(engine)}
+def _modules(engine: Engine) -> list[tuple[str, nn.Module]]:
+    return [pair for chunk in engine.chunks for pair in chunk.named_modules()]
 
 
 def _part(name: str) -> str:
@@ -113,7 +115,7 @@ def _part(name: str) -> str:
     return next((part for pattern, part in PARTS if pattern.search(name)), HEAD)
 
 
-def _parameters_by_part(engine: Any) -> dict[str, int]:
+def _parameters_by_part(engine: Engine) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, module in _modules(engine):
         for parameter in module.parameters(recurse=False):
@@ -121,7 +123,7 @@ def _parameters_by_part(engine: Any) -> dict[str, int]:
     return dict(counts)
 
 
-def _label_state(tracker: MemoryTracker, engine: Any) -> None:
+def _label_state(tracker: MemoryTracker, engine: Engine) -> None:
     """Weights and gradients are what parameters name; all else that lives once the engine is built is the optimizer's."""
     parameters = [p for _, module in _modules(engine) for p in module.parameters(recurse=False)]
     tracker.label(parameters, WEIGHTS)

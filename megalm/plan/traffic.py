@@ -73,6 +73,11 @@ class Traffic:
         (self.each_microbatch if in_model or name == "send" else self.once)[axis] += round(sent)
         return received
 
+    def of_step(self, counted: int, count: int) -> dict[str, int]:
+        """Bytes by axis of a step of `count` microbatches, of which `counted` have been counted."""
+        sent = self.once + Counter({axis: n * count // counted for axis, n in self.each_microbatch.items()})
+        return dict(sorted(sent.items()))
+
     @staticmethod
     def result(function: Any, args: Sequence[Any]) -> Any:
         """What the operator returns when the work is done already."""

@@ -1,6 +1,7 @@
 """A world of any size inside one process: groups of the planned size, whose other members only seem to be there."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
     """
     if dist.is_initialized():
         raise RuntimeError("a process that has joined a world cannot plan another one")
+    hook = sys.excepthook  # torch would put the rank before each line of every error from now on
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         with (
@@ -32,6 +34,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
         if parallel_state.is_initialized():
             parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+        sys.excepthook = hook
         num_microbatches_calculator.unset_num_microbatches_calculator()
         megatron_random.get_cuda_rng_tracker().reset()
 

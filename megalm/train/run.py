@@ -59,7 +59,7 @@ def main(config: Config) -> dict[str, Any]:
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
-    copies = data_parallel_size(config, _world_size())
+    copies = data_parallel_size(config, world_size())
     directory = Path(config.run.dir)
     _check_directory(config, directory)
     before, lineage = _recorded_lineage(directory), _lineage(config, tokenizer)
@@ -89,6 +89,11 @@ def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
         raise UserError("data.train is empty: name token files, e.g. 'data.train=[{path: data/books_train}]'")
     if config.train.eval_interval and not config.data.valid:
         raise UserError("train.eval_interval is set but data.valid is empty: name token files or set it to 0")
+    return resolve_vocabulary(config)
+
+
+def resolve_vocabulary(config: Config) -> tuple[Config, Tokenizer | None]:
+    """A copy with the vocabulary taken from the tokenizer, else from the data; UserError where none tells it, or they differ."""
     config = config.model_copy(deep=True)
     tokenizer = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
     needed = tokenizer.vocab_size if tokenizer else _vocabulary_of(_sidecars(config))
@@ -121,7 +126,7 @@ def _vocabulary_of(sidecars: dict[str, dict[str, Any]]) -> int:
     return max((sidecar["vocab_size"] for sidecar in known.values()), default=0)
 
 
-def _world_size() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
 
 

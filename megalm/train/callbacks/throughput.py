@@ -25,7 +25,7 @@ class Throughput(Callback):
         config, layout = run.config, run.layout
         self._flops_per_token = config.model.flops_per_token(config.batch.seq_length)
         self._world_flops_per_second, against = world_flops_per_second(layout, DTYPES[config.precision.dtype])
-        run.facts["device"] = _device_name(layout.device)
+        run.facts["device"] = device_name(layout.device)
         run.facts["device_tflops"] = self._world_flops_per_second / layout.world_size / 1e12
         run.facts["mfu_against"] = against
         if layout.device.type == "cuda":
@@ -42,17 +42,17 @@ class Throughput(Callback):
             "step_seconds": seconds / len(self._window),
             "tflops_per_device": flops_per_second / run.layout.world_size / 1e12,
             "mfu": flops_per_second / self._world_flops_per_second,
-            "memory_gb": _peak_memory_bytes(run.layout) / 1e9,
+            "memory_gb": peak_memory_bytes(run.layout) / 1e9,
         }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads a rank"
 
 
-def _peak_memory_bytes(layout: Layout) -> int:
+def peak_memory_bytes(layout: Layout) -> int:
     if layout.device.type == "cuda":
         return torch.cuda.max_memory_allocated(layout.device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,0 +1,201 @@
+"""Plans of large models: quick, without memory, of the right sizes; hints, traffic, and what is left behind."""
+
+import resource
+import sys
+
+import pytest
+
+from megalm.config import Config, parse_config
+from megalm.testing import run_distributed
+from tests.plan.planner import SEQUENCE, VOCABULARY, in_planner, planned, small_config
+
+TP2 = "parallel.tensor_model_parallel_size=2"
+PP4 = "parallel.pipeline_model_parallel_size=4"
+PP2 = "parallel.pipeline_model_parallel_size=2"
+GIB = 2**30
+
+
+def large_config(*overrides: str) -> Config:
+    """LLaMA 70 B at TP8 x PP4, sequence 8192, in bf16."""
+    sections = {
+        "model": {"preset": "llama-70b", "vocab_size": 128256},
+        "batch": {"seq_length": 8192, "micro_batch_size": 1, "global_batch_size": 32},
+        "precision": {"dtype": "bf16"},
+        "parallel": {
+            "tensor_model_parallel_size": 8,
+            "pipeline_model_parallel_size": 4,
+            "sequence_parallel": True,
+        },
+    }
+    return parse_config(sections, overrides)
+
+
+def _plan_and_grow(config: Config) -> tuple:
+    """(plan of 4 x 8 processes, growth of this process's memory in bytes)."""
+    from megalm.plan.run import plan
+
+    plan(small_config(TP2, PP2), 1, 4, hints=False)  # what is imported on the way is not the plan's
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = plan(config, 4, 8, device_memory=80 * GIB, hints=False)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return result, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+def test_70b_model_is_planned_without_memory():
+    config = large_config()
+    plan, grown = in_planner(_plan_and_grow, config)
+    assert grown < 64 * 2**20 < plan.fullest.weights / 50
+    assert [stage.stages for stage in plan.stages] == [(0, 0), (1, 2), (3, 3)]
+    first, middle, last = plan.stages
+    assert [stage.layers for stage in plan.stages] == [20, 20, 20]
+    # eight ranks of each stage; norms are on all of them
+    held = [sum(stage.parameters.values()) for stage in plan.stages]
+    norms = [stage.parameters["norms"] for stage in plan.stages]
+    whole = sum(n * (8 * (size - norm) + norm) for n, size, norm in zip((1, 2, 1), held, norms, strict=True))
+    assert whole == config.model.num_parameters() == plan.parameters
+    # bf16 weights, fp32 gradient sums, fp32 masters and two moments
+    for stage, size in zip(plan.stages, held, strict=True):
+        assert stage.weights == pytest.approx(2 * size, rel=1e-3)
+        assert stage.gradients == pytest.approx(4 * size, rel=1e-3)
+        assert stage.optimizer == pytest.approx(12 * size, rel=1e-3)
+    assert first.peak > middle.peak > last.peak
+    assert plan.fullest is first
+    assert sum(first.at_peak.values()) == first.peak
+
+
+def test_stage_holds_as_many_microbatches_as_stages_follow_and_no_more():
+    def activations(global_batch_size: int) -> list[int]:
+        config = small_config(PP4, f"batch.global_batch_size={global_batch_size}")
+        plan = planned(config, 4)
+        return [sum(v for k, v in s.at_peak.items() if k.endswith("MLP")) for s in plan.stages]
+
+    four, many = activations(8), activations(64)
+    assert four == many
+    first, middle, last = four
+    assert (first, middle) == (4 * last, 3 * last)
+
+
+def test_full_recompute_keeps_no_activation_of_a_layer():
+    keeps, recomputes = (
+        planned(small_config(f"train.recompute.granularity={kind}")).fullest.at_peak
+        for kind in ("none", "full")
+    )
+    assert recomputes["activations.MLP"] < keeps["activations.MLP"] / 3
+    assert recomputes["weights"] == keeps["weights"]
+
+
+def test_kernels_are_those_of_the_planned_device():
+    """On CUDA no kernel holds scores of S x S, and a norm keeps its input and one number a token."""
+    sizes = []
+    for length in (1024, 2048):
+        overrides = (f"batch.seq_length={length}", "precision.dtype=bf16", "batch.global_batch_size=2")
+        sizes.append(planned(small_config(*overrides), device="H100").fullest.at_peak)
+    short, long = sizes
+    assert long["activations.attention"] == pytest.approx(2 * short["activations.attention"], rel=0.01)
+    tokens, norms = 2 * 1024, 4 * 2
+    output, statistic = 2 * 128, 4
+    assert short["activations.norms"] <= tokens * (output + statistic) * (norms + 1)
+
+
+def test_bytes_sent_follow_from_the_shapes():
+    hidden, width = 2 * SEQUENCE * 128, 4
+    pipeline = planned(small_config(PP2), 2)
+    for stage in pipeline.stages:  # one tensor a microbatch in one direction
+        assert stage.sent["PP"] == pytest.approx(8 * hidden * width, rel=0.001)
+    (alone,) = planned(small_config(), 1).stages
+    assert not alone.sent
+    for overrides in ((), ("parallel.zero_stage=1",)):
+        (stage,) = planned(small_config(*overrides), 2).stages
+        # a ring of two: half of all gradients out and half of all sums (or new weights) back
+        assert stage.sent == {"DP": pytest.approx(sum(stage.parameters.values()) * width, rel=0.001)}
+    (stage,) = planned(small_config(TP2, "batch.global_batch_size=4"), 2).stages
+    (more,) = planned(small_config(TP2, "batch.global_batch_size=64"), 2).stages
+    assert more.sent["TP"] == pytest.approx(16 * stage.sent["TP"], rel=0.01)
+
+
+def test_hints_are_plans_with_that_one_change():
+    config = small_config("train.recompute.granularity=none")
+    plan = planned(config, 2, device="H100", hints=True)
+    peaks = {hint.override: hint.peak for hint in plan.hints}
+    assert set(peaks) == {
+        "train.recompute.granularity=full",
+        "parallel.zero_stage=1",
+        "batch.micro_batch_size=1",
+    }
+    for override, peak in peaks.items():
+        assert peak == planned(small_config(override), 2, device="H100").fullest.peak
+    assert [hint.saves for hint in plan.hints] == sorted(
+        (plan.fullest.peak - p for p in peaks.values()), reverse=True
+    )
+    assert config.batch.micro_batch_size == 2
+
+
+def test_fits_says_whether_the_fullest_rank_and_what_is_set_aside_do():
+    config = small_config()
+    plan = planned(config, device="H100", memory=80 * GIB)
+    needed = plan.fullest.peak + plan.reserved
+    assert plan.fits and plan.reserved > 0
+    assert planned(config, device="H100", memory=needed).fits
+    assert not planned(config, device="H100", memory=needed - 1).fits
+    assert planned(config).fits is None
+
+
+def test_estimated_rates_are_flops_over_the_share_of_the_peak():
+    config = small_config("precision.dtype=bf16")
+    plan = planned(config, 2, device="H100")
+    for rate in plan.rates:
+        done = plan.flops_per_step / rate["step_seconds"]
+        assert done == pytest.approx(rate["mfu"] * 2 * 989.4e12)
+        assert rate["tokens_per_second_per_device"] * 2 == pytest.approx(16 * SEQUENCE / rate["step_seconds"])
+    assert not planned(config).rates
+
+
+def test_rendered_plan_names_the_fullest_stage_and_the_hints():
+    from megalm.plan.report import render
+
+    plan = planned(small_config(PP2), 2, device="H100", memory=80 * GIB, hints=True)
+    text = render(plan)
+    assert "fullest: stage 0" in text and "it fits into 80.00 GiB" in text
+    assert "train.recompute.granularity=full would save" in text
+    assert "planned in" in text and "sent in a step, PP: stage 0" in text
+
+
+def _world_left_behind() -> tuple:
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from megalm.plan.run import plan
+
+    hook = sys.excepthook
+    with pytest.raises(ZeroDivisionError):
+        from megalm.plan.world import fake_world
+
+        with fake_world(3, 8):
+            assert (dist.get_rank(), dist.get_world_size()) == (3, 8)
+            raise ZeroDivisionError
+    plan(small_config(TP2), 1, 2, "cpu")
+    real = torch.zeros(3).tolist() == [0.0, 0.0, 0.0] and torch.zeros(1).device.type == "cpu"
+    return dist.is_initialized(), parallel_state.model_parallel_is_initialized(), hook is sys.excepthook, real
+
+
+def test_nothing_of_the_fake_world_is_left_behind():
+    assert in_planner(_world_left_behind) == (False, False, True, True)
+
+
+def _plan_in_a_real_world() -> str:
+    from megalm.plan.world import fake_world
+
+    with pytest.raises(RuntimeError) as error, fake_world(0, 2):
+        pass
+    return str(error.value)
+
+
+def test_process_of_a_real_world_does_not_plan():
+    (message,) = run_distributed(_plan_in_a_real_world, 1)
+    assert "joined a world" in message
+
+
+def test_vocabulary_is_padded_as_the_engine_pads_it():
+    (stage,) = planned(small_config(TP2), 2).stages
+    assert stage.parameters["embedding"] == (VOCABULARY + 1) // 2 * 128
