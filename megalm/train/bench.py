@@ -16,14 +16,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from megalm.config import Config, data_parallel_size
 from megalm.engine.base import Engine, Loss, MicroBatch, local_samples, split_samples
 from megalm.engine.build import build_engine
+from megalm.errors import UserError
 from megalm.model.names import check_names
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout, create_layout
 from megalm.train.callbacks.device_rate import world_flops_per_second
 from megalm.train.callbacks.throughput import device_name, peak_memory_bytes
-from megalm.train.data import TrainingData, open_stream
-from megalm.train.pretrain import NextTokenLoss
+from megalm.train.data import TrainingData
 from megalm.train.run import resolve, resolve_vocabulary, world_size
+from megalm.train.tasks import task_of
 from megalm.train.time_use import DATA, FORWARD, STEP, TimeUse, time_use
 
 PROFILED_STEPS = 2
@@ -43,13 +44,18 @@ def main(config: Config, steps: int, warmup: int, trace: Path | None = None) -> 
     """
     check_names(config.model)
     config, tokenizer = (resolve if config.data.train else resolve_vocabulary)(config)
-    stream = open_stream(config, config.data.train, tokenizer) if config.data.train else None
+    task = task_of(config)
+    if not config.data.train and config.task != "pretrain":
+        raise UserError(
+            f"data.train is empty: task `{config.task}` cannot be timed with random tokens; name token files"
+        )
+    stream = task.open_stream(config, config.data.train, tokenizer) if config.data.train else None
     data_parallel_size(config, world_size())
     layout = create_layout(config.parallel, config.run.seed)
     rate, against = world_flops_per_second(layout, DTYPES[config.precision.dtype])
     engine = build_engine(config, layout)
     data: BatchSource = TrainingData(config, layout, stream) if stream else RandomTokens(config, layout)
-    bench = _Bench(engine, data, config.optimizer.lr)
+    bench = _Bench(engine, data, task.make_loss(config), config.optimizer.lr)
     for _ in range(warmup):
         bench.step()
     if layout.device.type == "cuda":
@@ -92,9 +98,9 @@ def main(config: Config, steps: int, warmup: int, trace: Path | None = None) -> 
 class _Bench:
     """Takes steps of one engine and times them."""
 
-    def __init__(self, engine: Engine, data: BatchSource, lr: float) -> None:
+    def __init__(self, engine: Engine, data: BatchSource, loss: Loss, lr: float) -> None:
         self.engine, self.data, self.lr = engine, data, lr
-        self.loss = _MarkedLoss(NextTokenLoss())
+        self.loss = _MarkedLoss(loss)
 
     def step(self) -> tuple[float, float]:
         """Return (seconds of the step, of those spent waiting for data)."""
@@ -126,6 +132,7 @@ class _MarkedLoss:
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
+        self.parts = loss.parts
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """See Loss.weight."""
