@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core import optimizer as megatron_optimizer
-from megatron.core.optimizer import distrib_optimizer
 
 from megalm.engine import adam
+from megalm.engine.adam import distrib_optimizer, megatron_optimizer
 from megalm.engine.megatron import MegatronEngine
 from megalm.train.pretrain import NextTokenLoss
 from tests.tiny import LR, tiny_config, tiny_engine, tiny_microbatches
