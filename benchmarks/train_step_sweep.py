@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from train_step_timing import Timing, alternate, held_gib, megalm_step
+from train_step_timing import Step, Timing, alternate, held_gib, megalm_step
 
 from megalm.config import Config
 from megalm.model.activation import ACTIVATION_KERNELS
@@ -78,18 +78,19 @@ def sweep(config: Config, tokens: torch.Tensor, timing: Timing) -> dict[str, Any
     usable, left_out = candidates(config)
     empty = held_gib(timing.device)
     default = megalm_step(config)
+    first_loss = default(tokens)
     default_gib = held_gib(timing.device) - empty
     rows = []
     best: dict[str, tuple[float, str]] = {}
     for field, name in usable:
-        row = _against_default(config, {field: name}, default, default_gib, tokens, timing)
+        row = _against_default(config, {field: name}, default, first_loss, default_gib, tokens, timing)
         rows.append({"choice": f"{field}={name}"} | row)
         print(f"{field}={name}: {row['speedup']:.3f}x", file=sys.stderr)
         if row["speedup"] > max(WORTH, best.get(field, (0.0, ""))[0]):
             best[field] = (row["speedup"], name)
     winners = {field: name for field, (_, name) in best.items()}
     if len(winners) > 1 and not problems(_with(config, winners)):
-        row = _against_default(config, winners, default, default_gib, tokens, timing)
+        row = _against_default(config, winners, default, first_loss, default_gib, tokens, timing)
         rows.append({"choice": " ".join(f"{field}={name}" for field, name in winners.items())} | row)
     return {"rows": rows, "left_out": left_out}
 
@@ -97,7 +98,8 @@ def sweep(config: Config, tokens: torch.Tensor, timing: Timing) -> dict[str, Any
 def _against_default(
     config: Config,
     choices: Mapping[str, str],
-    default: Any,
+    default: Step,
+    first_loss: float,
     default_gib: float,
     tokens: torch.Tensor,
     timing: Timing,
@@ -112,7 +114,7 @@ def _against_default(
     others = {"default": choice_gib, "choice": default_gib}
     return {
         "speedup": measured.ratio("choice", "default"),
-        "loss_difference": abs(measured.losses["choice"] / measured.losses["default"] - 1),
+        "loss_difference": abs(measured.losses["choice"] / first_loss - 1),
         **{
             f"{who}_{what}": value
             for who in steps

@@ -56,7 +56,7 @@ class Timing:
 
 @dataclass
 class Measured:
-    """Seconds of each round by contender, losses of the last round, peak memory in GiB on CUDA, matmul rates in FLOP/s."""
+    """Seconds of each round by contender, losses of the first round, peak memory in GiB on CUDA, matmul rates in FLOP/s."""
 
     seconds: dict[str, list[float]]
     losses: dict[str, float] = field(default_factory=dict)
@@ -86,7 +86,8 @@ def alternate(steps: Mapping[str, Step], tokens: torch.Tensor, timing: Timing) -
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats()
             begin = clock()
-            measured.losses[name] = step(tokens)
+            loss = step(tokens)
+            measured.losses.setdefault(name, loss)
             if on_cuda:
                 torch.cuda.synchronize()
                 measured.peak_gib[name] = torch.cuda.max_memory_allocated() / 2**30
