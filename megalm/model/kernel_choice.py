@@ -114,6 +114,14 @@ def _misfits(config: Config) -> dict[str, str]:
         found["model.cross_entropy"] = f"it wants all columns on one rank and TP is {tp}"
     if config.precision.fp8 != "none":
         found["precision.fp8"] = _fp8_misfit(config)
+    if config.engine == "deepspeed":
+        for field, default, value in (
+            ("train.compile", "none", config.train.compile),
+            ("optimizer.kernel", "auto", config.optimizer.kernel),
+            ("precision.fp8", "none", config.precision.fp8),
+        ):
+            if value != default:
+                found[field] = "engine `deepspeed` does not offer it"
     if model.architecture != "gpt":
         named = {
             "model.norm": model.norm == "te",

@@ -55,6 +55,10 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         ("model.cross_entropy", "liger", ("parallel.tensor_model_parallel_size=2",), "TP is 2"),
         ("model.norm", "te", ("precision.dtype=fp64",), "precision.dtype is fp64"),
         ("precision.fp8", "hybrid", ("precision.dtype=fp32",), "precision.dtype is fp32"),
+        ("train.compile", "blocks", ("engine=deepspeed",), "engine `deepspeed` does not offer it"),
+        ("optimizer.kernel", "foreach", ("engine=deepspeed",), "engine `deepspeed` does not offer it"),
+        ("precision.fp8", "hybrid", ("model.moe.num_experts=4",), "experts are not made for it"),
+        ("model.norm", "te", ("model.architecture=bert",), "architecture `bert` does not offer it"),
         ("precision.fp8", "e4m3", ("model.ffn_hidden_size=100",), "ffn_hidden_size / TP is 100"),
     ],
 )
