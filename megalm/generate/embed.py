@@ -16,7 +16,6 @@ from megalm.engine.base import Engine, MicroBatch
 from megalm.errors import UserError
 from megalm.generate.load import open_model
 from megalm.generate.request import EmbedRequest
-from megalm.model.state import ForwardState
 from megalm.tokenizer import Tokenizer
 from megalm.tokenizer.wordpiece import MaskingVocabulary, masking_vocabulary
 
@@ -102,8 +101,7 @@ def _pad(rows: list[list[int]], pad_id: int, device: torch.device) -> MicroBatch
 
 
 def _encode(model: nn.Module, microbatch: MicroBatch) -> Tensor:
-    state: ForwardState = microbatch.forward_state()
-    return model.encode(microbatch.tokens_BS, state)  # type: ignore[operator]
+    return model(microbatch.tokens_BS, microbatch.forward_state(), heads=False)
 
 
 def _mean(hidden_SBH: Tensor, microbatch: MicroBatch) -> Tensor:

@@ -97,9 +97,7 @@ class Bert(BertModel):
                 core.hidden_size, SENTENCE_CLASSES, core.init_method, core.perform_initialization
             )
 
-    def encode(
-        self, tokens_BS: Tensor, state: ForwardState | None = None, token_types_BS: Tensor | None = None
-    ) -> Tensor:
+    def _encode(self, tokens_BS: Tensor, state: ForwardState | None, token_types_BS: Tensor | None) -> Tensor:
         """Run this stage's layers. Returns hidden states (S, B, H): on the last stage of the whole sequence.
 
         Tokens attend to all tokens of their segment of `state`; padding is a segment of its own. token_types_BS: default 0.
@@ -130,16 +128,17 @@ class Bert(BertModel):
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
         sentence_labels: Tensor | None = None,
+        heads: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Run this stage; what the last stage returns depends on what it is given.
 
         tokens_BS alone: logits (B, S, V) over the real vocabulary, gathered over the tensor-parallel ranks, and those of
         the pair (B, 2), None without its head. With labels and loss_mask (B, S), and sentence_labels (B) where there is the
-        head (-1: not counted): summed losses, a vector of the masked tokens' and the pairs'. Other stages return hidden
-        states (S, B, H).
+        head (-1: not counted): summed losses, a vector of the masked tokens' and the pairs'. Without `heads`, and from other
+        stages, hidden states (S, B, H).
         """
-        hidden_SBH = self.encode(tokens_BS, state, token_types_BS)
-        if not self.post_process:
+        hidden_SBH = self._encode(tokens_BS, state, token_types_BS)
+        if not (self.post_process and heads):
             return hidden_SBH
         pair_logits_B2 = None
         if self.binary_head is not None and self.pooler is not None:

@@ -65,7 +65,7 @@ def hidden_means(directory: Path) -> np.ndarray:
     engine.model.eval()
     with torch.no_grad():
         rows = [torch.tensor([[cls, *tokenizer.encode(text), sep]]) for text in TEXTS]
-        return torch.cat([engine.model.encode(row).mean(0) for row in rows]).numpy()
+        return torch.cat([engine.model(row, heads=False).mean(0) for row in rows]).numpy()
 
 
 def test_vectors_are_the_mean_over_the_texts_own_tokens(run_directory: Path) -> None:

@@ -114,7 +114,6 @@ def test_bert_equals_hugging_face(preset: str) -> None:
 TP2 = "parallel.tensor_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 PP2 = "parallel.pipeline_model_parallel_size=2"
-ZERO1 = "parallel.zero_stage=1"
 LAYOUTS = {
     "TP2": (2, (TP2,)),
     "TP2+SP": (2, (TP2, SP)),
@@ -146,6 +145,18 @@ def test_other_encoders_train_like_one_process(change: str, layout: str) -> None
     assert_same_run(run(world_size, "bert-tiny", (MLM, change, *overrides), resets=True), expected, FP64)
 
 
-def test_sharded_optimizer_trains_bert_like_one_process_in_fp32() -> None:
+DEEPSPEED = "engine=deepspeed"
+SHARDED = {
+    "ZeRO-1": (2, ("parallel.zero_stage=1",)),
+    "deepspeed-ZeRO-2": (2, (DEEPSPEED, "parallel.zero_stage=2")),
+    "deepspeed-ZeRO-3": (2, (DEEPSPEED, "parallel.zero_stage=3")),
+    "deepspeed-TP2": (2, (DEEPSPEED, TP2)),
+}
+
+
+@pytest.mark.parametrize("layout", SHARDED)
+def test_sharded_engines_train_bert_like_one_process_in_fp32(layout: str) -> None:
+    world_size, overrides = SHARDED[layout]
     fp32 = (MLM, "precision.dtype=fp32", "optimizer.adam_eps=1e-5")
-    assert_same_run(run(2, "bert-tiny", (*fp32, ZERO1)), run(1, "bert-tiny", fp32), FP32)
+    found = run(world_size, "bert-tiny", (*fp32, *overrides))
+    assert_same_run(found, run(1, "bert-tiny", fp32), FP32)
