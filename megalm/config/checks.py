@@ -104,6 +104,11 @@ def _check_parallel(config: Config) -> None:
     _divides("model.ffn_hidden_size", model.ffn_size, size, tp)
     _check_pipeline(config)
     recompute = config.train.recompute
+    experts = {"moe", "shared_experts"}.intersection(recompute.modules)
+    if recompute.granularity == "selective" and experts and not model.moe.num_experts:
+        raise UserError(
+            f"train.recompute.modules names {', '.join(sorted(experts))}, but model.moe.num_experts is 0: take them out"
+        )
     if recompute.granularity == "full" and recompute.method == "uniform":
         for layers in layers_per_chunk(config):
             part = "the layers of a part of the pipeline (train.recompute.method uniform)"
@@ -127,6 +132,11 @@ def _check_parallel(config: Config) -> None:
             raise UserError(
                 f"parallel.overlap_param_gather with parallel.zero_stage {parallel.zero_stage}: no weights are gathered "
                 "there; use zero_stage 1, or turn it off"
+            )
+        if config.train.compile != "none":
+            raise UserError(
+                f"parallel.overlap_param_gather waits for weights inside the model, which train.compile {config.train.compile} "
+                "takes over: turn one of the two off"
             )
         if parallel.overlap_grad_reduce is False:
             raise UserError(

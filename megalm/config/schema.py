@@ -208,10 +208,11 @@ class RecomputeConfig(Section):
     granularity: Literal["none", "selective", "full"] = Field(
         "none", description="`selective`: `modules` of each layer; `full`: whole layers."
     )
-    modules: list[Literal["core_attn", "layernorm", "mlp"]] = Field(
+    modules: list[Literal["core_attn", "layernorm", "mlp", "moe", "shared_experts"]] = Field(
         ["core_attn"],
         min_length=1,
-        description="What `selective` computes again: `core_attn` (softmax(QK')V), `layernorm`, `mlp`.",
+        description="What `selective` computes again: `core_attn` (softmax(QK')V), `layernorm`, `mlp` (of layers without "
+        "experts), `moe` (layers of experts, with their communication), `shared_experts`.",
     )
     method: Literal["uniform", "block"] = Field(
         "uniform",

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
 from megalm.config.schema import Config
+from megalm.model.build import Model
 from megalm.model.gpt import GPT
 from megalm.parallel.layout import Layout
 
@@ -19,7 +20,7 @@ def overlaps_grad_reduce(config: Config, layout: Layout) -> bool:
     return parallel.overlap_param_gather or (group.size() > 1 and dist.get_backend(group) == "nccl")
 
 
-def wrap(model: GPT, config: Config, layout: Layout) -> DistributedDataParallel:
+def wrap(model: Model, config: Config, layout: Layout) -> DistributedDataParallel:
     """Megatron-Core's wrapper around the model of this rank, with its buffers of gradients."""
     precision, parallel = config.precision, config.parallel
     narrow = precision.dtype in ("bf16", "fp16")
@@ -37,7 +38,8 @@ def wrap(model: GPT, config: Config, layout: Layout) -> DistributedDataParallel:
     )
     if parallel.overlap_param_gather:
         # the library waits for a weight before the module that holds it runs; our head reads the output matrix itself
-        model.decoder.register_forward_hook(lambda *_: _wait_for_all(ddp))
+        layers = model.decoder if isinstance(model, GPT) else model.encoder
+        layers.register_forward_hook(lambda *_: _wait_for_all(ddp))
     return ddp
 
 

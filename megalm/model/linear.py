@@ -48,9 +48,15 @@ class RowLinear(RowParallelLinear):
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
-        if not _alone(self):
-            return self._traceable(input_) if torch.compiler.is_compiling() else super().forward(input_)
-        return F.linear(input_, self.weight, self.bias), None
+        if _alone(self):
+            return F.linear(input_, self.weight, self.bias), None
+        compute = self._traceable if torch.compiler.is_compiling() else super().forward
+        output, bias = compute(input_)
+        if bias is not None and not torch.is_grad_enabled():
+            # recompute of the MLP returns it from an autograd function, which would make it that function's own result:
+            # no parameter any more, and a backward pass that runs into itself
+            bias = bias.clone()
+        return output, bias
 
     def _traceable(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same without the library's warning about a missing group, which breaks torch.compile's graph."""

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
@@ -175,6 +176,11 @@ class MoE(MoELayer):
         self, hidden_SBH: Tensor, intermediate_tensors: None = None, padding_mask: None = None
     ) -> tuple[Tensor, None]:
         """Return the weighted sum of each token's experts, plus the shared expert, (S, B, H); and no bias."""
+        if self.moe_layer_recompute and self.training:
+            return checkpoint(self._mix, False, hidden_SBH), None
+        return self._mix(hidden_SBH), None
+
+    def _mix(self, hidden_SBH: Tensor) -> Tensor:
         shared_SBH = self.shared_experts_compute(hidden_SBH)
         weights_TE, map_TE = self.route(hidden_SBH)
         if self.replicas_group is not None:
@@ -185,7 +191,7 @@ class MoE(MoELayer):
         output_SBH = self.postprocess(self.combine(output), None)
         if self.replicas_group is not None:
             output_SBH = reduce_from_tensor_model_parallel_region(output_SBH, group=self.replicas_group)
-        return output_SBH if shared_SBH is None else output_SBH + shared_SBH, None
+        return output_SBH if shared_SBH is None else output_SBH + shared_SBH
 
 
 def moe_module(pg_collection: ProcessGroupCollection) -> type[MoE]:

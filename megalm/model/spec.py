@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import random as megatron_random
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -97,9 +98,16 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         persist_layer_norm=False,
         model=model,
     )
+    _let_norms_recompute()
     # the library reads only these bits of the precision; its own casts and scalers stay out of it
     result.bf16, result.fp16 = dtype == torch.bfloat16, dtype == torch.float16
     return result
+
+
+def _let_norms_recompute() -> None:
+    """Without Transformer Engine, the library's recompute of norms asks it for fp8 all the same: its `False` counts as yes."""
+    if not megatron_random.HAVE_TE:
+        megatron_random.CheckpointWithoutOutput.__init__.__defaults__ = (None,)
 
 
 def _moe_fields(config: Config, layout: Layout) -> dict[str, Any]:

@@ -31,6 +31,7 @@ NOISE = (
     (r"`load_state_dict` is deprecated and will be removed", r"megatron\.core\.dist_checkpointing"),
     (r"`torch\.distributed\.\w+_tensor` is deprecated", r"torch\.distributed\.c10d_logger"),
     (r"The \.grad attribute of a Tensor that is not a leaf", r"megatron\.core\.optimizer"),
+    (r"If you are using transformer_engine as the transformer implementation", r"megatron\.core"),
     (r"full scope is deprecated\. Use empty cuda_graph_scope", r"megatron\.core"),
 )
 # A setting of the CUDA driver, recommended under sequence parallelism; it means nothing on the CPU.

@@ -51,6 +51,14 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
         (["parallel.zero_stage=1", "precision.dtype=fp64"], "fp64"),
         (["parallel.overlap_param_gather=true"], "zero_stage 0"),
         (
+            ["parallel.overlap_param_gather=true", "parallel.zero_stage=1", "train.compile=blocks"],
+            "train.compile blocks",
+        ),
+        (
+            ["train.recompute.granularity=selective", "train.recompute.modules=[mlp,moe]"],
+            "names moe, but model.moe.num_experts is 0",
+        ),
+        (
             [
                 "parallel.overlap_param_gather=true",
                 "parallel.overlap_grad_reduce=false",

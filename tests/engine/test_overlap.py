@@ -9,11 +9,15 @@ from torch import Tensor
 from megalm.engine.megatron import MegatronEngine
 from megalm.train.pretrain import NextTokenLoss
 from tests.engine.test_optimizer import spoil
+from tests.parity import runs as parity
 from tests.tiny import LR, tiny_config, tiny_engine, tiny_microbatches
 from tests.worlds import in_world
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
+EP2 = "parallel.expert_model_parallel_size=2"
+EXPERTS = ("model.num_layers=2", "model.moe.aux_loss_coeff=0.1", "model.moe.shared_expert_ffn_hidden_size=48")
+CP2 = "parallel.context_parallel_size=2"
 VP2 = (PP2, "parallel.virtual_pipeline_model_parallel_size=2", "model.num_layers=4")
 ZERO1 = "parallel.zero_stage=1"
 FP32, BF16 = "precision.dtype=fp32", "precision.dtype=bf16"
@@ -104,11 +108,32 @@ def test_overlap_between_two_copies_changes_no_bit(
 
 
 @pytest.mark.parametrize("preset", ["gpt2-tiny", "llama-tiny"])
-@pytest.mark.parametrize("layout", [(TP2,), (PP2,), VP2], ids=["TP2xDP2", "PP2xDP2", "PP2/VP2xDP2"])
+@pytest.mark.parametrize(
+    "layout", [(TP2,), (PP2,), VP2, (CP2,)], ids=["TP2xDP2", "PP2xDP2", "PP2/VP2xDP2", "CP2xDP2"]
+)
 @in_world(4)
 def test_overlap_beside_other_axes_changes_no_bit(layout: tuple[str, ...], preset: str) -> None:
     check_same(layout, BUCKETS, preset)
     check_same((*layout, ZERO1, FP32), GATHER, preset)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "preset", "model", "layout"),
+    [
+        (2, "bert-tiny", ("task=mlm",), ()),
+        (2, "megatron-bert-tiny", ("task=mlm",), ()),
+        (2, "mixtral-tiny", EXPERTS, (EP2,)),
+        (4, "mixtral-tiny", EXPERTS, (EP2, TP2)),
+    ],
+    ids=["BERT", "MegatronBert", "EP2", "EP2xTP2"],
+)
+def test_overlap_suits_encoders_and_experts(
+    world_size: int, preset: str, model: tuple[str, ...], layout: tuple[str, ...]
+) -> None:
+    fp32 = (*model, FP32, "optimizer.adam_eps=1e-5")
+    parity.assert_same_run(
+        parity.run(world_size, preset, (*fp32, *GATHER, *layout)), parity.run(1, preset, fp32), parity.FP32
+    )
 
 
 @pytest.mark.parametrize("preset", ["gpt2-tiny", "llama-tiny"])

@@ -64,6 +64,7 @@ def train(
             gradients = pieces_of_state(engine.state(), "optimizer.exp_avg.")
     if config.parallel.zero_stage == 3:  # each rank holds a part of each weight
         return metrics, gradients, pieces_of_state(engine.state(), "model.")
+    engine.gather_weights()
     weights = [
         piece for chunk in engine.chunks for piece in pieces_of(sharded_parameters(chunk, engine.layout))
     ]
