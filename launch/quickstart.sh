@@ -4,8 +4,8 @@
 set -euo pipefail
 
 case "${1:-}" in
-"") steps=600 stop=300 text_bytes=12000000 ;;
---short) steps=40 stop=20 text_bytes=3000000 ;;
+"") steps=600 stop=300 hop=10 text_bytes=12000000 ;;
+--short) steps=40 stop=20 hop=4 text_bytes=3000000 ;;
 *)
     echo "usage: bash launch/quickstart.sh [--short]" >&2
     exit 2
@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 heading() { printf '\n=== %s\n' "$*"; }
 
-heading "1/7 environment"
+heading "1/9 environment"
 bash launch/setup_env.sh
 bin=${MEGALM_VENV:-.venv}/bin
 
@@ -28,14 +28,14 @@ if [ "$gpus" -lt 2 ]; then # the runs below are of two processes, and a GPU serv
     export CUDA_VISIBLE_DEVICES=""
 fi
 
-heading "2/7 text: the standard library's docstrings and sources"
+heading "2/9 text: the standard library's docstrings and sources"
 rm -rf "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run"
 "$bin/python" launch/quickstart_text.py "$work/documents.jsonl" --max-bytes "$text_bytes"
 
-heading "3/7 tokenizer: byte-level BPE, 4096 tokens"
+heading "3/9 tokenizer: byte-level BPE, 4096 tokens"
 "$bin/megalm" tokenizer train "$work/documents.jsonl" --vocab-size 4096 --output "$work/tokenizer"
 
-heading "4/7 dataset: token files for training, validation and test"
+heading "4/9 dataset: token files for training, validation and test"
 "$bin/megalm" dataset build "$work/documents.jsonl" --tokenizer "$work/tokenizer" \
     --output-prefix "$work/data/stdlib" --workers 2
 
@@ -43,13 +43,25 @@ train=("$bin/megalm" train configs/pretrain/quickstart.yaml --nproc 2
     "run.dir=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$steps"
     "data.train=[{path: \"$work/data/stdlib_train\"}]" "data.valid=[{path: \"$work/data/stdlib_valid\"}]")
 
-heading "5/7 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
+heading "5/9 plan: what each process will need, told without starting any"
+"$bin/megalm" plan configs/pretrain/quickstart.yaml --nodes 1 --gpus-per-node 2 --device cpu \
+    "tokenizer.path=$work/tokenizer" parallel.tensor_model_parallel_size=2
+
+heading "6/9 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
 "${train[@]}" parallel.tensor_model_parallel_size=2 "train.exit_after_steps=$stop"
 
-heading "6/7 the same run goes on under another layout: two copies, sharded optimizer (DP 2, ZeRO-1)"
-"${train[@]}" --resume parallel.tensor_model_parallel_size=1 parallel.zero_stage=1
+heading "7/9 the same run goes on under other layouts, and under another engine"
+go_on() { # steps, then the layout
+    echo "--- ${*:2}"
+    "${train[@]}" --resume parallel.tensor_model_parallel_size=1 "train.exit_after_steps=$1" "${@:2}"
+}
+go_on "$hop" parallel.context_parallel_size=2                                                           # shared sequences
+go_on "$hop" parallel.pipeline_model_parallel_size=2 parallel.virtual_pipeline_model_parallel_size=2     # interleaved pipeline
+go_on "$hop" engine=deepspeed parallel.zero_stage=3                                                     # everything sharded
+heading "8/9 and to its end as two copies with a sharded optimizer (DP 2, ZeRO-1)"
+go_on "$steps" parallel.zero_stage=1
 
-heading "7/7 text from the model"
+heading "9/9 text from the model"
 "$bin/megalm" generate "$work/run" --prompt "def " --max-new-tokens 100 --temperature 0.8 --top-k 50
 
 heading "done"
