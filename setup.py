@@ -19,6 +19,7 @@ setup(
         "torch>=2.6",
         "numpy",
         "megatron-core==0.16.1",
+        "deepspeed==0.19.8",
         "pydantic>=2",
         "pyyaml",
         "typer>=0.15",

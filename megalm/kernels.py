@@ -78,7 +78,10 @@ LIGER = Kernel(
 )
 TRITON = Kernel("triton", "torch.compile on CUDA", "functions run uncompiled", used=True)
 DEEPSPEED = Kernel(
-    "deepspeed", "ZeRO-2, ZeRO-3, offload", "Megatron-Core's distributed optimizer (ZeRO-1)", used=False
+    "deepspeed",
+    "ZeRO-2, ZeRO-3, offload (engine=deepspeed)",
+    "Megatron-Core's distributed optimizer (ZeRO-1)",
+    used=True,
 )
 CXX = Kernel(
     "c++",

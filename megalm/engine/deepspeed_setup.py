@@ -69,7 +69,7 @@ def settings(config: Config, model: nn.Module) -> dict[str, Any]:
     sizes = [parameter.numel() for parameter in model.parameters()]
     zero: dict[str, Any] = {
         "stage": stage,
-        "reduce_bucket_size": max(max(sizes), min(BUCKET_ELEMENTS, sum(sizes) // 10)),
+        "reduce_bucket_size": max(max(sizes), min(BUCKET_ELEMENTS, sum(sizes) // 20)),
         # it would replace torch.nn.functional.linear for good
         "memory_efficient_linear": False,
         # what has one axis, norms and biases, is too small to be worth gathering

@@ -89,7 +89,19 @@ class PartitionedState(FlatState):
 
     def __init__(self, runner: Any, groups: ProcessGroupCollection, has_masters: bool) -> None:
         self.runner = runner
+        if not has_masters:
+            self._share_weights()
         super().__init__(runner, groups, has_masters)
+
+    def _share_weights(self) -> None:
+        """In fp32 let Adam update the weights themselves where they rest on one device.
+
+        DeepSpeed means to, but compares a device with its name, which always differ, and keeps a copy.
+        """
+        optimizer = self.runner.optimizer
+        for flat, weights in zip(self._flats(), optimizer.fp16_partitioned_groups_flat, strict=True):
+            if weights is not None and weights.device == flat.device and weights.numel() == flat.numel():
+                flat.data = weights.data
 
     def gather(self, parameter: nn.Parameter, name: str, owner: int) -> Tensor | None:
         """See OptimizerState.gather."""
@@ -99,12 +111,14 @@ class PartitionedState(FlatState):
             part = safe_get_local_fp32_param(parameter)
         else:
             part = safe_get_local_optimizer_state(parameter, name)
-        mine = self.groups.dp.rank() == owner
-        parts = [torch.empty_like(part) for _ in range(self.groups.dp.size())] if mine else None
+        parts, whole = None, None
+        if self.groups.dp.rank() == owner:
+            whole = part.new_empty(part.numel() * self.groups.dp.size())
+            parts = list(whole.chunk(self.groups.dp.size()))
         dist.gather(part.detach(), parts, dist.get_global_rank(self.groups.dp, owner), group=self.groups.dp)
-        if parts is None:
+        if whole is None:
             return None
-        return torch.cat([p.cpu() for p in parts])[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+        return whole.cpu()[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
 
     def write(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
         """See OptimizerState.write."""

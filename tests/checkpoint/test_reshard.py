@@ -17,6 +17,7 @@ from megalm.config import Config
 from megalm.testing import run_distributed
 from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
 from tests.train.runs import (
+    ALL_LAYOUTS,
     GLOBAL_BATCH,
     LAYOUTS,
     PP2,
@@ -65,13 +66,13 @@ def load_and_continue(config: Config, source: Path) -> Continued:
     """Load `source` into a new engine, save what it now holds to the run directory, and take two more steps."""
     from megalm.checkpoint import CheckpointWriter, load_training_state
     from megalm.dataset import Cursor
-    from megalm.engine.megatron import MegatronEngine
+    from megalm.engine.build import build_engine
     from megalm.engine.schedule import learning_rate
     from megalm.parallel.layout import create_layout
     from megalm.train.data import TrainingData, open_stream
     from megalm.train.pretrain import NextTokenLoss
 
-    engine = MegatronEngine(config, create_layout(config.parallel, config.run.seed))
+    engine = build_engine(config, create_layout(config.parallel, config.run.seed))
     state = load_training_state(engine, source)
     writer = CheckpointWriter(Path(config.run.dir), config, engine)
     writer.save(state["step"], state)
@@ -104,7 +105,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, data: Path):
 
     @functools.cache
     def save(layout: str, *settings: str) -> tuple[Path, dict[str, Tensor], list[float], list[float]]:
-        world_size, overrides = (LAYOUTS | OTHER_AXES)[layout]
+        world_size, overrides = (ALL_LAYOUTS | OTHER_AXES)[layout]
         directory = tmp_path_factory.mktemp("saved")
         config = run_config(directory, data, *MODEL, *overrides, *settings, f"checkpoint.interval={STEPS}")
         config.train.exit_after_steps = STEPS + MORE_STEPS
@@ -121,7 +122,7 @@ def continue_in(
     layout: str, directory: Path, data: Path, source: Path, *settings: str, work: Work = load_and_continue
 ) -> Continued:
     """`load_and_continue` on all ranks of a layout; what the ranks found, together."""
-    world_size, overrides = (LAYOUTS | OTHER_AXES)[layout]
+    world_size, overrides = (ALL_LAYOUTS | OTHER_AXES)[layout]
     config = run_config(directory, data, *MODEL, *overrides, *settings)
     ranks = run_distributed(work, world_size, config, source)
     assert all((r.losses, r.norms, r.updates) == (ranks[0].losses, ranks[0].norms, STEPS) for r in ranks)
@@ -172,18 +173,37 @@ def continue_in_portions(limit: int, config: Config, source: Path) -> Continued:
 def load_weights_and_save(config: Config, source: Path) -> None:
     """Load only the weights and save what the engine then holds."""
     from megalm.checkpoint import CheckpointWriter, load_weights
-    from megalm.engine.megatron import MegatronEngine
+    from megalm.engine.build import build_engine
     from megalm.parallel.layout import create_layout
 
-    engine = MegatronEngine(config, create_layout(config.parallel))
+    engine = build_engine(config, create_layout(config.parallel))
     load_weights(engine, source)
     writer = CheckpointWriter(Path(config.run.dir), config, engine)
     writer.save(1, {})
     writer.finish()
 
 
+def load_weights_step_and_save(config: Config, source: Path) -> None:
+    """Load only the weights, take a step without gradients, and save what the engine then holds."""
+    from megalm.checkpoint import CheckpointWriter, load_weights
+    from megalm.engine.build import build_engine
+    from megalm.parallel.layout import create_layout
+    from megalm.train.data import TrainingData, open_stream
+    from megalm.train.pretrain import NextTokenLoss
+
+    engine = build_engine(config, create_layout(config.parallel))
+    load_weights(engine, source)
+    microbatches = TrainingData(config, engine.layout, open_stream(config, config.data.train, None)).next()
+    for microbatch in microbatches:
+        microbatch.loss_mask_BS.zero_()
+    assert not engine.step(microbatches, NextTokenLoss(), 1e-3).skipped
+    writer = CheckpointWriter(Path(config.run.dir), config, engine)
+    writer.save(1, {})
+    writer.finish()
+
+
 def padded(layout: str) -> str:
-    return f"model.make_vocab_size_divisible_by={PADDING[layout]}"
+    return f"model.make_vocab_size_divisible_by={PADDING.get(layout, 1)}"
 
 
 @pytest.mark.parametrize(("origin", "target"), PAIRS)
@@ -347,7 +367,7 @@ def test_weights_alone_come_with_their_full_precision_and_without_moments(
 ) -> None:
     """A bf16 engine takes the masters of a bf16 run, and the weights of a fp32 run as masters."""
     tensors = saved("TP2", f"precision.dtype={dtype}")[1]
-    world_size, overrides = LAYOUTS[target]
+    world_size, overrides = ALL_LAYOUTS[target]
     config = run_config(tmp_path, data, *MODEL, *overrides, "precision.dtype=bf16")
     source = saved("TP2", f"precision.dtype={dtype}")[0]
     run_distributed(load_weights_and_save, world_size, config, source)

@@ -9,7 +9,7 @@ import pytest
 from megalm.checkpoint import list_checkpoints
 from megalm.train.callbacks.metrics import read_metrics
 from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
-from tests.train.runs import LAYOUTS, run_config, step_lines, train_in_world
+from tests.train.runs import ALL_LAYOUTS, run_config, step_lines, train_in_world
 
 LAST = Path("checkpoints") / "step_00000008"
 LOSS_SCALE = (
@@ -35,11 +35,18 @@ GPT2_WITH_DROPOUT = ("model.preset=gpt2-tiny", "model.hidden_dropout=0.1", "mode
         ("DP2+ZeRO-1", "bf16"),
         ("DP2+ZeRO-1", "fp16"),
         ("TP2xPP2", "fp32"),
+        ("DeepSpeed, DP2", "bf16"),
+        ("DeepSpeed, ZeRO-1", "fp32"),
+        ("DeepSpeed, ZeRO-1", "bf16"),
+        ("DeepSpeed, ZeRO-2", "fp32"),
+        ("DeepSpeed, ZeRO-2", "bf16"),
+        ("DeepSpeed, ZeRO-3", "fp32"),
+        ("DeepSpeed, ZeRO-3", "bf16"),
     ],
 )
 def test_resumed_run_continues_bit_for_bit(tmp_path: Path, data: Path, layout: str, dtype: str) -> None:
     """Losses, norms, weights, moments and counters, with dropout; in fp16 the loss scale falls and grows meanwhile."""
-    world_size, overrides = LAYOUTS[layout]
+    world_size, overrides = ALL_LAYOUTS[layout]
     settings = (*GPT2_WITH_DROPOUT, *LOSS_SCALE, f"precision.dtype={dtype}", *overrides)
     train_in_world(world_size, run_config(tmp_path / "whole", data, *settings))
     for _ in range(2):

@@ -26,6 +26,17 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "DP2+ZeRO-1": (2, (ZERO1,)),
     "TP2xPP2": (4, (TP2, PP2)),
 }
+DEEPSPEED = "engine=deepspeed"
+DEEPSPEED_LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "DeepSpeed, one process": (1, (DEEPSPEED,)),
+    "DeepSpeed, DP2": (2, (DEEPSPEED,)),
+    "DeepSpeed, ZeRO-1": (2, (DEEPSPEED, ZERO1)),
+    "DeepSpeed, ZeRO-2": (2, (DEEPSPEED, "parallel.zero_stage=2")),
+    "DeepSpeed, ZeRO-3": (2, (DEEPSPEED, "parallel.zero_stage=3")),
+    "DeepSpeed, ZeRO-2 x TP2": (4, (DEEPSPEED, "parallel.zero_stage=2", TP2)),
+    "DeepSpeed, ZeRO-3 x TP2": (4, (DEEPSPEED, "parallel.zero_stage=3", TP2)),
+}
+ALL_LAYOUTS = LAYOUTS | DEEPSPEED_LAYOUTS
 
 
 def write_tokens(directory: Path) -> Path:
