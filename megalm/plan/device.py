@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 META = torch.device("meta")
 _KINDS = {
@@ -120,7 +121,7 @@ class PretendDevice(TorchFunctionMode):
             half = query.dtype in (torch.bfloat16, torch.float16)
             return SDPBackend.FLASH_ATTENTION if mask is None and half else SDPBackend.EFFICIENT_ATTENTION
         # torch's own choice, asked with tensors of the same shapes that share a few real numbers
-        with torch._C.DisableTorchFunction():
+        with _disable_current_modes():
             shown = [
                 torch.empty(1, dtype=x.dtype).expand(x.shape[-1]).contiguous() for x in (query, key, value)
             ]

@@ -33,7 +33,7 @@ def small_config(*overrides: str, preset: str = "llama-tiny") -> Config:
 
 def in_planner(function: Any, *arguments: Any) -> Any:
     """Call a module-level function in the planning process."""
-    return _pool().submit(function, *arguments).result(timeout=300)
+    return _pool().submit(function, *arguments).result(timeout=550)
 
 
 def planned(

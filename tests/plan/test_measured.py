@@ -32,6 +32,7 @@ LAYOUTS = {
     "recompute-TP2xPP2": (4, (FULL, TP2, SP, PP2)),
     "all-logits": (1, ("model.cross_entropy=plain",)),
     "document-masks": (1, ("data.reset_at_document_end=true", "model.attention=torch")),
+    "torch-attention": (1, ("model.attention=torch",)),
     "plain-attention": (1, ("model.attention=plain",)),
     "dropout": (1, ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")),
 }
