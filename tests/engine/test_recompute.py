@@ -102,7 +102,9 @@ def test_recomputed_experts_change_nothing(layout: tuple[str, ...]) -> None:
         calls = {"TopKRouter": 0, "SharedExpertMLP": 0}
         for module in engine.model.modules():
             if (name := type(module).__name__) in calls:
-                module.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+                module.register_forward_hook(
+                    lambda *_, name=name, calls=calls: calls.update({name: calls[name] + 1})
+                )
         metrics = [engine.step(tiny_microbatches(s, engine.layout), NextTokenLoss(), LR) for s in range(2)]
         figures = [(m.loss, m.grad_norm, *m.more.values()) for m in metrics]
         weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
