@@ -61,7 +61,7 @@ def evaluate_and_forward(resets: bool, overrides: tuple[str, ...]) -> tuple[Any,
         lambda model, m: model(m.tokens_BS, m.forward_state(), labels=m.labels_BS),
         lambda output, m: (places(m), output.clone()),
     )
-    return engine.evaluate(microbatches, NextTokenLoss()), outputs
+    return np.concatenate(engine.evaluate(microbatches, NextTokenLoss())), outputs
 
 
 @pytest.mark.parametrize(("world_size", "overrides"), [(2, (CP2,)), (4, (CP2, PP2))], ids=["CP2", "CP2xPP2"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from megalm.model import context_attention
 from megalm.model.attention_kernels import ATTENTIONS, plain_attention
 from megalm.model.context_attention import attend_over_context
+from megalm.model.kernel_choice import NEEDS
 from megalm.parallel.context import ContextShare
 from tests.worlds import in_world
 
@@ -40,7 +41,7 @@ def test_ranks_hold_each_token_once_and_as_many_pairs_to_attend_to() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("kernel", sorted(set(ATTENTIONS) - {"flash"}))
+@pytest.mark.parametrize("kernel", [name for name in ATTENTIONS if ("model.attention", name) not in NEEDS])
 @in_world(2)
 def test_output_and_gradients_equal_attention_over_the_whole_sequence(kernel: str, groups: int) -> None:
     context = ContextShare(dist.group.WORLD, TOKENS)

@@ -31,6 +31,11 @@ def test_alibi_bias_is_minus_slope_times_distance() -> None:
     assert bias[0, 2, 3, 1] == -2 / 8
 
 
+def test_alibi_bias_of_the_last_tokens_is_that_of_all_tokens_there() -> None:
+    whole = alibi_bias(alibi_slopes(8), ForwardState(), 7, 7)
+    assert torch.equal(alibi_bias(alibi_slopes(8), ForwardState(), 3, 7), whole[:, :, 4:])
+
+
 def test_sinusoidal_table_is_the_papers_formula() -> None:
     table = sinusoidal_table(50, 16)
     assert table.shape == (50, 16)
