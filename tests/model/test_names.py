@@ -28,4 +28,4 @@ def test_every_preset_uses_known_names():
     from megalm.config.presets import PRESETS
 
     for preset in PRESETS:
-        check_names(parse_config({"model": {"preset": preset}}).model)
+        check_names(parse_config({"model": {"preset": preset}, "batch": {"seq_length": 128}}).model)
