@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
@@ -27,10 +27,10 @@ _KINDS = {
 class PretendDevice(TorchFunctionMode):
     """While active, what asks for a device gets a meta tensor, and that tensor says it lives on `device`.
 
-    Kernels that torch chooses by device are chosen as they would be there.
+    Kernels that torch chooses by device are chosen as they would be there. to_numpy: the values to give where code asks.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, to_numpy: Callable[[Tensor], NDArray[Any]]) -> None:
         super().__init__()
         self.device = device
         self.replaced: dict[Any, Callable[..., Any]] = {
@@ -41,8 +41,8 @@ class PretendDevice(TorchFunctionMode):
             Tensor.cpu: lambda tensor, *_, **__: tensor,
             Tensor.cuda: lambda tensor, *_, **__: tensor,
             Tensor.pin_memory: lambda tensor, *_, **__: tensor,
-            Tensor.tolist: _to_list,
-            Tensor.numpy: _to_numpy,
+            Tensor.tolist: lambda tensor: to_numpy(tensor).tolist(),
+            Tensor.numpy: lambda tensor, **_: to_numpy(tensor) if tensor.is_meta else tensor.numpy(),
             Tensor.backward: self._backward,
             torch._C._nn.scaled_dot_product_attention: self._attention,
         }
@@ -66,10 +66,17 @@ class PretendDevice(TorchFunctionMode):
             return f"{prefix}{_KINDS[args[0].dtype]}Tensor"
         return function(*args, **kwargs)
 
-    def _backward(self, tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _backward(
+        self,
+        tensor: Tensor,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+    ) -> None:
         """Recompute runs the forward pass within: there, too, this mode must be active."""
         with self:
-            torch.autograd.backward(tensor, *args, **kwargs)
+            torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
     def _attention(
         self,
@@ -119,7 +126,10 @@ class PretendDevice(TorchFunctionMode):
             if query.dtype == torch.float64:
                 return SDPBackend.MATH
             half = query.dtype in (torch.bfloat16, torch.float16)
-            return SDPBackend.FLASH_ATTENTION if mask is None and half else SDPBackend.EFFICIENT_ATTENTION
+            if mask is None and half:
+                return SDPBackend.FLASH_ATTENTION
+            # the other fused kernel takes no grouped heads
+            return SDPBackend.MATH if options["enable_gqa"] else SDPBackend.EFFICIENT_ATTENTION
         # torch's own choice, asked with tensors of the same shapes that share a few real numbers
         with _disable_current_modes():
             shown = [
@@ -150,11 +160,3 @@ def _cuda_rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor, eps: float | None = None
 ) -> Tensor:
     return _FusedRMSNorm.apply(input, weight)
-
-
-def _to_numpy(tensor: Tensor, **_: Any) -> Any:
-    return np.zeros(tensor.shape, str(tensor.dtype)[6:]) if tensor.is_meta else tensor.numpy()
-
-
-def _to_list(tensor: Tensor) -> Any:
-    return [_to_list(part) for part in tensor] if tensor.dim() else tensor.item()

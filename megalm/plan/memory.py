@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megalm.plan.device import META
 from megalm.plan.shapes import Shapes, tensors_in
 from megalm.plan.traffic import Traffic
+from megalm.plan.values import Values
 
-aten = torch.ops.aten
 WEIGHTS, GRADIENTS, OPTIMIZER = LASTING = ("weights", "gradients", "optimizer")
 
 
@@ -22,12 +21,12 @@ class MemoryTracker(TorchDispatchMode):
 
     Labels: what `label` names, and during a step `activations.PART` for what the forward pass of that part of the
     model makes (again, under recompute), `backward` for what the backward pass makes, else `other`.
-    Values that code asks for are zero.
     """
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, traffic: Traffic, values: Values) -> None:
         super().__init__()
         self.traffic = traffic
+        self.values = values
         self.shapes = Shapes()
         self.parts: list[str] = []
         self.live: Counter[str] = Counter()
@@ -62,12 +61,13 @@ class MemoryTracker(TorchDispatchMode):
         if function.namespace == "c10d":
             received = self.traffic.handle(function, args, self._where())
             self.label(received, "communication")
+            self.values.gathered(received, args[1])
             return self.traffic.result(function, args)
-        if function is aten._local_scalar_dense.default:
-            return _zero(args[0].dtype)
-        if function is aten.lift_fresh.default:  # the end of torch.tensor(...), which holds real numbers
-            return self._made(torch.empty_like(args[0], device=META))
-        return self._made(self.shapes.run(function, args, kwargs))
+        if self.values.knows(function):
+            return self._made(self.values.run(function, args))
+        output = self._made(self.shapes.run(function, args, kwargs))
+        self.values.watch(function, args, output)
+        return output
 
     def _where(self) -> str:
         if self.parts:
@@ -108,9 +108,3 @@ def follow_parts(tracker: MemoryTracker, parts: Mapping[nn.Module, str]) -> None
     for module, part in parts.items():
         module.register_forward_pre_hook(lambda *_, part=part: tracker.parts.append(part))
         module.register_forward_hook(lambda *_: tracker.parts.pop() and None, always_call=True)
-
-
-def _zero(dtype: torch.dtype) -> Any:
-    if dtype == torch.bool:
-        return False
-    return 0.0 if dtype.is_floating_point else 0

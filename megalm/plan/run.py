@@ -37,8 +37,6 @@ def plan(
     begin = time.perf_counter()
     if device != CPU and device not in PEAK_BF16_TFLOPS:
         raise UserError(f"--device {device!r} is unknown (known: cpu, {', '.join(PEAK_BF16_TFLOPS)})")
-    if config.model.architecture != "gpt":
-        raise UserError(f"model.architecture `{config.model.architecture}`: only `gpt` can be planned so far")
     world_size = nodes * gpus_per_node
     copies = data_parallel_size(config, world_size)
     check_names(config.model)

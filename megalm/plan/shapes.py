@@ -61,7 +61,9 @@ class Shapes:
     def _learn(self, function: Any) -> _Traits:
         schema = function._schema
         names = {argument.name for argument in schema.arguments}
-        fresh = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
+        fresh = not schema.is_mutable and all(
+            result.alias_info is None and "Tensor" in str(result.type) for result in schema.returns
+        )
         self._traits[function] = _Traits({"device", "pin_memory"} <= names, fresh)
         return self._traits[function]
 

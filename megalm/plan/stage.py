@@ -1,10 +1,13 @@
 """One rank's engine on tensors without memory: built, and taken through a training step."""
 
+import contextlib
 import dataclasses
 import re
 import warnings
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,8 +21,9 @@ from megalm.plan.device import PretendDevice
 from megalm.plan.memory import GRADIENTS, OPTIMIZER, WEIGHTS, MemoryTracker, follow_parts
 from megalm.plan.report import StagePlan
 from megalm.plan.traffic import Traffic
+from megalm.plan.values import Values
 from megalm.plan.world import fake_world
-from megalm.train.pretrain import NextTokenLoss
+from megalm.train.tasks import task_of
 
 LAYER = re.compile(r"\blayers\.\d+$")
 # a part of the model by the name of a module; the first that matches counts
@@ -42,15 +46,24 @@ def plan_stage(config: Config, world_size: int, stages: tuple[int, int], device:
     least padding, so that none computes more.
     """
     rank = stages[0] * world_size // config.parallel.pipeline_model_parallel_size
-    with fake_world(rank, world_size):
+    with fake_world(rank, world_size, "gloo" if device.type == "cpu" else "nccl"):
         layout = create_layout(config.parallel, config.run.seed)
         layout = dataclasses.replace(layout, device=device, without_memory=True)
-        traffic = Traffic(layout)
-        tracker = MemoryTracker(traffic)
-        with PretendDevice(device), tracker, warnings.catch_warnings():
+        values = Values(config)
+        tracker = MemoryTracker(Traffic(layout), values)
+        with PretendDevice(device, values.to_numpy), tracker, warnings.catch_warnings():
             # the library's own access, which `megalm.parallel.cpu` silences where it happens; here it happens in the mode
             warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
-            return _rehearse(config, layout, tracker, stages)
+            with _agreement(config):
+                return _rehearse(config, layout, tracker, stages)
+
+
+def _agreement(config: Config) -> contextlib.AbstractContextManager[Any]:
+    """DeepSpeed's ZeRO-3 compares with the other ranks in which order modules run."""
+    if config.engine != "deepspeed" or config.parallel.zero_stage < 3:
+        return contextlib.nullcontext()
+    name = "deepspeed.runtime.zero.partitioned_param_coordinator.assert_ints_same_as_other_ranks"
+    return mock.patch(name, lambda *_: None)
 
 
 def _rehearse(config: Config, layout: Layout, tracker: MemoryTracker, stages: tuple[int, int]) -> StagePlan:
@@ -62,7 +75,7 @@ def _rehearse(config: Config, layout: Layout, tracker: MemoryTracker, stages: tu
     microbatches = _microbatches(config, layout, rehearsed)
     tracker.relabel("other", BATCH)
     tracker.start()
-    engine.step(microbatches, NextTokenLoss(), config.optimizer.lr)
+    engine.step(microbatches, task_of(config).make_loss(config), config.optimizer.lr)
     waiting = tracker.at_peak[BATCH] // rehearsed * (count - rehearsed)
     tracker.at_peak[BATCH] += waiting
     return StagePlan(
@@ -93,15 +106,18 @@ def microbatches_of(config: Config, layout: Layout) -> tuple[int, int]:
 
 def _microbatches(config: Config, layout: Layout, count: int) -> list[MicroBatch]:
     """A rank's first microbatches of a step, as the run's data would be."""
-    shape = (count * config.batch.micro_batch_size, config.batch.seq_length)
-    ids_BS = np.zeros(shape, np.int64)
+    rows = count * config.batch.micro_batch_size
+    ids_BS = np.zeros((rows, config.batch.seq_length), np.int64)
+    encoder = config.model.architecture == "bert"
     documents_BS = ids_BS if config.data.reset_at_document_end else None
     batch = SimpleNamespace(
         tokens_BS=ids_BS,
         labels_BS=ids_BS,
-        loss_mask_BS=np.zeros(shape, np.float32),
-        positions_BS=documents_BS,
-        segments_BS=documents_BS,
+        loss_mask_BS=ids_BS.astype(np.float32),
+        positions_BS=None if encoder else documents_BS,
+        segments_BS=ids_BS if encoder else documents_BS,
+        token_types_BS=ids_BS if encoder else None,
+        sentence_labels_B=np.zeros(rows, np.int64) if encoder else None,
     )
     return split_samples(batch, layout, config.batch.micro_batch_size)
 
@@ -119,7 +135,8 @@ def _parameters_by_part(engine: Engine) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, module in _modules(engine):
         for parameter in module.parameters(recurse=False):
-            counts[_part(name)] += parameter.numel()
+            # ZeRO-3 leaves an empty tensor in the place of a parameter that it has taken apart
+            counts[_part(name)] += getattr(parameter, "ds_numel", parameter.numel())
     return dict(counts)
 
 
@@ -127,5 +144,6 @@ def _label_state(tracker: MemoryTracker, engine: Engine) -> None:
     """Weights and gradients are what parameters name; all else that lives once the engine is built is the optimizer's."""
     parameters = [p for _, module in _modules(engine) for p in module.parameters(recurse=False)]
     tracker.label(parameters, WEIGHTS)
+    tracker.label((p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")), WEIGHTS)
     tracker.label((p.main_grad for p in parameters if hasattr(p, "main_grad")), GRADIENTS)
     tracker.relabel("other", OPTIMIZER)

@@ -13,10 +13,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
 @contextlib.contextmanager
-def fake_world(rank: int, world_size: int) -> Iterator[None]:
+def fake_world(rank: int, world_size: int, backend: str) -> Iterator[None]:
     """Be rank `rank` of `world_size` processes for a while; collectives return at once and move nothing.
 
-    Everything process-global that Megatron-Core and torch.distributed keep is taken down at the end. RuntimeError in a
+    backend: what the groups say they talk over. Everything process-global that Megatron-Core and torch.distributed keep is taken down at the end. RuntimeError in a
     process that is part of a real world.
     """
     if dist.is_initialized():
@@ -25,6 +25,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         with (
+            mock.patch.object(dist, "get_backend", lambda *_, **__: backend),
             mock.patch.object(dist, "all_gather_object", _gather_objects),
             mock.patch.object(dist, "broadcast_object_list", _broadcast_objects),
             mock.patch.object(dist, "batch_isend_irecv", _send_and_receive),

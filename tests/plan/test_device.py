@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.plan.planner import in_planner
+from tests.plan.planner import in_planner, small_config
 
 
 def _as_seen_on(kind: str) -> dict:
@@ -11,8 +11,13 @@ def _as_seen_on(kind: str) -> dict:
     from megalm.plan.device import PretendDevice
     from megalm.plan.memory import MemoryTracker
     from megalm.plan.traffic import Traffic
+    from megalm.plan.values import Values
 
-    with PretendDevice(torch.device(kind)), MemoryTracker(Traffic.__new__(Traffic)):
+    values = Values(small_config())
+    with (
+        PretendDevice(torch.device(kind), values.to_numpy),
+        MemoryTracker(Traffic.__new__(Traffic), values),
+    ):
         made = torch.zeros(2**40)  # 4 TiB
         moved = torch.ones(3).to(torch.device("cpu"))
         listed = torch.tensor([1.0, 2.0])

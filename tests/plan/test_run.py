@@ -72,7 +72,9 @@ def test_stage_holds_as_many_microbatches_as_stages_follow_and_no_more():
     four, many = activations(8), activations(64)
     assert four == many
     first, middle, last = four
-    assert (first, middle) == (4 * last, 3 * last)
+    # the peak comes within the last forward pass
+    assert 3.5 * last < first < 4 * last
+    assert 2.5 * last < middle < 3 * last
 
 
 def test_full_recompute_keeps_no_activation_of_a_layer():
@@ -171,8 +173,8 @@ def _world_left_behind() -> tuple:
     with pytest.raises(ZeroDivisionError):
         from megalm.plan.world import fake_world
 
-        with fake_world(3, 8):
-            assert (dist.get_rank(), dist.get_world_size()) == (3, 8)
+        with fake_world(3, 8, "gloo"):
+            assert (dist.get_rank(), dist.get_world_size(), dist.get_backend()) == (3, 8, "gloo")
             raise ZeroDivisionError
     plan(small_config(TP2), 1, 2, "cpu")
     real = torch.zeros(3).tolist() == [0.0, 0.0, 0.0] and torch.zeros(1).device.type == "cpu"
@@ -186,7 +188,7 @@ def test_nothing_of_the_fake_world_is_left_behind():
 def _plan_in_a_real_world() -> str:
     from megalm.plan.world import fake_world
 
-    with pytest.raises(RuntimeError) as error, fake_world(0, 2):
+    with pytest.raises(RuntimeError) as error, fake_world(0, 2, "gloo"):
         pass
     return str(error.value)
 
