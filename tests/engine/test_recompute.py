@@ -1,5 +1,7 @@
 """Activations computed again are the same, module by module and layer by layer, and their memory is given back."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,10 @@ AGAIN = {
 }
 
 
+def count(calls: dict[str, int], kind: str, *_: object) -> None:
+    calls[kind] += 1
+
+
 def engine_with(preset: str, *overrides: str) -> MegatronEngine:
     return tiny_engine(tiny_config(preset, f"model.num_layers={LAYERS}", *overrides))
 
@@ -52,13 +58,10 @@ def count_calls(engine: MegatronEngine) -> dict[str, int]:
     """Passes through each kind of module in the layers, counted from now on."""
     calls = dict.fromkeys(KINDS, 0)
 
-    def count(kind: str) -> None:
-        calls[kind] += 1
-
     for module in engine.model.decoder.layers.modules():
         for kind, name in KINDS.items():
             if type(module).__name__ == name:
-                module.register_forward_hook(lambda *_, kind=kind: count(kind))
+                module.register_forward_hook(functools.partial(count, calls, kind))
     return calls
 
 
@@ -102,9 +105,7 @@ def test_recomputed_experts_change_nothing(layout: tuple[str, ...]) -> None:
         calls = {"TopKRouter": 0, "SharedExpertMLP": 0}
         for module in engine.model.modules():
             if (name := type(module).__name__) in calls:
-                module.register_forward_hook(
-                    lambda *_, name=name, calls=calls: calls.update({name: calls[name] + 1})
-                )
+                module.register_forward_hook(functools.partial(count, calls, name))
         metrics = [engine.step(tiny_microbatches(s, engine.layout), NextTokenLoss(), LR) for s in range(2)]
         figures = [(m.loss, m.grad_norm, *m.more.values()) for m in metrics]
         weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
