@@ -2,7 +2,7 @@
 
     python benchmarks/step_memory.py
 
-Counts do not depend on the machine or on what else runs there. The table of docs/performance.md is this script's output.
+Counts do not depend on the machine or on what else runs there.
 """
 
 import argparse

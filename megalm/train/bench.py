@@ -17,6 +17,7 @@ from megalm.config import Config, data_parallel_size
 from megalm.engine.base import Engine, Loss, MicroBatch, local_samples, split_samples
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
+from megalm.model.kernel_choice import check_kernels
 from megalm.model.names import check_names
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout, create_layout
@@ -43,6 +44,7 @@ def main(config: Config, steps: int, warmup: int, trace: Path | None = None) -> 
     Collective; the time use and the trace are rank 0's. Nothing is saved: weights are drawn and thrown away.
     """
     check_names(config.model)
+    check_kernels(config)
     config, tokenizer = (resolve if config.data.train else resolve_vocabulary)(config)
     task = task_of(config)
     if not config.data.train and config.task != "pretrain":
