@@ -89,7 +89,8 @@ def run(
         losses=[loss for loss, _, _, _, _ in metrics],
         norms=[norm for _, norm, _, _, _ in metrics],
         weights_counted=[weight for _, _, weight, _, _ in metrics],
-        more=[more for _, _, _, _, more in metrics],
+        # the scale of the loss in fp16 is no figure of the model
+        more=[{k: v for k, v in more.items() if k != "loss_scale"} for _, _, _, _, more in metrics],
         gradients={name.removeprefix("optimizer.exp_avg."): m / (1 - BETA1) for name, m in moments.items()},
         weights=assemble(rank[2] for rank in ranks),
     )
