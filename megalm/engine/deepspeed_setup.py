@@ -5,6 +5,7 @@ import io
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from megalm.parallel.layout import Layout
 logger = logging.getLogger(__name__)
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients are reduced in buckets of so many at most."""
+"""Gradients are reduced in buckets of so many at most, or of a hundredth of the model, or of the largest weight."""
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -69,7 +70,7 @@ def settings(config: Config, model: nn.Module) -> dict[str, Any]:
     sizes = [parameter.numel() for parameter in model.parameters()]
     zero: dict[str, Any] = {
         "stage": stage,
-        "reduce_bucket_size": max(max(sizes), min(BUCKET_ELEMENTS, sum(sizes) // 20)),
+        "reduce_bucket_size": max(max(sizes), min(BUCKET_ELEMENTS, sum(sizes) // 100)),
         # it would replace torch.nn.functional.linear for good
         "memory_efficient_linear": False,
         # what has one axis, norms and biases, is too small to be worth gathering
@@ -138,17 +139,33 @@ def check_disk_operator(config: Config, layout: Layout) -> None:
         )
 
 
-def _problem_of_operator(builder: str, layout: Layout) -> str | None:
+def _problem_of_operator(name: str, layout: Layout) -> str | None:
     """Compile one of DeepSpeed's C++ operators, or take it from the cache; say what stops it on some rank. Collective."""
     from deepspeed.ops import op_builder
 
+    builder = getattr(op_builder, name)()
+    _warn_of_lock(builder.name, layout)
     problem = None
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            getattr(op_builder, builder)().load(verbose=False)
+            builder.load(verbose=False)
     except Exception as error:  # a missing compiler, header or tool shows in any way it likes
         problem = " ".join(str(error).split())[:200] or type(error).__name__
     problems: list[str | None] = [None] * layout.world_size
     dist.all_gather_object(problems, problem)
     return next((text for text in problems if text), None)
+
+
+def _warn_of_lock(operator: str, layout: Layout) -> None:
+    """Torch waits for as long as another process holds the lock of an extension, even one that was killed. Collective."""
+    from torch.utils.cpp_extension import _get_build_directory  # slow to import
+
+    lock = Path(_get_build_directory(operator, verbose=False)) / "lock"
+    if layout.rank == 0 and lock.exists():
+        logger.warning(
+            "waiting for another process to compile DeepSpeed's %s; if there is none, delete %s",
+            operator,
+            lock,
+        )
+    dist.barrier()  # no rank of ours compiles before

@@ -118,7 +118,8 @@ class PartitionedState(FlatState):
         dist.gather(part.detach(), parts, dist.get_global_rank(self.groups.dp, owner), group=self.groups.dp)
         if whole is None:
             return None
-        return whole.cpu()[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+        # copied out of the padding too
+        return whole[: parameter.ds_numel].view(parameter.ds_shape).to("cpu", copy=True)  # type: ignore[attr-defined]
 
     def write(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
         """See OptimizerState.write."""

@@ -1,6 +1,6 @@
 """Weights and optimizer as shards of full tensors: copied out to save them, written in one by one to load them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -151,4 +151,19 @@ def _filled(template: Shard, key: str, data: Tensor) -> Shard:
 def _owned(template: Shard, key: str, data: Tensor) -> Shard:
     """A shard that this data-parallel rank writes."""
     tied_copy, tensor_replica, _ = template.replica_id
-    return replace(_filled(template, key, data), replica_id=(tied_copy, tensor_replica, 0))
+    shard = replace(_filled(template, key, data), replica_id=(tied_copy, tensor_replica, 0))
+    if isinstance(shard, ShardedTensorFactory):
+        shard.build_fn = _with_own_memory(shard.build_fn)
+    return shard
+
+
+def _with_own_memory(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the halves of a gated matrix not be views of it: the library's writer copies views, all of them at once."""
+
+    def build_apart(*arguments: Any) -> Any:
+        halves = build(*arguments)
+        for half in nested_values(halves):
+            half.data = half.data.clone()
+        return halves
+
+    return build_apart
