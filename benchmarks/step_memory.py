@@ -24,7 +24,6 @@ ONE, TWO = 1, 2
 OPTIONS: dict[str, tuple[int, tuple[str, ...]]] = {
     "base: bf16, one process": (ONE, (BF16,)),
     "fp32": (ONE, ("precision.dtype=fp32",)),
-    "fp16": (ONE, ("precision.dtype=fp16",)),
     "grad_reduce_dtype bf16": (ONE, (BF16, "precision.grad_reduce_dtype=bf16")),
     "cross_entropy plain": (ONE, (BF16, "model.cross_entropy=plain")),
     "attention matmul": (ONE, (BF16, "model.attention=matmul")),

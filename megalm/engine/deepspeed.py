@@ -1,5 +1,6 @@
 """The engine on DeepSpeed: TP and DP with ZeRO-0, 1, 2 and 3, and with optimizer or weights on the CPU or a disk."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from megalm.engine.deepspeed_setup import (
     build_optimizer,
     check_disk_operator,
     import_deepspeed,
+    release,
     settings,
 )
 from megalm.engine.deepspeed_state import DeepSpeedShards, FlatState, PartitionedState
@@ -54,6 +56,7 @@ class DeepSpeedEngine:
             mpu=self.unit,
             config=settings(config, self.model),
         )
+        weakref.finalize(self, release, self.runner).atexit = False
         if train:
             kind = PartitionedState if self.stage == 3 else FlatState
             self.optimizer_state = kind(self.runner, self.layout.groups, config.precision.dtype == "bf16")

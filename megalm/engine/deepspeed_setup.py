@@ -1,6 +1,7 @@
 """Sets DeepSpeed up: imports it late and quietly, names our groups for it, chooses its settings and its optimizer."""
 
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -96,6 +97,22 @@ def settings(config: Config, model: nn.Module) -> dict[str, Any]:
         if stage:
             result["data_types"] = {"grad_accum_dtype": "fp32"}
     return result
+
+
+def release(runner: Any) -> None:
+    """Let DeepSpeed's engine be freed, with its model and groups, once nobody else holds it.
+
+    Its hooks and the parameters hold each other where Python's collector does not look, and a list and a cache of its
+    ZeRO-3 keep every model that there ever was.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    runner.destroy()
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [module for module in stack if module is not runner.module]
+    decorated = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(decorated).nonlocals["func"].cache_clear()
 
 
 def averages_gradients(config: Config) -> bool:

@@ -1,5 +1,6 @@
 """Dynamic loss scaling: small fp16 gradients survive because the loss is multiplied by as much as the large ones bear."""
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -25,10 +26,17 @@ class LossScale:
         """What to differentiate instead of the loss."""
         return loss * self.value
 
-    @property
-    def can_fall(self) -> bool:
-        """Whether an overflow can be answered by a smaller scale."""
-        return self.value > self._minimum
+    def absorbs(self, loss: float, grad_norm: float) -> bool:
+        """Take note of a step's figures; whether its gradients overflowed because of the scale, which falls in answer.
+
+        A loss that is not finite is not the scale's doing, and neither is an overflow at the smallest scale.
+        """
+        if not math.isfinite(loss):
+            return False
+        overflow = not math.isfinite(grad_norm)
+        can_fall = self.value > self._minimum
+        self.update(overflow)
+        return overflow and can_fall
 
     def update(self, overflow: bool) -> None:
         """Take note of a step whose gradients did or did not overflow."""

@@ -89,13 +89,7 @@ class MegatronEngine:
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
         """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
         weight = global_weight(microbatches, loss, self.layout)
-        seed_dropout(self.config, self.layout, self.steps_begun)
-        self.steps_begun += 1
-        for chunk, ddp in zip(self.chunks, self.ddp_chunks, strict=True):
-            chunk.train()
-            ddp.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        self.routing.begin_step(microbatches)
+        self._begin_step(microbatches)
         sums = self._run(
             microbatches, self.ddp_chunks, loss.forward, functools.partial(_scaled, loss, weight), train=True
         )
@@ -103,33 +97,42 @@ class MegatronEngine:
         self.optimizer.prepare_grads()
         scale = self.loss_scale.value if self.loss_scale else 1.0
         norm = global_norm(self.optimizer, self.layout) / scale
-        # the one moment in a step when the host waits for the device
-        figures = torch.cat([norm[None], weight[:1], parts, self.routing.figures()])
-        norm_number, weight_number, *more = figures.tolist()
-        part_numbers, more = more[: len(parts)], more[len(parts) :]
-        loss_number = sum(part_numbers)
-        finite_loss, finite_norm = math.isfinite(loss_number), math.isfinite(norm_number)
-        overflow = False
-        if self.loss_scale and finite_loss:  # a loss that is not finite is not the scale's doing
-            overflow = not finite_norm and self.loss_scale.can_fall
-            self.loss_scale.update(not finite_norm)
-        skipped = not (finite_loss and finite_norm)
-        if not skipped:
+        metrics = self._metrics(loss, norm, weight, parts)
+        if self.loss_scale:
+            metrics.more["loss_scale"] = scale
+            metrics.overflow = self.loss_scale.absorbs(metrics.loss, metrics.grad_norm)
+        if not metrics.skipped:
             unscale_and_clip(self.optimizer, norm, self.config.optimizer.clip_grad, scale)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step_with_ready_grads()
-        named = {f"{name}_loss": part for name, part in zip(loss.parts, part_numbers, strict=False)}
-        named |= dict(zip(NAMES, more, strict=False))
-        if self.loss_scale:
-            named["loss_scale"] = scale
+        return metrics
+
+    def _begin_step(self, microbatches: Sequence[MicroBatch]) -> None:
+        """Empty the gradients and what is counted per step."""
+        seed_dropout(self.config, self.layout, self.steps_begun)
+        self.steps_begun += 1
+        for chunk, ddp in zip(self.chunks, self.ddp_chunks, strict=True):
+            chunk.train()
+            ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        self.routing.begin_step(microbatches)
+
+    def _metrics(self, loss: Loss, norm: Tensor, weight: Tensor, parts: Tensor) -> Metrics:
+        """Fetch the step's figures: the one moment in a step when the host waits for the device."""
+        routing = self.routing.figures()
+        figures = torch.cat([norm[None], weight[:1], parts, routing])
+        norm_number, weight_number, *numbers = figures.tolist()
+        part_numbers, routing_numbers = numbers[: len(parts)], numbers[len(parts) :]
+        loss_number = sum(part_numbers)
+        more = {f"{name}_loss": part for name, part in zip(loss.parts, part_numbers, strict=False)}
+        more |= zip(NAMES, routing_numbers, strict=False)
         return Metrics(
             loss=loss_number,
             grad_norm=norm_number,
             weight=weight_number,
-            skipped=skipped,
-            overflow=overflow,
-            more=named,
+            skipped=not (math.isfinite(loss_number) and math.isfinite(norm_number)),
+            more=more,
         )
 
     @torch.no_grad()
