@@ -23,8 +23,11 @@ from multiprocessing.connection import Client, Connection, Listener, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from megalm import launch
 
+MAX_THREADS = 150  # each group that a call left behind wakes its threads a hundred times a second: time for fresh processes
 MAX_WORLDS = 3  # kept alive at once; the one unused for longest makes room
 BLAME_SECONDS = 5.0  # a rank that lost a peer waits this long for that peer's own error
 LOG_CHARACTERS = 10_000
@@ -49,10 +52,13 @@ def run_distributed(fn: Callable[..., Any], world_size: int, *args: Any, timeout
     request = pickle.dumps((list(sys.path), pickle.dumps((fn, args))))
     world = _world(world_size)
     try:
-        return world.call(request, timeout)
+        results = world.call(request, timeout)
     except BaseException:
         _close(world_size)
         raise
+    if world.most_threads() > MAX_THREADS:
+        _close(world_size)
+    return results
 
 
 _worlds: OrderedDict[int, "_World"] = OrderedDict()
@@ -149,6 +155,10 @@ class _World:
         results = self._collect(time.monotonic() + timeout, timeout)
         self.log_starts = {rank: self._log(rank).stat().st_size for rank in self.workers}
         return results
+
+    def most_threads(self) -> int:
+        """Threads of the worker that has most."""
+        return max(psutil.Process(pid).num_threads() for pid in self.pids.values())
 
     def _collect(self, deadline: float, timeout: float) -> list[Any]:
         results: dict[int, Any] = {}

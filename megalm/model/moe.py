@@ -189,9 +189,17 @@ class MoE(MoELayer):
         tokens, weights = self.dispatch(*self.preprocess(hidden_SBH, weights_TE, map_TE))
         output, _ = self.routed_experts_compute(tokens, weights)
         output_SBH = self.postprocess(self.combine(output), None)
+        _forget_graph(self.token_dispatcher)
         if self.replicas_group is not None:
             output_SBH = reduce_from_tensor_model_parallel_region(output_SBH, group=self.replicas_group)
         return output_SBH if shared_SBH is None else output_SBH + shared_SBH
+
+
+def _forget_graph(dispatcher: Any) -> None:
+    """Drop what the library's dispatcher still holds of this pass: through it the graph would keep the whole model alive."""
+    for name, value in vars(dispatcher).items():
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            setattr(dispatcher, name, None)
 
 
 def moe_module(pg_collection: ProcessGroupCollection) -> type[MoE]:

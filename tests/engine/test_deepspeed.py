@@ -1,7 +1,5 @@
 """Steps of the engine `deepspeed`: the update, what is skipped, dropout, recompute, passes without gradients, offloading."""
 
-import gc
-import weakref
 from unittest import mock
 
 import pytest
@@ -275,15 +273,3 @@ def test_without_asynchronous_io_offloading_to_a_disk_is_refused() -> None:
     ):
         tiny_engine(zero(3, "offload.optimizer=nvme", "offload.nvme_path=/nowhere"))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@in_world(2)
-def test_an_engine_that_nobody_holds_gives_its_model_back(stage: int) -> None:
-    """Memory and groups: DeepSpeed keeps its engines alive by itself."""
-    engine = tiny_engine(zero(stage))
-    train(engine, steps=2)
-    model = weakref.ref(engine.model)
-    del engine
-    gc.collect()
-    assert model() is None
