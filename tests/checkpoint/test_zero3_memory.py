@@ -49,8 +49,10 @@ class CountedMemory(TorchDispatchMode):
 
 
 def whole_bytes(engine: Engine) -> int:
-    """Weights and optimizer of the whole model as a checkpoint holds them, which is what one rank without ZeRO has."""
-    total = torch.tensor(sum(shard.data.nbytes for shard in engine.state().values()))
+    """What one process that trains the whole model keeps: weights and optimizer as a checkpoint holds them, fp32 gradients."""
+    state = engine.state()
+    weights = sum(shard.data.numel() for key, shard in state.items() if not key.startswith("optimizer."))
+    total = torch.tensor(sum(shard.data.nbytes for shard in state.values()) + 4 * weights)
     dist.all_reduce(total)
     return int(total)
 
@@ -61,7 +63,8 @@ def test_a_rank_of_four_saves_and_loads_within_60_percent_of_the_whole(dtype: st
     """The copies that are being written and all that training keeps count too: gradients, buckets, padding."""
     from megalm.checkpoint import CheckpointWriter, load_training_state, read
 
-    setting = ("model.num_layers=64", f"precision.dtype={dtype}", "checkpoint.async_save=false")
+    model = ("model.num_layers=16", "model.hidden_size=128", "model.ffn_hidden_size=320")
+    setting = (*model, f"precision.dtype={dtype}", "checkpoint.async_save=false")
     config = tiny_config("llama-tiny", *setting, "engine=deepspeed", "parallel.zero_stage=3")
     with CountedMemory() as memory:
         engine = tiny_engine(config)
@@ -78,5 +81,5 @@ def test_a_rank_of_four_saves_and_loads_within_60_percent_of_the_whole(dtype: st
     shares = {"built": built, "kept": kept, "saving": saving, "loading": loading}
     shares = {name: size / whole for name, size in shares.items()}
     print(shares)
-    assert 0.25 < shares["kept"] < shares["loading"] < shares["saving"] < 0.6, shares
+    assert 0.25 < shares["kept"] < shares["loading"] < shares["saving"] < 0.55, shares
     assert shares["built"] < 0.4, shares
