@@ -2,10 +2,10 @@
 
 import contextlib
 import inspect
-import io
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,15 +163,37 @@ def _problem_of_operator(name: str, layout: Layout) -> str | None:
     builder = getattr(op_builder, name)()
     _warn_of_lock(builder.name, layout)
     problem = None
-    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        with quiet_output():
             builder.load(verbose=False)
     except Exception as error:  # a missing compiler, header or tool shows in any way it likes
         problem = " ".join(str(error).split())[:200] or type(error).__name__
     problems: list[str | None] = [None] * layout.world_size
     dist.all_gather_object(problems, problem)
     return next((text for text in problems if text), None)
+
+
+@contextlib.contextmanager
+def quiet_output() -> Iterator[None]:
+    """Send what this process and the compilers it starts write to stdout and stderr to nowhere.
+
+    By descriptors: DeepSpeed takes a stderr without one for a failed compilation.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept[0], 1)
+        os.dup2(kept[1], 2)
+        for descriptor in (*kept, nowhere):
+            os.close(descriptor)
 
 
 def _warn_of_lock(operator: str, layout: Layout) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megalm.model.attention_kernels import ATTENTIONS
 from megalm.model.gpt import GPT
+from megalm.model.kernel_choice import NEEDS
 from megalm.model.state import ForwardState
 from megalm.train.pretrain import NextTokenLoss
 from tests.tiny import (
@@ -25,7 +26,7 @@ from tests.tiny import (
 from tests.worlds import in_world
 
 POSITIONS = ("learned", "rope", "sinusoidal", "alibi", "none")
-KERNELS = tuple(ATTENTIONS)
+KERNELS = [name for name in ATTENTIONS if ("model.attention", name) not in NEEDS]  # the others: tests/gpu
 TP2 = "parallel.tensor_model_parallel_size=2"
 SP = "parallel.sequence_parallel=true"
 
