@@ -156,12 +156,19 @@ def _check_same_run(directory: Path, before: Config, now: Config) -> None:
 
 
 def _fixed_values(config: Config) -> dict[str, Any]:
-    """What the weights and the order of the data hang on: another value is another run."""
-    model = {
+    """What the weights and the samples hang on: another value is another run."""
+    values = {
         f"model.{key}": value for key, value in config.model.model_dump(exclude=_MODEL_MAY_CHANGE).items()
     }
-    model["task"] = config.task
-    return model | {"run.seed": config.run.seed, "batch.seq_length": config.batch.seq_length}
+    values |= {
+        "task": config.task,
+        "run.seed": config.run.seed,
+        "batch.seq_length": config.batch.seq_length,
+        "data.reset_at_document_end": config.data.reset_at_document_end,
+    }
+    if config.task == "mlm":
+        values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
+    return values
 
 
 def _recorded_lineage(directory: Path) -> dict[str, Any]:
@@ -185,7 +192,8 @@ def _compare_lineage(directory: Path, before: dict[str, Any], now: dict[str, Any
             f"{directory} holds a run with the tokenizer {old}, this one has {new}: use {directory / 'tokenizer'} "
             "or choose another run.dir"
         )
-    if not before or _data_of(before) == _data_of(now):
+    before = {"shares": now["shares"], **before}  # earlier versions did not record them
+    if "data" not in before or _data_of(before) == _data_of(now):
         return []
     told = "the data are not those that this run was trained on before: the curve goes on with others"
     if int(os.environ.get("RANK", 0)) == 0:
@@ -194,8 +202,8 @@ def _compare_lineage(directory: Path, before: dict[str, Any], now: dict[str, Any
 
 
 def _data_of(lineage: dict[str, Any]) -> list[str]:
-    """Hashes of the token files in their order, wherever they lie now; the path of those without a record."""
-    return [digest or path for path, digest in lineage["data"].items()]
+    """Hashes of the token files in their order, wherever they lie now (the path of those without a record), and shares."""
+    return [*(digest or path for path, digest in lineage["data"].items()), f"shares {lineage['shares']}"]
 
 
 def _prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
@@ -219,13 +227,15 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _lineage(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Hashes of what the run is made of."""
+    """Hashes of what the run is made of, and each training source's share in the blend."""
     resolved = json.dumps(config.model_dump(), sort_keys=True)
+    weights = [source.weight for source in config.data.train]
     return {
         "megalm": megalm.__version__,
         "config": hashlib.sha256(resolved.encode()).hexdigest(),
         "tokenizer": tokenizer.hash if tokenizer else None,
         "data": {path: sidecar.get("bin_sha256") for path, sidecar in _sidecars(config).items()},
+        "shares": [weight / sum(weights) for weight in weights],
         "parent": config.run.load,
     }
 

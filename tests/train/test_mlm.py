@@ -74,6 +74,24 @@ def test_a_run_goes_on_under_another_layout(
     assert validation_losses(tmp_path)[STEPS] == pytest.approx(validation_losses(trained)[STEPS], rel=2e-4)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "mlm.mask_probability=0.3",
+        "mlm.whole_word=false",
+        "mlm.sentence_objective=nsp",
+        "mlm.short_sequence_probability=0.5",
+    ],
+)
+def test_another_way_to_make_samples_is_refused_in_the_same_directory(
+    trained: Path, text: Path, override: str
+) -> None:
+    from megalm.train import run
+
+    with pytest.raises(UserError, match=f"holds a run with {override.partition('=')[0]} "):
+        run.main(mlm_config(trained, text, override))
+
+
 def test_checkpoints_list_the_encoders_tensors(trained: Path) -> None:
     report = inspect_checkpoint(trained)
     model = report["model"]

@@ -207,6 +207,15 @@ def test_other_data_are_told_and_moved_ones_are_not(tmp_path: Path, data: Path, 
     assert told == [0, 0, 1, 1]
 
 
+def test_other_shares_of_a_blend_are_told(tmp_path: Path, data: Path) -> None:
+    told = []
+    for first, second in ((1, 2), (2, 4), (1, 3)):
+        blend = f"[{{path: {data}/train, weight: {first}}}, {{path: {data}/valid, weight: {second}}}]"
+        train_in_world(1, run_config(tmp_path, data, f"data.train={blend}", "train.exit_after_steps=1"))
+        told.append(sum("data are not those" in event for event in events(tmp_path)))
+    assert told == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -218,6 +227,7 @@ def test_other_data_are_told_and_moved_ones_are_not(tmp_path: Path, data: Path, 
         "model.vocab_size=600",
         "run.seed=5",
         "batch.seq_length=16",
+        "data.reset_at_document_end=true",
     ],
 )
 def test_another_model_seed_or_length_is_refused_in_the_same_directory(
