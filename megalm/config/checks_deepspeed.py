@@ -1,6 +1,6 @@
 """What the engine `deepspeed` cannot do, and what it alone can."""
 
-from megalm.config.schema import Config
+from megalm.config.schema import Config, ParallelConfig
 from megalm.errors import UserError
 
 # Axes that DeepSpeed's ZeRO knows nothing of, and why that would go wrong.
@@ -25,6 +25,12 @@ def _check_layout(config: Config) -> None:
             raise UserError(
                 f"parallel.{name} {size}: engine `deepspeed` spreads a model over TP and data-parallel ranks alone, "
                 f"because {reason}; set it to 1 or take engine=megatron"
+            )
+    for name in ("overlap_grad_reduce", "overlap_param_gather", "ddp_bucket_size"):
+        value = getattr(config.parallel, name)
+        if value != ParallelConfig.model_fields[name].default:
+            raise UserError(
+                f"parallel.{name} {value}: engine `deepspeed` has buckets of its own; leave it out or take engine=megatron"
             )
     if config.precision.dtype not in ("fp32", "bf16"):
         raise UserError(
