@@ -1,6 +1,5 @@
 """Refuses kernels named in the configuration that cannot be used on this machine or for this model, and replaces them on request."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +42,9 @@ NEEDS = {
     ("train.compile", "blocks"): Needs(COMPILER, _ANY),
     ("train.compile", "model"): Needs(COMPILER, _ANY),
 }
+
+# kernels of attention without a mask
+CAUSAL = ("flash", "te", "matmul")
 
 FP8_MULTIPLE = 16
 FP8_CAPABILITY = (8, 9)
@@ -108,8 +110,14 @@ def _misfits(config: Config) -> dict[str, str]:
             found["model.attention"] = (
                 f"it takes heads whose width is a multiple of 8 up to 256, and here it is {model.head_dim}"
             )
+    if config.data.reset_at_document_end and _wants_no_mask(config):
+        found["model.attention"] = "it takes no mask, which data.reset_at_document_end makes here"
     if model.activation_kernel == "liger" and model.activation != "swiglu":
         found["model.activation_kernel"] = f"it knows swiglu alone and model.activation is {model.activation}"
+    elif model.activation_kernel in ("compile", "liger") and all(
+        model.moe.is_moe_layer(layer) for layer in range(model.num_layers)
+    ):
+        found["model.activation_kernel"] = "every layer has experts, which are not made for it"
     if model.cross_entropy == "liger" and tp > 1:
         found["model.cross_entropy"] = f"it wants all columns on one rank and TP is {tp}"
     if config.precision.fp8 != "none":
@@ -124,13 +132,20 @@ def _misfits(config: Config) -> dict[str, str]:
                 found[field] = "engine `deepspeed` does not offer it"
     if model.architecture != "gpt":
         named = {
+            "model.attention": model.attention in CAUSAL,
             "model.norm": model.norm == "te",
-            "model.cross_entropy": model.cross_entropy == "liger",
+            "model.cross_entropy": model.cross_entropy != "auto",
             "precision.fp8": config.precision.fp8 != "none",
         }
         for field in (field for field, is_named in named.items() if is_named):
             found[field] = f"model.architecture `{model.architecture}` does not offer it"
     return found
+
+
+def _wants_no_mask(config: Config) -> bool:
+    """Whether the attention would be torch's wherever there is a mask; `flash` knows documents, but not under CP."""
+    attention = config.model.attention
+    return attention in CAUSAL and (attention != "flash" or config.parallel.context_parallel_size > 1)
 
 
 def _fp8_misfit(config: Config) -> str:
@@ -140,12 +155,13 @@ def _fp8_misfit(config: Config) -> str:
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     if model.moe.num_experts:
         return "experts are not made for it"
+    tokens = config.batch.seq_length * config.batch.micro_batch_size
     sizes = {
         "hidden_size": model.hidden_size,
         "ffn_hidden_size / TP": model.ffn_size // tp,
         "heads x width / TP": model.num_attention_heads * model.head_dim // tp,
         "key/value heads x width / TP": model.query_groups * model.head_dim // tp,
-        "tokens of a microbatch": math.prod((config.batch.seq_length, config.batch.micro_batch_size)),
+        "tokens of a microbatch / CP": tokens // config.parallel.context_parallel_size,
     }
     for name, size in sizes.items():
         if size % FP8_MULTIPLE:

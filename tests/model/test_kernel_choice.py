@@ -60,6 +60,24 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         ("precision.fp8", "hybrid", ("model.moe.num_experts=4",), "experts are not made for it"),
         ("model.norm", "te", ("model.architecture=bert",), "architecture `bert` does not offer it"),
         ("precision.fp8", "e4m3", ("model.ffn_hidden_size=100",), "ffn_hidden_size / TP is 100"),
+        (
+            "precision.fp8",
+            "e4m3",
+            ("batch.seq_length=48", "parallel.context_parallel_size=2"),
+            "tokens of a microbatch / CP is 24",
+        ),
+        ("model.attention", "flash", ("model.architecture=bert",), "architecture `bert` does not offer it"),
+        ("model.attention", "matmul", ("model.architecture=bert",), "architecture `bert` does not offer it"),
+        ("model.cross_entropy", "plain", ("model.architecture=bert",), "`bert` does not offer it"),
+        ("model.attention", "te", ("data.reset_at_document_end=true",), "takes no mask"),
+        ("model.attention", "matmul", ("data.reset_at_document_end=true",), "takes no mask"),
+        (
+            "model.attention",
+            "flash",
+            ("data.reset_at_document_end=true", "parallel.context_parallel_size=2"),
+            "takes no mask",
+        ),
+        ("model.activation_kernel", "liger", ("model.moe.num_experts=4",), "every layer has experts"),
     ],
 )
 @pytest.mark.usefixtures("everything_installed")
@@ -70,6 +88,15 @@ def test_a_kernel_that_is_not_made_for_the_model_is_refused(
     with pytest.raises(UserError, match=reason) as caught:
         check_kernels(config)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("everything_installed")
+def test_documents_and_layers_between_experts_have_their_kernels() -> None:
+    check_kernels(
+        named("model.attention", "flash", "precision.dtype=bf16", "data.reset_at_document_end=true")
+    )
+    between = ("model.moe.num_experts=4", "model.moe.layer_frequency=2")
+    check_kernels(named("model.activation_kernel", "liger", *between))
 
 
 @pytest.mark.parametrize(("field", "name"), NEEDS)
