@@ -1,5 +1,6 @@
 """Plans a run: each distinct pipeline stage, whether it fits, what would make it smaller, what a step costs."""
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -69,14 +70,16 @@ def plan(
 
 
 def _spans(config: Config) -> list[tuple[int, int]]:
-    """Runs of stages that hold as many layers in each part; the first keeps the most microbatches and stands for all.
+    """Runs of stages that hold as many layers of either kind in each part; the first keeps the most microbatches and stands for all.
 
     The first and the last stage hold embedding and head, and stand alone.
     """
-    parallel = config.parallel
-    last = parallel.pipeline_model_parallel_size - 1
-    layers = layers_per_chunk(config)
-    of_stage = [layers[stage :: last + 1] for stage in range(last + 1)]
+    last = config.parallel.pipeline_model_parallel_size - 1
+    numbers, has_experts = iter(range(config.model.num_layers)), config.model.moe.is_moe_layer
+    kinds = [
+        sorted(has_experts(n) for n in itertools.islice(numbers, count)) for count in layers_per_chunk(config)
+    ]
+    of_stage = [kinds[stage :: last + 1] for stage in range(last + 1)]
     starts = [s for s in range(last + 1) if s in (0, 1, last) or of_stage[s] != of_stage[s - 1]]
     return list(zip(starts, [start - 1 for start in starts[1:]] + [last], strict=True))
 

@@ -77,6 +77,14 @@ def test_stage_holds_as_many_microbatches_as_stages_follow_and_no_more():
     assert 2.5 * last < middle < 3 * last
 
 
+def test_stages_with_as_many_layers_but_other_experts_are_planned_apart():
+    """Of layers 0-2, 3-5, 6-8 and 9-11 those of even number have experts: two, one, two and one."""
+    experts = ("model.moe.num_experts=4", "model.moe.layer_frequency=2", "model.num_layers=12")
+    stages = planned(small_config(PP4, *experts), 4).stages
+    assert [stage.stages for stage in stages] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert stages[2].parameters["experts"] == 2 * stages[1].parameters["experts"]
+
+
 def test_full_recompute_keeps_no_activation_of_a_layer():
     keeps, recomputes = (
         planned(small_config(f"train.recompute.granularity={kind}")).fullest.at_peak
