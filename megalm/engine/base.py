@@ -152,7 +152,8 @@ def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[Mic
     if context is not None:
         order_S = context.order(torch.device("cpu")).numpy()
         whole = ("segments_BS", "sentence_labels_B")
-        arrays = {name: a if name in whole else a[:, order_S] for name, a in arrays.items()}
+        # `take`, not an index: that would leave rows that are not contiguous, and the library sums no such tensors
+        arrays = {name: a if name in whole else a.take(order_S, 1) for name, a in arrays.items()}
     tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays.values()]
     return [
         MicroBatch(**dict(zip(arrays, parts, strict=True)), context=context)

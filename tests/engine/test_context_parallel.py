@@ -46,6 +46,17 @@ def test_a_rank_without_counted_tokens_changes_nothing(place: int) -> None:
     assert expected[2] == 1.0
 
 
+def strides_of_tokens() -> list[tuple[int, ...]]:
+    engine = tiny_engine(tiny_config("llama-tiny", CP2))
+    return [microbatch.tokens_BS.stride() for microbatch in tiny_microbatches(0, engine.layout)]
+
+
+def test_tokens_lie_row_by_row() -> None:
+    """Megatron-Core's all-reduce leaves what is not contiguous unsummed, and some operators hand an index's strides on."""
+    for strides in run_distributed(strides_of_tokens, 2):
+        assert set(strides) == {(SEQUENCE // 2, 1)}
+
+
 def evaluate_and_forward(resets: bool, overrides: tuple[str, ...]) -> tuple[Any, list[Any]]:
     """A validation's (sum, weight), and [(places, loss of each token there)] of this rank's microbatches."""
     engine = tiny_engine(tiny_config("llama-tiny", "model.num_layers=2", *overrides))
