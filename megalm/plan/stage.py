@@ -71,6 +71,8 @@ def _rehearse(config: Config, layout: Layout, tracker: MemoryTracker, stages: tu
     _label_state(tracker, engine)
     resting = tracker.live.copy()
     follow_parts(tracker, {module: _part(name) for name, module in _modules(engine)})
+    if config.parallel.zero_stage > 1:
+        engine.model.register_forward_pre_hook(lambda *_: tracker.traffic.begin_microbatch())
     count, rehearsed = microbatches_of(config, layout)
     microbatches = _microbatches(config, layout, rehearsed)
     tracker.relabel("other", BATCH)
@@ -97,10 +99,13 @@ def microbatches_of(config: Config, layout: Layout) -> tuple[int, int]:
     """(microbatches of a step on a rank, how many of them show its peak).
 
     A stage of a pipeline has at most PP of them under way, of an interleaved one less than 2 PP (arXiv:2104.04473,
-    section 2.2); the first that is added to gradients shows what that takes.
+    section 2.2); the first that is added to gradients shows what that takes. ZeRO-3 learns in the first one what it may keep
+    from one use to the next, so the second shows what each of the rest sends.
     """
     count = config.batch.global_batch_size // (config.batch.micro_batch_size * layout.dp_size)
     enough = 2 * layout.pp_size if layout.vp_size > 1 else layout.pp_size + 1
+    if config.parallel.zero_stage > 1:
+        enough += 1
     return count, min(count, enough)
 
 

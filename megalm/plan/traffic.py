@@ -32,12 +32,15 @@ AXES = {
 class Traffic:
     """Bytes that this rank sends in a step by axis: `each_microbatch` grows with their number, `once` does not.
 
+    What data-parallel ranks send counts as sent once, also where the passes overlap with it; for ZeRO-2 and 3, which send in every
+    microbatch, `begin_microbatch` tells them apart.
     Ring algorithms over n ranks: all-reduce 2 (n-1)/n of its tensor, all-gather and reduce-scatter (n-1)/n of the whole.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.once: Counter[str] = Counter()
         self.each_microbatch: Counter[str] = Counter()
+        self._at_begin: list[int] = []
         self._axes: dict[tuple[int, ...], str] = {}
         for name, axis in AXES.items():
             group = getattr(layout.groups, name, None)
@@ -73,9 +76,16 @@ class Traffic:
         (self.each_microbatch if in_model or name == "send" else self.once)[axis] += round(sent)
         return received
 
+    def begin_microbatch(self) -> None:
+        """From here on the next microbatch of a step sends."""
+        self._at_begin.append(self.once["DP"])
+
     def of_step(self, counted: int, count: int) -> dict[str, int]:
         """Bytes by axis of a step of `count` microbatches, of which `counted` have been counted."""
         sent = self.once + Counter({axis: n * count // counted for axis, n in self.each_microbatch.items()})
+        if count > counted and self._at_begin:
+            before, last = self._at_begin[-2:]
+            sent["DP"] += (last - before) * (count - counted)
         return dict(sorted(sent.items()))
 
     @staticmethod

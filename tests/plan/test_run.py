@@ -123,6 +123,18 @@ def test_bytes_sent_follow_from_the_shapes():
     assert more.sent["TP"] == pytest.approx(16 * stage.sent["TP"], rel=0.01)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bytes_that_zero_sends_grow_with_the_microbatches(stage: int):
+    settings = ("engine=deepspeed", f"parallel.zero_stage={stage}")
+    sent = []
+    for batch in (8, 12, 32):  # 2, 3 and 8 microbatches, of which three are gone through
+        (plan,) = planned(small_config(*settings, f"batch.global_batch_size={batch}"), 2).stages
+        sent.append(plan.sent["DP"])
+    whole = 4 * sum(plan.parameters.values())
+    assert sent[1] - sent[0] >= 0.5 * whole
+    assert sent[2] - sent[1] == pytest.approx(5 * (sent[1] - sent[0]), rel=0.01)
+
+
 def test_hints_are_plans_with_that_one_change():
     config = small_config("train.recompute.granularity=none")
     plan = planned(config, 2, device="H100", hints=True)
