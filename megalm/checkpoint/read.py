@@ -1,7 +1,7 @@
 """Reads checkpoints written under any layout into an engine of this one."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from megalm.checkpoint.directory import TENSORS, list_checkpoints, read_config, 
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
 from megalm.engine.base import Engine
 from megalm.errors import UserError
+from megalm.model.init import shards_in
 from megalm.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -153,18 +152,12 @@ def _check_vocabulary(engine: Engine, path: Path) -> None:
 
 
 def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, TensorInfo], path: Path) -> None:
-    for shard in _shards(wanted):
+    for shard in shards_in(wanted):
         found = stored[shard.key].shape
         if found != tuple(shard.global_shape) and not shard.allow_shape_mismatch:
             raise UserError(
                 f"{path}: {shard.key} has shape {found}, this model's has {tuple(shard.global_shape)}: it is another model"
             )
-
-
-def _shards(state: Mapping[str, Any]) -> Iterator[ShardedTensor]:
-    for value in state.values():
-        parts = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
-        yield from (part for part in parts if isinstance(part, ShardedTensor))
 
 
 def _line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import math
 
 from megalm.config.checks_deepspeed import check_deepspeed
+from megalm.config.divides import divides
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
 from megalm.config.schema import Config
@@ -44,22 +45,15 @@ def check(config: Config) -> None:
     _check_schedule(config)
 
 
-def _divides(name: str, value: int, by_name: str, by: int) -> None:
-    if value % by:
-        raise UserError(
-            f"{name} {value} is not a multiple of {by_name} {by}: {value} / {by} = {value / by:.3g}"
-        )
-
-
 def _check_model(config: Config) -> None:
     model = config.model
     if model.kv_channels is None:
-        _divides("model.hidden_size", model.hidden_size, "num_attention_heads", model.num_attention_heads)
-    _divides("model.num_attention_heads", model.num_attention_heads, "num_query_groups", model.query_groups)
+        divides("model.hidden_size", model.hidden_size, "num_attention_heads", model.num_attention_heads)
+    divides("model.num_attention_heads", model.num_attention_heads, "num_query_groups", model.query_groups)
     if model.position_embedding == "rope":
-        _divides("the width of a head (model.kv_channels)", model.head_dim, "2 (rope turns pairs):", 2)
+        divides("the width of a head (model.kv_channels)", model.head_dim, "2 (rope turns pairs):", 2)
     if model.position_embedding == "sinusoidal":
-        _divides("model.hidden_size", model.hidden_size, "2 (sine and cosine):", 2)
+        divides("model.hidden_size", model.hidden_size, "2 (sine and cosine):", 2)
     if (
         model.position_embedding in ("learned", "sinusoidal")
         and config.batch.seq_length > model.max_sequence_length
@@ -99,9 +93,9 @@ def _check_parallel(config: Config) -> None:
     parallel, model = config.parallel, config.model
     tp = parallel.tensor_model_parallel_size
     size = "parallel.tensor_model_parallel_size"
-    _divides("model.num_attention_heads", model.num_attention_heads, size, tp)
-    _divides("model.num_query_groups", model.query_groups, size, tp)
-    _divides("model.ffn_hidden_size", model.ffn_size, size, tp)
+    divides("model.num_attention_heads", model.num_attention_heads, size, tp)
+    divides("model.num_query_groups", model.query_groups, size, tp)
+    divides("model.ffn_hidden_size", model.ffn_size, size, tp)
     _check_pipeline(config)
     recompute = config.train.recompute
     experts = {"moe", "shared_experts"}.intersection(recompute.modules)
@@ -112,7 +106,7 @@ def _check_parallel(config: Config) -> None:
     if recompute.granularity == "full" and recompute.method == "uniform":
         for layers in layers_per_chunk(config):
             part = "the layers of a part of the pipeline (train.recompute.method uniform)"
-            _divides(part, layers, "train.recompute.num_layers", recompute.num_layers)
+            divides(part, layers, "train.recompute.num_layers", recompute.num_layers)
     if parallel.sequence_parallel and tp == 1:
         raise UserError(
             "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
@@ -182,12 +176,12 @@ def _check_sequence(config: Config) -> None:
     tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     if cp > 1:
         name = f"2 x parallel.context_parallel_size {cp} (two chunks a rank) ="
-        _divides("batch.seq_length", length, name, 2 * cp)
+        divides("batch.seq_length", length, name, 2 * cp)
     if parallel.sequence_parallel:
         name = "parallel.tensor_model_parallel_size (sequence_parallel)"
         if cp > 1:
             name += f" {tp} x context_parallel_size {cp} ="
-        _divides("batch.seq_length", length, name, tp * cp)
+        divides("batch.seq_length", length, name, tp * cp)
 
 
 def _check_schedule(config: Config) -> None:

@@ -1,5 +1,6 @@
 """Mixtures of experts that cannot work, alone or under the layout, are refused here with the arithmetic."""
 
+from megalm.config.divides import divides
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
@@ -58,8 +59,5 @@ def _check_divisions(config: Config) -> None:
         ("model.moe.moe_ffn_hidden_size", model.expert_ffn_size, *tp),
         ("model.moe.shared_expert_ffn_hidden_size", model.moe.shared_expert_ffn_hidden_size or 0, *tp),
     ]
-    for name, value, by_name, by in sizes:
-        if value % by:
-            raise UserError(
-                f"{name} {value} is not a multiple of {by_name} {by}: {value} / {by} = {value / by:.3g}"
-            )
+    for size in sizes:
+        divides(*size)

@@ -7,7 +7,8 @@ rows that its slice touches.
 import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -39,12 +40,14 @@ def _block(seed: int, name: str, number: int, width: int) -> Tensor:
 
 def sharded_parameters(model: MegatronModule, layout: Layout) -> Iterator[ShardedTensor]:
     """Every shard that this process holds, gated matrices split into their halves."""
-    shards = model.sharded_state_dict(metadata={"dp_cp_group": layout.groups.dp_cp})
-    for value in nested_values(shards):
-        if isinstance(value, ShardedTensor):
-            yield value
-        elif isinstance(value, ShardedTensorFactory):
-            yield from (part for part in nested_values(value.build()) if isinstance(part, ShardedTensor))
+    yield from shards_in(model.sharded_state_dict(metadata={"dp_cp_group": layout.groups.dp_cp}))
+
+
+def shards_in(state: Mapping[str, Any]) -> Iterator[ShardedTensor]:
+    """Every shard in a nested sharded state, gated matrices split into their halves."""
+    for value in nested_values(state):
+        parts = nested_values(value.build()) if isinstance(value, ShardedTensorFactory) else [value]
+        yield from (part for part in parts if isinstance(part, ShardedTensor))
 
 
 def canonical_name(shard: ShardedTensor) -> str:
