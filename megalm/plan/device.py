@@ -56,6 +56,11 @@ class PretendDevice(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function in self.replaced:
             return self.replaced[function](*args, **kwargs)
+        if (
+            str(kwargs.get("device")) == META.type
+        ):  # asked for without memory, which it would not take there either
+            with _disable_current_modes():
+                return function(*args, **kwargs)
         if kwargs.get("device") is not None:
             kwargs["device"] = META
         if function is Tensor.to:

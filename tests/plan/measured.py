@@ -28,7 +28,7 @@ class LiveStorages(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
         for value in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not value.is_meta:  # a shape alone takes no memory
                 self._add(value.untyped_storage())
         return output
 

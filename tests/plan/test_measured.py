@@ -34,6 +34,8 @@ LAYOUTS = {
     "document-masks": (1, ("data.reset_at_document_end=true", "model.attention=torch")),
     "torch-attention": (1, ("model.attention=torch",)),
     "plain-attention": (1, ("model.attention=plain",)),
+    "deepspeed-DP2+ZeRO-1": (2, ("engine=deepspeed", ZERO1)),
+    "deepspeed-bf16-DP2+ZeRO-3": (2, ("engine=deepspeed", "parallel.zero_stage=3", "precision.dtype=bf16")),
     "dropout": (1, ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")),
 }
 
