@@ -83,6 +83,10 @@ def _check_architecture(config: Config) -> None:
         raise UserError(
             f"model.moe.num_experts {model.moe.num_experts}: experts are for model.architecture `gpt`; set it to 0"
         )
+    if config.data.reset_at_document_end:
+        raise UserError(
+            "data.reset_at_document_end: samples for model.architecture `bert` lie within one document; set it to false"
+        )
     if config.batch.seq_length < 8:
         raise UserError(
             f"batch.seq_length {config.batch.seq_length} leaves no text between [CLS] and [SEP]s: use 8 or more"
