@@ -144,4 +144,4 @@ def _rates(plan: Plan) -> list[str]:
 
 
 def _size(size: float) -> str:
-    return f"{size / GIB:.2f}" if size >= GIB else f"{size / MIB:.2f} MiB"
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
