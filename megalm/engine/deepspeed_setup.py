@@ -134,7 +134,7 @@ def build_optimizer(config: Config, model: nn.Module, layout: Layout) -> torch.o
         "eps": fields.adam_eps,
     }
     if config.offload.optimizer != "none":
-        problem = _problem_of_operator("CPUAdamBuilder", layout)
+        problem = problem_of_operator("CPUAdamBuilder", layout)
         if problem is None:
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -148,7 +148,7 @@ def check_disk_operator(config: Config, layout: Layout) -> None:
     """Raise UserError if something is to rest on a disk and DeepSpeed's operator for that cannot be compiled here."""
     if "nvme" not in (config.offload.optimizer, config.offload.parameters):
         return
-    problem = _problem_of_operator("AsyncIOBuilder", layout)
+    problem = problem_of_operator("AsyncIOBuilder", layout)
     if problem is not None:
         raise UserError(
             f"offload to nvme needs DeepSpeed's asynchronous I/O, which cannot be compiled here ({problem}): install "
@@ -156,7 +156,7 @@ def check_disk_operator(config: Config, layout: Layout) -> None:
         )
 
 
-def _problem_of_operator(name: str, layout: Layout) -> str | None:
+def problem_of_operator(name: str, layout: Layout) -> str | None:
     """Compile one of DeepSpeed's C++ operators, or take it from the cache; say what stops it on some rank. Collective."""
     from deepspeed.ops import op_builder
 

@@ -248,7 +248,7 @@ def check_offloaded(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @in_world(2)
 def test_offloaded_to_the_cpu_the_same_numbers_come_out_of_torchs_adamw(dtype: str) -> None:
-    with mock.patch.object(deepspeed_setup, "_problem_of_operator", lambda *_: "no compiler"):
+    with mock.patch.object(deepspeed_setup, "problem_of_operator", lambda *_: "no compiler"):
         check_offloaded(dtype)
 
 
@@ -268,7 +268,7 @@ def runs_in_cpu_adam() -> bool:
 @in_world(2)
 def test_without_asynchronous_io_offloading_to_a_disk_is_refused() -> None:
     with (
-        mock.patch.object(deepspeed_setup, "_problem_of_operator", lambda *_: "no libaio"),
+        mock.patch.object(deepspeed_setup, "problem_of_operator", lambda *_: "no libaio"),
         pytest.raises(UserError, match="libaio-dev") as caught,
     ):
         tiny_engine(zero(3, "offload.optimizer=nvme", "offload.nvme_path=/nowhere"))
