@@ -54,5 +54,10 @@ def _check_offload(config: Config) -> None:
             raise UserError(
                 f"offload.{name} {place} needs parallel.zero_stage {needed}{' or more' * (needed < 3)}, this is {stage}"
             )
+    if offload.parameters == "nvme" and config.precision.dtype == "fp32":
+        raise UserError(
+            "offload.parameters nvme with precision.dtype fp32: DeepSpeed would round the weights to fp16 on their way to the "
+            "disk; use bf16, or offload.parameters=cpu"
+        )
     if "nvme" in chosen.values() and not offload.nvme_path:
         raise UserError("offload to nvme needs offload.nvme_path, a directory on the disk to use")

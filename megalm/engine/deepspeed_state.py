@@ -40,14 +40,17 @@ class FlatState(OptimizerState):
         return [flat for group in self.adam.param_groups for flat in group["params"]]
 
     def _allocate(self) -> None:
-        on_cpu = type(self.adam).__name__ == "DeepSpeedCPUAdam"  # counts in an integer
         for flat in self._flats():
-            if not self.adam.state[flat]:
-                self.adam.state[flat] = {
-                    "step": 0 if on_cpu else torch.zeros((), dtype=torch.float32, device=flat.device),
-                    FIRST_MOMENT: torch.zeros_like(flat, requires_grad=False),
-                    SECOND_MOMENT: torch.zeros_like(flat, requires_grad=False),
-                }
+            self._allocate_moments(flat)
+
+    def _allocate_moments(self, flat: Tensor) -> None:
+        on_cpu = type(self.adam).__name__ == "DeepSpeedCPUAdam"  # counts in an integer
+        if not self.adam.state[flat]:
+            self.adam.state[flat] = {
+                "step": 0 if on_cpu else torch.zeros((), dtype=torch.float32, device=flat.device),
+                FIRST_MOMENT: torch.zeros_like(flat, requires_grad=False),
+                SECOND_MOMENT: torch.zeros_like(flat, requires_grad=False),
+            }
 
     def _fragment(self, parameter: nn.Parameter) -> tuple[dict[str, Tensor], slice] | None:
         if not self.sharded:
@@ -92,6 +95,17 @@ class PartitionedState(FlatState):
         if not has_masters:
             self._share_weights()
         super().__init__(runner, groups, has_masters)
+
+    def _allocate(self) -> None:
+        """Also of what rests on a disk, which is fetched for it and put back."""
+        optimizer = self.runner.optimizer
+        for number, flat in enumerate(self._flats()):
+            on_disk = optimizer._swappable_optimizer_subgroup(number)
+            if on_disk:
+                optimizer._optimizer_states_and_gradient_swap_in(number)
+            self._allocate_moments(flat)
+            if on_disk:
+                optimizer._optimizer_states_and_gradient_swap_out(number)
 
     def _share_weights(self) -> None:
         """In fp32 let Adam update the weights themselves where they rest on one device.

@@ -33,6 +33,10 @@ def zero(stage: int) -> str:
         ([ENGINE, zero(2), "offload.parameters=cpu"], "offload.parameters cpu needs parallel.zero_stage 3"),
         ([ENGINE, zero(2), "offload.optimizer=nvme"], "offload.optimizer nvme needs parallel.zero_stage 3"),
         ([ENGINE, zero(3), "offload.optimizer=nvme"], "needs offload.nvme_path"),
+        (
+            [ENGINE, zero(3), "offload.parameters=nvme", "offload.nvme_path=disk"],
+            "fp32: .* round the weights to fp16",
+        ),
     ],
 )
 def test_what_an_engine_does_not_offer_is_refused(overrides: list[str], expected: str) -> None:
