@@ -29,6 +29,7 @@ BF16 = "precision.dtype=bf16"
 SELECTIVE = "train.recompute.granularity=selective"
 FULL = "train.recompute.granularity=full"
 ONE, TWO = 1, 2
+BATCH = 4
 OPTIONS: dict[str, tuple[int, tuple[str, ...]]] = {
     "base: bf16, one process": (ONE, (BF16,)),
     "fp32": (ONE, ("precision.dtype=fp32",)),
@@ -56,7 +57,7 @@ OPTIONS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the model and of its batch: two microbatches of one sample."""
+    """Of the model and of its samples; a step takes BATCH of them, a microbatch one."""
 
     layers: int
     hidden: int
@@ -81,7 +82,7 @@ def build(overrides: tuple[str, ...], sizes: Sizes) -> "MegatronEngine":
 
     model = {"num_layers": sizes.layers, "hidden_size": sizes.hidden}
     model |= {"num_attention_heads": sizes.hidden // 64, "vocab_size": sizes.vocabulary}
-    batch = {"seq_length": sizes.length, "micro_batch_size": 1, "global_batch_size": 4}
+    batch = {"seq_length": sizes.length, "micro_batch_size": 1, "global_batch_size": BATCH}
     sections = {"model": model | {"max_sequence_length": sizes.length}, "batch": batch}
     config = parse_config(sections, overrides)
     return build_engine(config, create_layout(config.parallel))
@@ -126,7 +127,7 @@ def time_against(
     from megalm.train.pretrain import NextTokenLoss
 
     engines = build(base, sizes), build(overrides, sizes)
-    microbatches = [microbatch(sizes)] * (4 // engines[0].layout.dp_size)
+    microbatches = [microbatch(sizes)] * (BATCH // engines[0].layout.dp_size)
     loss, seconds = NextTokenLoss(), ([], [])
     for _ in range(rounds + 1):
         for engine, times in zip(engines, seconds, strict=True):
@@ -134,8 +135,9 @@ def time_against(
             start = time.perf_counter()
             engine.step(microbatches, loss, 1e-4)
             times.append(time.perf_counter() - start)
-    ratios = [option / base for base, option in zip(*(times[1:] for times in seconds), strict=True)]
-    return statistics.median(seconds[1][1:]), statistics.median(ratios)
+    of_base, of_option = (times[1:] for times in seconds)
+    ratios = [mine / its for its, mine in zip(of_base, of_option, strict=True)]
+    return statistics.median(of_option), statistics.median(ratios)
 
 
 def main() -> None:

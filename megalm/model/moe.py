@@ -107,7 +107,11 @@ class TopKRouter(Router):
     def forward(self, hidden_SBH: Tensor, padding_mask: None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Return each expert's weight for each token, zero where it does not go, and where it goes; both (S x B, E)."""
         wide = torch.float64 if hidden_SBH.dtype == torch.float64 else torch.float32
-        logits_SBE = F.linear(hidden_SBH.to(wide), self.weight.to(wide))
+        weights_TE, map_TE = self.routing(F.linear(hidden_SBH.to(wide), self.weight.to(wide)))
+        return weights_TE.to(hidden_SBH.dtype), map_TE
+
+    def routing(self, logits_SBE: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` from the logits on; in training the losses are tied to the weights it returns."""
         gates_SBE = logits_SBE.softmax(-1) if self.moe.score_function == "softmax" else logits_SBE.sigmoid()
         chosen_SBK = gates_SBE.topk(self.moe.router_top_k, dim=-1).indices
         map_SBE = torch.zeros_like(gates_SBE, dtype=torch.bool).scatter(-1, chosen_SBK, True)
@@ -123,11 +127,7 @@ class TopKRouter(Router):
         if self.training and self.sequences and torch.is_grad_enabled():
             dropped = map_SBE.sum() - map_TE.sum()
             weights_TE = _WithLoss.apply(weights_TE, self._losses(logits_SBE, gates_SBE, map_SBE, dropped))
-        return weights_TE.to(hidden_SBH.dtype), map_TE
-
-    def routing(self, logits: Tensor) -> None:
-        """Megatron-Core's base class wants this name; `forward` does the work."""
-        raise NotImplementedError
+        return weights_TE, map_TE
 
     def _losses(self, logits_SBE: Tensor, gates_SBE: Tensor, map_SBE: Tensor, dropped: Tensor) -> Tensor:
         """This rank's part of the losses, a scalar, scaled as the main loss is; adds to the statistics."""

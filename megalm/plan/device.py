@@ -56,9 +56,7 @@ class PretendDevice(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function in self.replaced:
             return self.replaced[function](*args, **kwargs)
-        if (
-            str(kwargs.get("device")) == META.type
-        ):  # asked for without memory, which it would not take there either
+        if str(kwargs.get("device")) == META.type:  # takes no memory on the planned device either
             with _disable_current_modes():
                 return function(*args, **kwargs)
         if kwargs.get("device") is not None:
