@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -150,3 +151,15 @@ def test_few_worlds_live_at_once():
     for world_size in (1, 2, 3, 4):
         run_distributed(pid, world_size)
     assert list(testing._worlds) == [2, 3, 4]
+
+
+def leave_threads_behind() -> int:
+    event = threading.Event()
+    for _ in range(testing.MAX_THREADS):
+        threading.Thread(target=event.wait, daemon=True).start()
+    return os.getpid()
+
+
+def test_processes_that_hold_too_many_threads_are_not_reused() -> None:
+    crowded = run_distributed(leave_threads_behind, 1)
+    assert run_distributed(os.getpid, 1) != crowded
