@@ -101,16 +101,7 @@ def _check_parallel(config: Config) -> None:
     divides("model.num_query_groups", model.query_groups, size, tp)
     divides("model.ffn_hidden_size", model.ffn_size, size, tp)
     _check_pipeline(config)
-    recompute = config.train.recompute
-    experts = {"moe", "shared_experts"}.intersection(recompute.modules)
-    if recompute.granularity == "selective" and experts and not model.moe.num_experts:
-        raise UserError(
-            f"train.recompute.modules names {', '.join(sorted(experts))}, but model.moe.num_experts is 0: take them out"
-        )
-    if recompute.granularity == "full" and recompute.method == "uniform":
-        for layers in layers_per_chunk(config):
-            part = "the layers of a part of the pipeline (train.recompute.method uniform)"
-            divides(part, layers, "train.recompute.num_layers", recompute.num_layers)
+    _check_recompute(config)
     if parallel.sequence_parallel and tp == 1:
         raise UserError(
             "parallel.sequence_parallel splits over the TP ranks: it needs tensor_model_parallel_size > 1"
@@ -140,6 +131,33 @@ def _check_parallel(config: Config) -> None:
             raise UserError(
                 "parallel.overlap_param_gather works on the buckets that overlap_grad_reduce makes: leave that one on"
             )
+
+    if parallel.ddp_bucket_size and parallel.overlap_grad_reduce is False:
+        raise UserError(
+            "parallel.ddp_bucket_size is the size of overlap_grad_reduce's buckets, which is off: leave one of the two out"
+        )
+
+
+def _check_recompute(config: Config) -> None:
+    recompute, model = config.train.recompute, config.model
+    if recompute.granularity == "full" and recompute.method == "uniform":
+        for layers in layers_per_chunk(config):
+            part = "the layers of a part of the pipeline (train.recompute.method uniform)"
+            divides(part, layers, "train.recompute.num_layers", recompute.num_layers)
+    if recompute.granularity != "selective":
+        return
+    moe = model.moe
+    missing = {
+        "moe": not moe.num_experts and "model.moe.num_experts is 0",
+        "shared_experts": not (moe.num_experts and moe.shared_expert_ffn_hidden_size)
+        and "there is no shared expert (model.moe.shared_expert_ffn_hidden_size)",
+        "mlp": all(map(moe.is_moe_layer, range(model.num_layers))) and "every layer has experts",
+        "layernorm": model.norm_position == "post"
+        and "model.norm_position `post` has its norms after the layers",
+    }
+    for name in recompute.modules:
+        if missing.get(name):
+            raise UserError(f"train.recompute.modules names {name}, but {missing[name]}: take it out")
 
 
 def _check_precision(config: Config) -> None:
@@ -196,6 +214,11 @@ def _check_schedule(config: Config) -> None:
         raise UserError(
             f"optimizer.warmup_steps {optimizer.warmup_steps} + decay_steps {optimizer.decay_steps or 0} exceed "
             f"train.steps {steps}: wsd warms up, stays, then decays within the run"
+        )
+    if optimizer.decay_steps and optimizer.schedule in ("constant", "inverse_sqrt"):
+        raise UserError(
+            f"optimizer.decay_steps {optimizer.decay_steps} with schedule `{optimizer.schedule}`, which has no end: "
+            "leave it out, or take another schedule"
         )
     decay = optimizer.decay_steps or steps
     if optimizer.schedule in ("cosine", "linear") and steps and optimizer.warmup_steps > decay:

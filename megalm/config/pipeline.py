@@ -43,7 +43,7 @@ def bubble_fraction(config: Config, data_parallel_size: int) -> float:
     """
     parallel = config.parallel
     waiting = parallel.pipeline_model_parallel_size - 1
-    work = parallel.virtual_pipeline_model_parallel_size * _microbatches(config, data_parallel_size)
+    work = parallel.virtual_pipeline_model_parallel_size * microbatches_of_step(config, data_parallel_size)
     return waiting / (work + waiting)
 
 
@@ -51,7 +51,7 @@ def check_microbatches(config: Config, data_parallel_size: int) -> None:
     """Raise UserError if the microbatches of a step do not suit an interleaved pipeline."""
     parallel, batch = config.parallel, config.batch
     stages = parallel.pipeline_model_parallel_size
-    microbatches = _microbatches(config, data_parallel_size)
+    microbatches = microbatches_of_step(config, data_parallel_size)
     if parallel.virtual_pipeline_model_parallel_size > 1 and microbatches % stages:
         raise UserError(
             f"an interleaved pipeline takes microbatches in groups of PP {stages}, but a step has {microbatches} "
@@ -79,7 +79,8 @@ def _equal_parts(config: Config) -> list[int]:
     return layers
 
 
-def _microbatches(config: Config, data_parallel_size: int) -> int:
+def microbatches_of_step(config: Config, data_parallel_size: int) -> int:
+    """Microbatches that each data-parallel rank computes in one step."""
     return config.batch.global_batch_size // (config.batch.micro_batch_size * data_parallel_size)
 
 

@@ -50,9 +50,12 @@ FP8_MULTIPLE = 16
 FP8_CAPABILITY = (8, 9)
 
 
-def check_kernels(config: Config) -> None:
-    """Raise UserError, one line, for a kernel by name that cannot be used here or for this model; needs no process group."""
-    for field, problem in problems(config).items():
+def check_kernels(config: Config, here: bool = True) -> None:
+    """Raise UserError, one line, for a kernel by name that cannot be used here or for this model; needs no process group.
+
+    Without `here` only for what no machine could do with this model and layout.
+    """
+    for field, problem in (problems(config) if here else _misfits(config)).items():
         section, name = field.split(".")
         default = type(getattr(config, section)).model_fields[name].default
         raise UserError(
@@ -72,10 +75,7 @@ def without_unusable(config: Config) -> Config:
 
 def problems(config: Config) -> dict[str, str]:
     """What stands against each kernel that the configuration names, by field; empty if all can be used."""
-    chosen = _chosen(config)
-    found = {field: _unmet(needs, config) for field, needs in chosen.items()}
-    found |= {field: problem for field, problem in _misfits(config).items() if not found.get(field)}
-    return {field: problem for field, problem in found.items() if problem}
+    return _misfits(config) | _missing(config)
 
 
 def _chosen(config: Config) -> dict[str, Needs]:
@@ -87,22 +87,30 @@ def _chosen(config: Config) -> dict[str, Needs]:
     }
 
 
-def _unmet(needs: Needs, config: Config) -> str:
-    package = needs.package
-    if package == COMPILER:
-        package = kernels.TRITON.name if torch.cuda.is_available() else kernels.CXX.name
-    kernel = kernels.detect()[package]
-    if not kernel.usable:
-        return f"{package} is not to be used here ({kernel.problem})"
-    if config.precision.dtype not in needs.dtypes:
-        return f"it computes in {', '.join(needs.dtypes)} and precision.dtype is {config.precision.dtype}"
-    return ""
+def _missing(config: Config) -> dict[str, str]:
+    """Choices that this machine lacks the package, the tool or the GPU for."""
+    found = {}
+    for field, needs in _chosen(config).items():
+        package = needs.package
+        if package == COMPILER:
+            package = kernels.TRITON.name if torch.cuda.is_available() else kernels.CXX.name
+        kernel = kernels.detect()[package]
+        if not kernel.usable:
+            found[field] = f"{package} is not to be used here ({kernel.problem})"
+        elif field == "precision.fp8" and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+            major, minor = torch.cuda.get_device_capability()
+            found[field] = f"it needs compute capability 8.9 and this GPU has {major}.{minor}"
+    return found
 
 
 def _misfits(config: Config) -> dict[str, str]:
-    """Choices that are here but not made for this model or layout."""
+    """Choices that are not made for this model, number format or layout."""
     model, tp = config.model, config.parallel.tensor_model_parallel_size
-    found = {}
+    found = {
+        field: f"it computes in {', '.join(needs.dtypes)} and precision.dtype is {config.precision.dtype}"
+        for field, needs in _chosen(config).items()
+        if config.precision.dtype not in needs.dtypes
+    }
     if model.attention in ("flash", "te"):
         if model.position_embedding == "alibi":
             found["model.attention"] = "it takes no bias, which position_embedding `alibi` is"
@@ -112,6 +120,10 @@ def _misfits(config: Config) -> dict[str, str]:
             )
     if config.data.reset_at_document_end and _wants_no_mask(config):
         found["model.attention"] = "it takes no mask, which data.reset_at_document_end makes here"
+    if model.attention == "matmul" and model.attention_dropout:
+        found["model.attention"] = (
+            f"it drops no weights and model.attention_dropout is {model.attention_dropout}"
+        )
     if model.activation_kernel == "liger" and model.activation != "swiglu":
         found["model.activation_kernel"] = f"it knows swiglu alone and model.activation is {model.activation}"
     elif model.activation_kernel in ("compile", "liger") and all(
@@ -120,8 +132,8 @@ def _misfits(config: Config) -> dict[str, str]:
         found["model.activation_kernel"] = "every layer has experts, which are not made for it"
     if model.cross_entropy == "liger" and tp > 1:
         found["model.cross_entropy"] = f"it wants all columns on one rank and TP is {tp}"
-    if config.precision.fp8 != "none":
-        found["precision.fp8"] = _fp8_misfit(config)
+    if config.precision.fp8 != "none" and (misfit := _fp8_misfit(config)):
+        found["precision.fp8"] = misfit
     if config.engine == "deepspeed":
         for field, default, value in (
             ("train.compile", "none", config.train.compile),
@@ -149,9 +161,6 @@ def _wants_no_mask(config: Config) -> bool:
 
 
 def _fp8_misfit(config: Config) -> str:
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_CAPABILITY:
-        major, minor = torch.cuda.get_device_capability()
-        return f"it needs compute capability 8.9 and this GPU has {major}.{minor}"
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     if model.moe.num_experts:
         return "experts are not made for it"

@@ -8,10 +8,10 @@ import torch
 
 from megalm.config import Config, data_parallel_size
 from megalm.config.checks import check
-from megalm.config.pipeline import bubble_fraction, layers_per_chunk
+from megalm.config.pipeline import bubble_fraction, layers_per_chunk, microbatches_of_step
 from megalm.device_rate import PEAK_BF16_TFLOPS
 from megalm.errors import UserError
-from megalm.model.kernel_choice import without_unusable
+from megalm.model.kernel_choice import check_kernels, without_unusable
 from megalm.model.names import check_names
 from megalm.plan.report import GIB, Hint, Plan, StagePlan
 from megalm.plan.stage import plan_stage
@@ -41,11 +41,11 @@ def plan(
     world_size = nodes * gpus_per_node
     copies = data_parallel_size(config, world_size)
     check_names(config.model)
+    check_kernels(config, here=False)
     config = without_unusable(config)  # kernels of the cluster's GPUs need not run here
     target = torch.device("cpu") if device == CPU else torch.device("cuda", 0)
     stages = [plan_stage(config, world_size, span, target) for span in _spans(config)]
     batch = config.batch
-    microbatches = batch.global_batch_size // (batch.micro_batch_size * copies)
     tokens = batch.global_batch_size * batch.seq_length
     flops = config.model.flops_per_token(batch.seq_length) * tokens
     result = Plan(
@@ -53,7 +53,7 @@ def plan(
         world_size=world_size,
         device=device,
         parameters=config.model.num_parameters(),
-        microbatches=microbatches,
+        microbatches=microbatches_of_step(config, copies),
         tokens_per_step=tokens,
         flops_per_step=flops,
         bubble=bubble_fraction(config, copies),

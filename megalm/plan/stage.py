@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from megalm.config.pipeline import microbatches_of_step
 from megalm.config.schema import Config
 from megalm.engine.base import Engine, MicroBatch, split_samples
 from megalm.engine.build import build_engine
@@ -102,7 +103,7 @@ def microbatches_of(config: Config, layout: Layout) -> tuple[int, int]:
     section 2.2); the first that is added to gradients shows what that takes. ZeRO-3 learns in the first one what it may keep
     from one use to the next, so the second shows what each of the rest sends.
     """
-    count = config.batch.global_batch_size // (config.batch.micro_batch_size * layout.dp_size)
+    count = microbatches_of_step(config, layout.dp_size)
     enough = 2 * layout.pp_size if layout.vp_size > 1 else layout.pp_size + 1
     if config.parallel.zero_stage > 1:
         enough += 1

@@ -24,7 +24,7 @@ from megalm.parallel.layout import Layout, create_layout
 from megalm.train.callbacks.device_rate import world_flops_per_second
 from megalm.train.callbacks.throughput import device_name, peak_memory_bytes
 from megalm.train.data import TrainingData
-from megalm.train.run import resolve, resolve_vocabulary, world_size
+from megalm.train.run import resolve_vocabulary, world_size
 from megalm.train.tasks import task_of
 from megalm.train.time_use import DATA, FORWARD, STEP, TimeUse, time_use
 
@@ -45,7 +45,7 @@ def main(config: Config, steps: int, warmup: int, trace: Path | None = None) -> 
     """
     check_names(config.model)
     check_kernels(config)
-    config, tokenizer = (resolve if config.data.train else resolve_vocabulary)(config)
+    config, tokenizer = resolve_vocabulary(config)
     task = task_of(config)
     if not config.data.train and config.task != "pretrain":
         raise UserError(

@@ -16,6 +16,7 @@ from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, n
 from megalm.checkpoint.read import shared_list
 from megalm.config import Config, data_parallel_size, dump_config
 from megalm.config.pipeline import bubble_fraction
+from megalm.config.schema import DataSource
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
@@ -96,7 +97,8 @@ def resolve_vocabulary(config: Config) -> tuple[Config, Tokenizer | None]:
     """A copy with the vocabulary taken from the tokenizer, else from the data; UserError where none tells it, or they differ."""
     config = config.model_copy(deep=True)
     tokenizer = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
-    needed = tokenizer.vocab_size if tokenizer else _vocabulary_of(_sidecars(config))
+    sidecars = _sidecars([*config.data.train, *config.data.valid])
+    needed = tokenizer.vocab_size if tokenizer else _vocabulary_of(sidecars)
     if config.model.vocab_size is None and not needed:
         raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
     if config.model.vocab_size is None:
@@ -109,10 +111,13 @@ def resolve_vocabulary(config: Config) -> tuple[Config, Tokenizer | None]:
     return config, tokenizer
 
 
-def _sidecars(config: Config) -> dict[str, dict[str, Any]]:
+def _sidecars(sources: list[DataSource]) -> dict[str, dict[str, Any]]:
     """What is recorded of each source, by its path; nothing for files of other programs."""
-    sources = [*config.data.train, *config.data.valid]
     return {source.path: read_sidecar(source.path) or {} for source in sources}
+
+
+def _hashes(sources: list[DataSource]) -> dict[str, str | None]:
+    return {path: sidecar.get("bin_sha256") for path, sidecar in _sidecars(sources).items()}
 
 
 def _vocabulary_of(sidecars: dict[str, dict[str, Any]]) -> int:
@@ -192,7 +197,11 @@ def _compare_lineage(directory: Path, before: dict[str, Any], now: dict[str, Any
             f"{directory} holds a run with the tokenizer {old}, this one has {new}: use {directory / 'tokenizer'} "
             "or choose another run.dir"
         )
-    before = {"shares": now["shares"], **before}  # earlier versions did not record them
+    before = {
+        "shares": now["shares"],
+        "validation": now["validation"],
+        **before,
+    }  # not in the records of earlier versions
     if "data" not in before or _data_of(before) == _data_of(now):
         return []
     told = "the data are not those that this run was trained on before: the curve goes on with others"
@@ -203,7 +212,10 @@ def _compare_lineage(directory: Path, before: dict[str, Any], now: dict[str, Any
 
 def _data_of(lineage: dict[str, Any]) -> list[str]:
     """Hashes of the token files in their order, wherever they lie now (the path of those without a record), and shares."""
-    return [*(digest or path for path, digest in lineage["data"].items()), f"shares {lineage['shares']}"]
+    training, validation = (
+        [digest or path for path, digest in lineage[part].items()] for part in ("data", "validation")
+    )
+    return [*training, f"shares {lineage['shares']}", *(f"validation {found}" for found in validation)]
 
 
 def _prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
@@ -234,7 +246,8 @@ def _lineage(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "megalm": megalm.__version__,
         "config": hashlib.sha256(resolved.encode()).hexdigest(),
         "tokenizer": tokenizer.hash if tokenizer else None,
-        "data": {path: sidecar.get("bin_sha256") for path, sidecar in _sidecars(config).items()},
+        "data": _hashes(config.data.train),
+        "validation": _hashes(config.data.valid),
         "shares": [weight / sum(weights) for weight in weights],
         "parent": config.run.load,
     }

@@ -9,6 +9,13 @@ from megalm.config import data_parallel_size, parse_config
 from megalm.errors import UserError
 
 EP, MOE = "parallel.expert_model_parallel_size", ("model.moe.num_experts=6",)
+RECOMPUTE = ("train.recompute.granularity=selective",)
+POST_NORM = (
+    "task=mlm",
+    "model.architecture=bert",
+    "model.position_embedding=learned",
+    "model.norm_position=post",
+)
 TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_parallel_size"
 
 
@@ -54,10 +61,19 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
             ["parallel.overlap_param_gather=true", "parallel.zero_stage=1", "train.compile=blocks"],
             "train.compile blocks",
         ),
+        ([*RECOMPUTE, "train.recompute.modules=[mlp,moe]"], "names moe, but model.moe.num_experts is 0"),
+        ([*RECOMPUTE, *MOE, "train.recompute.modules=[shared_experts]"], "there is no shared expert"),
+        ([*RECOMPUTE, *MOE, "train.recompute.modules=[mlp]"], "names mlp, but every layer has experts"),
+        ([*RECOMPUTE, *POST_NORM, "train.recompute.modules=[layernorm]"], "norms after the layers"),
         (
-            ["train.recompute.granularity=selective", "train.recompute.modules=[mlp,moe]"],
-            "names moe, but model.moe.num_experts is 0",
+            ["parallel.overlap_grad_reduce=false", "parallel.ddp_bucket_size=1000"],
+            "ddp_bucket_size is the size of overlap_grad_reduce's buckets, which is off",
         ),
+        (
+            ["optimizer.schedule=constant", "optimizer.decay_steps=60"],
+            "schedule `constant`, which has no end",
+        ),
+        (["optimizer.schedule=inverse_sqrt", "optimizer.decay_steps=60"], "which has no end"),
         (
             [
                 "parallel.overlap_param_gather=true",

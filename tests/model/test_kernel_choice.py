@@ -69,6 +69,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         ("model.attention", "flash", ("model.architecture=bert",), "architecture `bert` does not offer it"),
         ("model.attention", "matmul", ("model.architecture=bert",), "architecture `bert` does not offer it"),
         ("model.cross_entropy", "plain", ("model.architecture=bert",), "`bert` does not offer it"),
+        ("model.attention", "matmul", ("model.attention_dropout=0.1",), "model.attention_dropout is 0.1"),
         ("model.attention", "te", ("data.reset_at_document_end=true",), "takes no mask"),
         ("model.attention", "matmul", ("data.reset_at_document_end=true",), "takes no mask"),
         (
@@ -111,6 +112,17 @@ def test_defaults_ask_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernels, "detect", never)
     check_kernels(parse_config({}))
+
+
+def test_what_another_machine_may_have_is_not_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = {name: replace(kernel, problem="not there") for name, kernel in kernels.detect().items()}
+    monkeypatch.setattr(kernels, "detect", lambda: absent)
+    flash = named("model.attention", "flash", "precision.dtype=bf16")
+    check_kernels(flash, here=False)
+    with pytest.raises(UserError, match="not there"):
+        check_kernels(flash)
+    with pytest.raises(UserError, match=r"precision\.dtype is fp32"):
+        check_kernels(named("model.attention", "flash"), here=False)
 
 
 def test_weights_trained_elsewhere_run_with_what_is_here() -> None:

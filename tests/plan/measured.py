@@ -14,7 +14,7 @@ from megalm.config import Config
 from megalm.engine.base import MicroBatch, split_samples
 from megalm.engine.build import build_engine
 from megalm.parallel.layout import Layout, create_layout
-from megalm.train.pretrain import NextTokenLoss
+from megalm.train.tasks import task_of
 
 
 class LiveStorages(TorchDispatchMode):
@@ -54,7 +54,7 @@ def storages_of_a_step(config: Config) -> tuple[int, int, int]:
         resting = storages.live
         microbatches = _microbatches(config, layout)
         storages.peak = 0
-        engine.step(microbatches, NextTokenLoss(), 1e-3)
+        engine.step(microbatches, task_of(config).make_loss(config), 1e-3)
     return layout.pp_rank, resting, storages.peak
 
 
@@ -69,7 +69,7 @@ def allocations_of_a_step(config: Config) -> tuple[int, int]:
         microbatches = _microbatches(config, layout)
         gc.collect()
         with record_function("the step"):
-            engine.step(microbatches, NextTokenLoss(), 1e-3)
+            engine.step(microbatches, task_of(config).make_loss(config), 1e-3)
     events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     begin = next(event.start_ns() for event in events if event.name() == "the step")
     changes = [(event.start_ns() >= begin, event.nbytes()) for event in events if event.name() == "[memory]"]
@@ -81,13 +81,19 @@ def allocations_of_a_step(config: Config) -> tuple[int, int]:
 def _microbatches(config: Config, layout: Layout) -> list[MicroBatch]:
     batch = config.batch
     shape = (batch.global_batch_size // layout.dp_size, batch.seq_length)
-    ids_BS = np.ones(shape, np.int64)
-    documents_BS = ids_BS if config.data.reset_at_document_end else None
+    random = np.random.default_rng(layout.dp_rank)
+    ids_BS = random.integers(0, config.model.vocab_size, shape)
+    ones_BS = np.ones(shape, np.int64)
+    encoder = config.model.architecture == "bert"
+    resets = config.data.reset_at_document_end
+    counted = shape[1] * (config.mlm.mask_probability if encoder else 1)
     samples = SimpleNamespace(
         tokens_BS=ids_BS,
         labels_BS=ids_BS,
-        loss_mask_BS=np.ones(shape, np.float32),
-        positions_BS=documents_BS,
-        segments_BS=documents_BS,
+        loss_mask_BS=np.where(np.arange(shape[1]) < counted, ones_BS, 0).astype(np.float32),
+        positions_BS=ones_BS if resets else None,
+        segments_BS=ones_BS if resets or encoder else None,
+        token_types_BS=ones_BS if encoder else None,
+        sentence_labels_B=ones_BS[:, 0] if encoder else None,
     )
     return split_samples(samples, layout, batch.micro_batch_size)

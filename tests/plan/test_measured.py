@@ -13,6 +13,18 @@ VP2 = "parallel.virtual_pipeline_model_parallel_size=2"
 CP2 = "parallel.context_parallel_size=2"
 ZERO1 = "parallel.zero_stage=1"
 FULL = "train.recompute.granularity=full"
+MOE = (
+    "model.moe.num_experts=4",
+    "model.moe.shared_expert_ffn_hidden_size=64",
+    "model.moe.z_loss_coeff=0.001",
+)
+BERT = (
+    "task=mlm",
+    "model.architecture=bert",
+    "model.position_embedding=learned",
+    "model.num_query_groups=4",
+    "model.sentence_head=true",
+)
 # The plan is exact; gloo's threads hold a tensor or two of the real run a little longer than Python does.
 BOUND = 0.03
 
@@ -36,6 +48,10 @@ LAYOUTS = {
     "plain-attention": (1, ("model.attention=plain",)),
     "deepspeed-DP2+ZeRO-1": (2, ("engine=deepspeed", ZERO1)),
     "deepspeed-bf16-DP2+ZeRO-3": (2, ("engine=deepspeed", "parallel.zero_stage=3", "precision.dtype=bf16")),
+    "MoE": (1, MOE),
+    "MoE-EP2xTP2": (4, (*MOE, TP2, SP, "parallel.expert_model_parallel_size=2")),
+    "BERT": (1, BERT),
+    "BERT-TP2xPP2": (4, (*BERT, TP2, PP2)),
     "dropout": (1, ("model.hidden_dropout=0.1", "model.attention_dropout=0.1")),
 }
 
@@ -49,6 +65,13 @@ def test_planned_peak_of_each_stage_is_what_its_fullest_rank_takes(name):
         found = [(resting, peak) for number, resting, peak in ranks if number == stage.stages[0]]
         assert stage.resting == pytest.approx(max(resting for resting, _ in found), rel=0.001)
         assert stage.peak == pytest.approx(max(peak for _, peak in found), rel=BOUND)
+
+
+def test_planned_peak_of_zero_2_misses_little() -> None:
+    """DeepSpeed holds some gradients longer than the plan's order of freeing tells."""
+    config = small_config("engine=deepspeed", "parallel.zero_stage=2")
+    peaks = [peak for _, _, peak in run_distributed(storages_of_a_step, 2, config)]
+    assert 0.93 < planned(config, 2).fullest.peak / max(peaks) < 1
 
 
 @pytest.mark.parametrize("preset", ["llama-tiny", "gpt2-tiny"])

@@ -145,7 +145,8 @@ def test_run_directory_records_the_resolved_run(
     assert resolved == config == load_config(find_checkpoint(tmp_path) / "config.yaml")
     lineage = json.loads((tmp_path / "lineage.json").read_text())
     recorded = json.loads(Path(f"{source}.json").read_text())["bin_sha256"]
-    assert lineage["data"] == {str(source): recorded, str(data / "valid"): None}
+    assert lineage["data"] == {str(source): recorded}
+    assert lineage["validation"] == {str(data / "valid"): None}
     assert lineage["tokenizer"] == (tokenizer.hash if with_tokenizer else None)
     if with_tokenizer:
         assert load_tokenizer(tmp_path / "tokenizer").hash == tokenizer.hash
@@ -205,6 +206,16 @@ def test_other_data_are_told_and_moved_ones_are_not(tmp_path: Path, data: Path, 
         train_in_world(1, run_config(tmp_path / "run", data, *settings, "train.exit_after_steps=1"))
         told.append(sum("data are not those" in event for event in events(tmp_path / "run")))
     assert told == [0, 0, 1, 1]
+
+
+def test_data_that_change_sides_are_told(tmp_path: Path, data: Path) -> None:
+    one, other = (f"{{path: {data}/{name}}}" for name in ("train", "valid"))
+    told = []
+    for training, validation in ((f"{one}, {other}", other), (one, f"{other}, {other}")):
+        overrides = [f"data.train=[{training}]", f"data.valid=[{validation}]", "train.exit_after_steps=1"]
+        train_in_world(1, run_config(tmp_path, data, *overrides))
+        told.append(sum("data are not those" in event for event in events(tmp_path)))
+    assert told == [0, 1]
 
 
 def test_other_shares_of_a_blend_are_told(tmp_path: Path, data: Path) -> None:
