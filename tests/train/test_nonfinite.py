@@ -167,34 +167,30 @@ def test_without_a_checkpoint_the_run_goes_on_past_the_bad_samples(tmp_path: Pat
     assert [line["skipped"] for line in step_lines(tmp_path)] == [False, True, True] + [False] * 5
 
 
+OFTEN_SAVED = (
+    "checkpoint.interval=2",
+    "checkpoint.async_save=false",
+    "data.prefetch=0",
+    "train.max_nonfinite_steps=2",
+)
+
+
 def test_run_goes_back_past_a_damaged_checkpoint(tmp_path: Path, data: Path) -> None:
     """The checkpoint of step 4 breaks while steps 5 and 6 are bad."""
-    settings = (
-        "checkpoint.interval=2",
-        "checkpoint.async_save=false",
-        "data.prefetch=0",
-        "train.max_nonfinite_steps=2",
-    )
-    config = run_config(tmp_path / "run", data, *settings)
+    config = run_config(tmp_path / "run", data, *OFTEN_SAVED)
     run_distributed(train_on, 1, config, "poisoned_and_damaged", 32, 48)
-    run_distributed(train_on, 1, run_config(tmp_path / "clean", data, *settings), "without", 32, 48)
+    run_distributed(train_on, 1, run_config(tmp_path / "clean", data, *OFTEN_SAVED), "without", 32, 48)
     assert "rolled back to step 2, past samples 32 to 47" in events(tmp_path / "run")
     assert step_lines(tmp_path / "run") == step_lines(tmp_path / "clean")
 
 
 def test_run_that_ends_right_after_going_back_resumes_from_where_it_went(tmp_path: Path, data: Path) -> None:
     """Steps 4 and 5 are bad; the checkpoint of step 4, made between them, must not come back."""
-    settings = (
-        "checkpoint.interval=2",
-        "checkpoint.async_save=false",
-        "data.prefetch=0",
-        "train.max_nonfinite_steps=2",
-    )
-    config = run_config(tmp_path / "run", data, *settings)
+    config = run_config(tmp_path / "run", data, *OFTEN_SAVED)
     with pytest.raises(RankError, match="the power went out"):
         run_distributed(train_on, 1, config, "poisoned_and_cut_off", 24, 40)
     assert "rolled back to step 2, past samples 24 to 39" in events(tmp_path / "run")
     assert list(list_checkpoints(tmp_path / "run")) == [2]
     run_distributed(train_on, 1, config, "poisoned_and_cut_off", 24, 40)
-    run_distributed(train_on, 1, run_config(tmp_path / "clean", data, *settings), "without", 24, 40)
+    run_distributed(train_on, 1, run_config(tmp_path / "clean", data, *OFTEN_SAVED), "without", 24, 40)
     assert step_lines(tmp_path / "run") == step_lines(tmp_path / "clean")
