@@ -156,7 +156,7 @@ def bench(
 ) -> None:
     """Time training steps of CONFIG: tokens a second, MFU, memory, where the time goes.
 
-    Writes no checkpoint and leaves the run directory alone. Without data.train it takes random tokens.
+    Writes no checkpoint and leaves the run directory alone. Without data.train it takes random tokens (task pretrain).
     """
     from megalm.config import data_parallel_size, load_config
 

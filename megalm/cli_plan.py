@@ -25,7 +25,7 @@ def plan(
         str, typer.Option(help="What they run on: a GPU's name such as H100 or A100, or cpu.")
     ] = "H100",
     device_memory: Annotated[
-        str | None, typer.Option(help="Memory of one device, e.g. 80GiB; default: 80GiB of a GPU.")
+        str | None, typer.Option(help="Memory of one device, e.g. 80GiB; default: its data sheet's.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one machine-readable result on stdout.")
@@ -40,13 +40,14 @@ def plan(
 
     resolved = load_config(config, overrides or [])
     data_parallel_size(resolved, nodes * gpus_per_node)
-    if device_memory is None and device != "cpu":
-        device_memory = "80GiB"
     size = None if device_memory is None else parse_size(device_memory)
+    from megalm.device_rate import MEMORY_GIB
     from megalm.plan.report import render
     from megalm.plan.run import plan as make_plan
     from megalm.train.run import resolve_vocabulary
 
+    if size is None and device in MEMORY_GIB:
+        size = MEMORY_GIB[device] * 2**30
     resolved, _ = resolve_vocabulary(resolved)
     result = make_plan(resolved, nodes, gpus_per_node, device, size)
     print(json.dumps(result.to_json()) if as_json else render(result))
@@ -59,7 +60,7 @@ def parse_size(text: str) -> int:
     try:
         assert found is not None
         size = int(float(found[1]) * units[found[2].lower()])
-    except (AssertionError, KeyError, ValueError):
+    except (AssertionError, KeyError, OverflowError, ValueError):
         raise UserError(f"{text!r} is no size in bytes: write it like 80GiB or 80GB") from None
     if size == 0:
         raise UserError(f"{text!r}: a device without memory holds nothing; write its size like 80GiB")

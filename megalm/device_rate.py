@@ -33,6 +33,26 @@ PEAK_BF16_TFLOPS = {
     "L4": 121.0,  # L4 data sheet: 242 sparse
 }
 
+# Memory of one device in GiB by the same names, from the same data sheets; not those that are sold with several sizes.
+MEMORY_GIB = {
+    "B200": 180,
+    "H200 NVL": 141,
+    "H200": 141,
+    "H100 NVL": 94,
+    "H100 PCIe": 80,
+    "H100": 80,
+    "H800 PCIe": 80,
+    "H800": 80,
+    "A100": 80,  # or 40, of the first ones
+    "A800": 80,
+    "A40": 48,
+    "A30": 24,
+    "A10": 24,
+    "L40S": 48,
+    "L40": 48,
+    "L4": 24,
+}
+
 
 def peak_flops_per_second(device_name: str) -> float | None:
     """Dense bf16 peak of the device CUDA calls `device_name`, in FLOP/s; None where it is not known.

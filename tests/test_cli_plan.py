@@ -46,6 +46,7 @@ def test_layout_that_does_not_match_the_machines_is_refused_with_the_arithmetic(
     [
         (["--device-memory", "much"], "80GiB"),
         (["--device-memory", "0"], "without memory"),
+        (["--device-memory", "1e400"], "80GiB"),
         (["--device", "H1000"], "'H1000' is unknown"),
         (["--nodes", "0"], "--nodes"),
     ],

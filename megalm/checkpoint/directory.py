@@ -27,11 +27,11 @@ def checkpoint_name(step: int) -> str:
 
 
 def list_checkpoints(run_directory: str | Path) -> dict[int, Path]:
-    """Complete checkpoints of a run by step, oldest first."""
+    """Checkpoints of a run by step, oldest first; each was complete when it got its name."""
     found = {}
     for path in (Path(run_directory) / CHECKPOINTS).glob("step_*"):
         match = _NAME.fullmatch(path.name)
-        if match and (path / "manifest.json").is_file():
+        if match and path.is_dir():
             found[int(match.group(1))] = path
     return dict(sorted(found.items()))
 
@@ -45,7 +45,9 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> Path:
         raise UserError(f"{path}: no such run or checkpoint directory")
     found = list_checkpoints(path)
     if not found:
-        raise UserError(f"{path}: neither a checkpoint nor a run directory with complete checkpoints")
+        raise UserError(
+            f"{path}: neither a checkpoint (manifest.json, {TENSORS}/) nor a run directory with checkpoints"
+        )
     if step is None:
         return found[max(found)]
     if step not in found:

@@ -54,11 +54,11 @@ def newest_intact(run_directory: str | Path, layout: Layout, last_step: int | No
     Damaged ones on the way are named in warnings and, where an intact one is found, set aside, so that they neither
     stand in its way nor count as kept.
     """
-    candidates = list(shared_list(run_directory, layout).items())
+    found = shared_list(run_directory, layout)
+    candidates = [step for step in found if last_step is None or step <= last_step]
     damaged: list[Path] = []
-    for step, path in reversed(candidates):
-        if last_step is not None and step > last_step:
-            continue
+    for step in reversed(candidates):
+        path = found[step]
         wrong = damage(path, layout)
         if wrong is None:
             if layout.rank == 0:
@@ -67,7 +67,8 @@ def newest_intact(run_directory: str | Path, layout: Layout, last_step: int | No
             dist.barrier()
             return path
         if layout.rank == 0:
-            logger.warning("%s; trying the checkpoint before it", wrong)
+            before = "" if step == candidates[0] else "; trying the checkpoint before it"
+            logger.warning("%s%s", wrong, before)
         damaged.append(path)
     return None
 

@@ -142,8 +142,11 @@ def _check_recompute(config: Config) -> None:
     recompute, model = config.train.recompute, config.model
     if recompute.granularity == "full" and recompute.method == "uniform":
         for layers in layers_per_chunk(config):
-            part = "the layers of a part of the pipeline (train.recompute.method uniform)"
-            divides(part, layers, "train.recompute.num_layers", recompute.num_layers)
+            if layers % recompute.num_layers:
+                raise UserError(
+                    f"train.recompute.num_layers {recompute.num_layers} does not divide the {layers} layers of a part of the "
+                    "pipeline (train.recompute.method uniform): lower it, or take method block"
+                )
     if recompute.granularity != "selective":
         return
     moe = model.moe

@@ -15,6 +15,24 @@ from megalm.config.suggest import nearest
 from megalm.errors import UserError
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's reader would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None,
+                        None,
+                        f"the key `{key.value}` stands twice, put its values together",
+                        key.start_mark,
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read the YAML file `path`, apply `section.key=value` overrides, fill from the preset and check.
 
@@ -24,7 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
     except UnicodeDecodeError:
@@ -47,7 +65,9 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        location = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
+        keys = {override.partition("=")[0]: f"override {override!r}" for override in overrides}
+        raise UserError(f"{keys.get(location, where)}: {_explain(error)}") from None
     check(config)
     return config
 
@@ -121,6 +141,8 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key `{location}`{nearest(str(first['loc'][-1]), known)} (known: {', '.join(known)})"
     if first["type"] == "missing":
         return f"`{location}` is missing"
+    if first["type"] == "model_type":
+        return f"`{location}` = {first['input']!r}: a section is expected, keys with values"
     return f"`{location}` = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

@@ -1,11 +1,9 @@
 """Sets DeepSpeed up: imports it late and quietly, names our groups for it, chooses its settings and its optimizer."""
 
-import contextlib
 import inspect
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import nn
 from megalm.config.schema import Config
 from megalm.errors import UserError
 from megalm.parallel.layout import Layout
+from megalm.quiet import quiet_output
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,8 @@ def import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", "0")
     try:
-        import deepspeed
+        with quiet_output():
+            import deepspeed
     except ImportError as error:
         raise UserError(
             f"engine `deepspeed` needs the package deepspeed ({error}): pip install deepspeed, or take engine=megatron"
@@ -171,29 +171,6 @@ def problem_of_operator(name: str, layout: Layout) -> str | None:
     problems: list[str | None] = [None] * layout.world_size
     dist.all_gather_object(problems, problem)
     return next((text for text in problems if text), None)
-
-
-@contextlib.contextmanager
-def quiet_output() -> Iterator[None]:
-    """Send what this process and the compilers it starts write to stdout and stderr to nowhere.
-
-    By descriptors: DeepSpeed takes a stderr without one for a failed compilation.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        for descriptor in (*kept, nowhere):
-            os.close(descriptor)
 
 
 def _warn_of_lock(operator: str, layout: Layout) -> None:

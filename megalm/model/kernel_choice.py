@@ -7,6 +7,7 @@ import torch
 from megalm import kernels
 from megalm.config.schema import Config
 from megalm.errors import UserError
+from megalm.parallel.backend import backend_for
 
 COMPILER = "a compiler"
 HALF = ("bf16", "fp16")
@@ -61,6 +62,21 @@ def check_kernels(config: Config, here: bool = True) -> None:
         raise UserError(
             f"{field} is `{getattr(getattr(config, section), name)}`, but {problem}: take `{default}`"
         )
+    if here:
+        _check_dispatcher(config)
+
+
+def _check_dispatcher(config: Config) -> None:
+    unequal = config.model.moe.num_experts and config.parallel.sequence_parallel
+    if (
+        unequal
+        and config.model.moe.dispatcher == "alltoall"
+        and backend_for(config.parallel.backend) == "gloo"
+    ):
+        raise UserError(
+            "model.moe.dispatcher is `alltoall`, but with parallel.sequence_parallel it gathers parts of different sizes, "
+            "which the backend gloo does not: take `allgather`"
+        )
 
 
 def without_unusable(config: Config) -> Config:
@@ -96,7 +112,7 @@ def _missing(config: Config) -> dict[str, str]:
             package = kernels.TRITON.name if torch.cuda.is_available() else kernels.CXX.name
         kernel = kernels.detect()[package]
         if not kernel.usable:
-            found[field] = f"{package} is not to be used here ({kernel.problem})"
+            found[field] = f"{package} cannot be used here ({kernel.problem}; see docs/install.md)"
         elif field == "precision.fp8" and torch.cuda.get_device_capability() < FP8_CAPABILITY:
             major, minor = torch.cuda.get_device_capability()
             found[field] = f"it needs compute capability 8.9 and this GPU has {major}.{minor}"

@@ -21,7 +21,6 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megalm.config.model import ModelConfig
 from megalm.config.pipeline import layers_per_chunk
 from megalm.config.schema import Config
-from megalm.errors import UserError
 from megalm.model.activation import ACTIVATIONS
 from megalm.model.attention import CoreAttention
 from megalm.model.linear import ColumnLinear, RowLinear
@@ -119,11 +118,6 @@ def _moe_fields(config: Config, layout: Layout) -> dict[str, Any]:
     dispatcher = moe.dispatcher
     if dispatcher == "auto":
         dispatcher = "alltoall" if on_nccl else "allgather"
-    if dispatcher == "alltoall" and config.parallel.sequence_parallel and not on_nccl:
-        raise UserError(
-            "model.moe.dispatcher `alltoall` with parallel.sequence_parallel gathers parts of different sizes, which the "
-            "backend gloo does not: use `allgather`"
-        )
     return {
         "expert_model_parallel_size": layout.ep_size,
         "num_moe_experts": moe.num_experts,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megalm.config.schema import ParallelConfig
 from megalm.errors import UserError
 from megalm.parallel import cpu
+from megalm.parallel.backend import backend_for
 
 cpu.install()
 
@@ -114,7 +115,7 @@ class Layout:
 def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     """Join the world that the environment describes (RANK, WORLD_SIZE, ...; default one process).
 
-    Returns this process's device. `auto` picks NCCL where CUDA is present, else gloo. UserError for more processes than GPUs.
+    Returns this process's device. backend: see `backend_for`. UserError for more processes than GPUs.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -122,8 +123,7 @@ def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> 
         device = torch.device("cuda", _local_gpu())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        if backend == "auto":
-            backend = "nccl" if cuda else "gloo"
+        backend = backend_for(backend)
         timeout = datetime.timedelta(minutes=timeout_minutes)
         bound = device if backend == "nccl" else None  # else NCCL guesses the device from the rank
         if "RANK" in os.environ:

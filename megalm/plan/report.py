@@ -59,6 +59,8 @@ class Plan:
     device_memory: int | None
     reserved: int
     stages: list[StagePlan]
+    replaced: list[str] = field(default_factory=list)
+    """Fields whose kernels are not on this machine: planned with the defaults."""
     hints: list[Hint] = field(default_factory=list)
     rates: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -88,6 +90,7 @@ def render(plan: Plan) -> str:
         *_memory_table(plan.stages),
         "",
         *_verdict(plan),
+        *[f"planned with the default of {name}: what it names cannot run here" for name in plan.replaced],
         *_traffic(plan.stages),
         *_rates(plan),
         f"planned in {plan.seconds:.1f} s",
@@ -116,7 +119,7 @@ def _memory_table(stages: Sequence[StagePlan]) -> list[str]:
 def _verdict(plan: Plan) -> list[str]:
     stage = plan.fullest
     label, size = max(stage.at_peak.items(), key=lambda item: item[1])
-    line = f"fullest: {stage.name}, {_size(stage.peak)}, most of it {label} ({_size(size)})"
+    line = f"fullest: {stage.name}, {_size(stage.peak)}, the largest part is {label} ({_size(size)})"
     if plan.device_memory is not None:
         verb = "fits" if plan.fits else "does not fit"
         line += f"; with {_size(plan.reserved)} set aside it {verb} into {_size(plan.device_memory)}"

@@ -11,7 +11,7 @@ from megalm.config.checks import check
 from megalm.config.pipeline import bubble_fraction, layers_per_chunk, microbatches_of_step
 from megalm.device_rate import PEAK_BF16_TFLOPS
 from megalm.errors import UserError
-from megalm.model.kernel_choice import check_kernels, without_unusable
+from megalm.model.kernel_choice import check_kernels, problems, without_unusable
 from megalm.model.names import check_names
 from megalm.plan.report import GIB, Hint, Plan, StagePlan
 from megalm.plan.stage import plan_stage
@@ -42,6 +42,7 @@ def plan(
     copies = data_parallel_size(config, world_size)
     check_names(config.model)
     check_kernels(config, here=False)
+    replaced = list(problems(config))
     config = without_unusable(config)  # kernels of the cluster's GPUs need not run here
     target = torch.device("cpu") if device == CPU else torch.device("cuda", 0)
     stages = [plan_stage(config, world_size, span, target) for span in _spans(config)]
@@ -60,6 +61,7 @@ def plan(
         device_memory=device_memory,
         reserved=0 if device == CPU else RESERVED,
         stages=stages,
+        replaced=replaced,
     )
     if hints:
         result.hints = list(_hints(config, world_size, target, result.fullest))

@@ -21,6 +21,7 @@ from megalm.model.kernel_choice import check_kernels
 from megalm.model.names import check_names
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout, create_layout
+from megalm.quiet import quiet_output
 from megalm.train.callbacks.device_rate import world_flops_per_second
 from megalm.train.callbacks.throughput import device_name, peak_memory_bytes
 from megalm.train.data import TrainingData
@@ -119,10 +120,14 @@ class _Bench:
         """Take some more steps under torch's profiler."""
         cuda = self.engine.layout.device.type == "cuda"
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-        with profile(activities=activities) as recorded:
-            for _ in range(PROFILED_STEPS):
-                with record_function(STEP):
-                    self.step()
+        recorded = profile(activities=activities)
+        with quiet_output():  # the profiler says that it starts and stops
+            recorded.start()
+        for _ in range(PROFILED_STEPS):
+            with record_function(STEP):
+                self.step()
+        with quiet_output():
+            recorded.stop()
         if trace is not None and self.engine.layout.rank == 0:
             trace.parent.mkdir(parents=True, exist_ok=True)
             recorded.export_chrome_trace(str(trace))

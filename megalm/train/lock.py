@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,9 +33,12 @@ def run_lock(directory: Path) -> Iterator[None]:
 
 def _take(directory: Path, stack: contextlib.ExitStack) -> str | None:
     """Lock for as long as `stack` is open; return what is in the way, or None."""
+    lock = directory / ".lock"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context(open(directory / ".lock", "w"))  # noqa: SIM115
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            stack.callback(_remove_if_empty, directory)
+        file = stack.enter_context(open(lock, "w"))  # noqa: SIM115
     except OSError as error:
         return f"{error.filename}: {error.strerror}; choose another run.dir"
     try:
@@ -43,4 +47,12 @@ def _take(directory: Path, stack: contextlib.ExitStack) -> str | None:
         return f"{directory} is in use by another run: wait for it, or choose another run.dir"
     except OSError as error:
         logger.warning("%s: cannot lock it against a second run (%s)", directory, error)
+    if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+        return f"{directory} was given up by another run at this moment: repeat the command"
+    stack.callback(lock.unlink, missing_ok=True)
     return None
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()

@@ -75,12 +75,19 @@ def main(config: Config) -> dict[str, Any]:
         run = Run(config=config, layout=layout, directory=directory)
         if layout.pp_size > 1:
             run.facts["pipeline_bubble"] = bubble_fraction(config, copies)
-        _prepare_directory(run, lineage)
+        checkpoint = newest_intact(directory, layout)
+        if checkpoint is None:
+            notices += _first_weights(run, engine)
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
         loss = task_of(config).make_loss(config)
         loop = Loop(run, engine, loss, data, validation, standard_callbacks(config))
-        loop.notices = [*notices, *_start_weights(run, loop, engine)]
+        if checkpoint is not None:
+            loop.resume(checkpoint)
+            notices += _resumed(run)
+        if checkpoint is None or run.step < config.train.steps:
+            _prepare_directory(run, lineage)
+        loop.notices = notices
         return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
 
 
@@ -253,22 +260,23 @@ def _lineage(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def _start_weights(run: Run, loop: Loop, engine: Engine) -> list[str]:
-    """Resume from the newest good checkpoint of this run, or take another run's weights, or neither; say what was done."""
-    checkpoint = newest_intact(run.directory, run.layout)
-    if checkpoint is not None:
-        loop.resume(checkpoint)
-        told = [f"going on from the checkpoint of step {run.step} under {run.layout.describe()}"]
-        if run.config.run.load:
-            told.append("run.load is not used: the run directory has a checkpoint of its own")
-        if run.step >= run.config.train.steps:
-            told.append(f"nothing to do: train.steps is {run.config.train.steps}")
-        return told
+def _first_weights(run: Run, engine: Engine) -> list[str]:
+    """Take another run's weights if the configuration names one; say so. UserError if only damaged checkpoints are here."""
     if found := shared_list(run.directory, run.layout):
         raise UserError(
             f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
         )
+    if not run.config.run.load:
+        return []
+    load_weights(engine, find_checkpoint(run.config.run.load))
+    return [f"weights taken from {run.config.run.load}"]
+
+
+def _resumed(run: Run) -> list[str]:
+    """What there is to tell of a run that goes on."""
+    told = [f"going on from the checkpoint of step {run.step} under {run.layout.describe()}"]
     if run.config.run.load:
-        load_weights(engine, find_checkpoint(run.config.run.load))
-        return [f"weights taken from {run.config.run.load}"]
-    return []
+        told.append("run.load is not used: the run directory has a checkpoint of its own")
+    if run.step >= run.config.train.steps:
+        told.append(f"nothing to do: train.steps is {run.config.train.steps}")
+    return told

@@ -1,5 +1,6 @@
 """SIGTERM or Ctrl-C as a request to stop: the run ends well, after a step that all ranks agree on."""
 
+import ctypes
 import os
 import signal
 import threading
@@ -19,6 +20,8 @@ REPEAT_SECONDS = 5.0
 class StopRequest:
     """Within its `with` block SIGTERM is kept for `agreed`; a second request, some seconds later, ends the process.
 
+    So it does in the middle of a long operation, where Python's own handlers have to wait.
+
     The first Ctrl-C (SIGINT) is kept too, the second interrupts at once.
 
     Only the main thread can take signals; elsewhere the block leaves them alone. Where the block ends because a peer was
@@ -31,6 +34,7 @@ class StopRequest:
         self._previous: Any = signal.SIG_DFL
         self._interrupt: Any = signal.default_int_handler
         self._installed = False
+        self._watch: _Watch | None = None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -39,11 +43,14 @@ class StopRequest:
                 signal.signal(signal.SIGINT, self._receive_interrupt) or signal.default_int_handler
             )
             self._installed = True
+            self._watch = _Watch()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if not self._installed:
             return
+        if self._watch is not None:
+            self._watch.end()
         signal.signal(signal.SIGTERM, self._previous)
         signal.signal(signal.SIGINT, self._interrupt)
         if self._received_at is not None and error is not None and is_connection_loss(error):
@@ -64,5 +71,38 @@ class StopRequest:
         if self._received_at is None:
             self._received_at = now
         elif now - self._received_at >= REPEAT_SECONDS:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+            _end_process()
+
+
+class _Watch:
+    """A thread that learns of signals as they come, whatever the main thread is in."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writer)
+        self._thread.join()
+        os.close(self._reader)
+
+    def _run(self) -> None:
+        first: float | None = None
+        while received := os.read(self._reader, 1):
+            now = time.monotonic()
+            if received[0] != signal.SIGTERM:
+                continue
+            if first is None:
+                first = now
+            elif now - first >= REPEAT_SECONDS:
+                _end_process()
+
+
+def _end_process() -> None:
+    """By SIGTERM itself, so that whoever waits for this process learns why; Python restores handlers in the main thread alone."""
+    ctypes.CDLL(None).signal(int(signal.SIGTERM), None)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -66,6 +66,7 @@ def train_and_listen(config: Config) -> list[str]:
         ("config.yaml", truncate),
         ("state.json", truncate),
         ("manifest.json", truncate),
+        ("manifest.json", Path.unlink),
     ],
 )
 def test_resume_falls_back_to_the_checkpoint_before_a_damaged_one(

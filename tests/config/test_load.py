@@ -36,6 +36,30 @@ def test_wrong_value_names_field_and_value():
     assert "model.num_layers" in text and "many" in text
 
 
+def test_mistake_of_an_override_is_not_blamed_on_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {num_layers: 2}\n")
+    with pytest.raises(UserError, match=r"^override 'optimizer.lrr=1': unknown key"):
+        load_config(path, ["optimizer.lrr=1"])
+    path.write_text("optimizer: {lrr: 1}\n")
+    with pytest.raises(UserError, match=r"run\.yaml: unknown key"):
+        load_config(path, ["model.num_layers=3"])
+
+
+def test_value_in_place_of_a_section_is_named():
+    assert message({}, "optimizer=3").endswith("`optimizer` = 3: a section is expected, keys with values")
+
+
+@pytest.mark.parametrize(
+    "text", ["batch: {seq_length: 64}\nbatch: {micro_batch_size: 2}\n", "run: {seed: 1, seed: 2}\n"]
+)
+def test_key_that_stands_twice_is_refused(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"the key `(batch|seed)` stands twice.* line [12]"):
+        load_config(path)
+
+
 def test_override_without_equals_sign_or_into_a_value_is_refused():
     assert "key=value" in message({}, "optimizer.lr")
     assert "is a value, not a section" in message({"run": {"dir": "x"}}, "run.dir.deeper=1")

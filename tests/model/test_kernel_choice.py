@@ -40,7 +40,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(kernels, "cxx_compiler", lambda: kernels.CXX)
     with pytest.raises(
-        UserError, match=r"train\.compile is `blocks`, but c\+\+ is not to be used here .*: take `none`"
+        UserError, match=r"train\.compile is `blocks`, but c\+\+ cannot be used here .*: take `none`"
     ):
         check_kernels(named("train.compile", "blocks"))
 
@@ -112,6 +112,20 @@ def test_defaults_ask_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernels, "detect", never)
     check_kernels(parse_config({}))
+
+
+def test_exchange_that_gloo_has_not_is_refused() -> None:
+    setting = (
+        "model.moe.num_experts=4",
+        "model.add_bias_linear=false",
+        "parallel.tensor_model_parallel_size=2",
+        "parallel.sequence_parallel=true",
+        "parallel.backend=gloo",
+    )
+    config = named("model.moe.dispatcher", "alltoall", *setting)
+    with pytest.raises(UserError, match="which the backend gloo does not: take `allgather`"):
+        check_kernels(config)
+    check_kernels(config, here=False)
 
 
 def test_what_another_machine_may_have_is_not_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,21 @@ def test_missing_weights_to_start_from_are_refused_with_nothing_left_behind(
     assert not (tmp_path / "run").exists()
 
 
+def test_refused_weights_leave_nothing_behind(tmp_path: Path, data: Path, stopped: Path) -> None:
+    config = run_config(tmp_path / "run", data, f"run.load={stopped}", "model.hidden_size=32")
+    with pytest.raises(RankError, match="has shape"):
+        train_in_world(1, config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_that_is_finished_keeps_its_configuration(tmp_path: Path, data: Path, stopped: Path) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    before = (run / "config.yaml").read_bytes()
+    train_in_world(1, run_config(run, data, "train.steps=3"))
+    assert (run / "config.yaml").read_bytes() == before
+    assert any("nothing to do: train.steps is 3" in event for event in events(run))
+
+
 def test_a_directory_in_use_by_another_run_is_refused(tmp_path: Path, data: Path) -> None:
     with open(tmp_path / ".lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

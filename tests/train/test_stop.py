@@ -63,6 +63,20 @@ def test_first_ctrl_c_is_a_request_and_the_second_interrupts(then: str, code: in
     assert (returned, "ended well" in out) == (code, code == 0)
 
 
+STUCK = """
+    import ctypes, threading
+    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    for _ in range(2):
+        library.pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_second_request_ends_an_operation_that_never_returns() -> None:
+    """A mutex that is taken twice: no handler of Python's runs any more."""
+    assert child(STUCK.strip(), "0") == (-signal.SIGTERM, "goes on\n")
+
+
 @in_world(2)
 def test_all_ranks_learn_that_one_was_asked() -> None:
     from megalm.train.stop import StopRequest
