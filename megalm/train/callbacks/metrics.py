@@ -31,7 +31,11 @@ class MetricsFile(Callback):
             return
         run.directory.mkdir(parents=True, exist_ok=True)
         self._open(run, run.step, lambda line: line["step"] <= run.step)
-        layout = {"layout": run.layout.describe(), "world_size": run.layout.world_size}
+        layout = {
+            "engine": run.config.engine,
+            "layout": run.layout.describe(),
+            "world_size": run.layout.world_size,
+        }
         self._write({"step": run.step, "event": "start"} | layout | run.facts)
 
     def on_step(self, run: Run, record: StepRecord) -> None:

@@ -53,7 +53,7 @@ def test_start_validation_and_event_lines(make_run):
     metrics.on_validation(run, 2.0, 7.4)
     metrics.on_event(run, "checkpoint ü saved")
     start, validation, event = strict_lines(run)
-    layout = {"layout": "TP1 x PP1 x DP1", "world_size": 1}
+    layout = {"engine": "megatron", "layout": "TP1 x PP1 x DP1", "world_size": 1}
     assert start == {"step": 0, "event": "start", "mfu_against": "peak"} | layout
     assert validation == {"step": 4, "valid_loss": 2.0, "valid_perplexity": 7.4}
     assert event == {"step": 4, "event": "checkpoint ü saved"}
