@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 REPLACEMENT = "\ufffd"
 
 
@@ -25,6 +28,14 @@ class Tokenizer(Protocol):
     def hash(self) -> str:
         """Sha256 (hex) over what determines the ids; two tokenizers with equal hashes give equal ids."""
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the special tokens (never what a text gives), by their spelling."""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether any bytes, text or not, come back from `decode_bytes(encode_bytes(data))`."""
+
     def token_id(self, token: str) -> int | None:
         """Return the id of the token that is spelled `token`, special ones included, None where there is none."""
 
@@ -36,6 +47,27 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each of `texts`; faster than one by one."""
+
+    def encode_ragged(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return the ids of all `texts` joined [T] and how many each has [len(texts)]; the fastest way to encode."""
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of `text` and the characters [start, stop) of it that each covers.
+
+        Tokens that share a character each cover it whole; what the tokenizer adds of its own covers nothing.
+        """
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Return ids of `data`, which need not be UTF-8 where the tokenizer is `lossless` (UserError otherwise).
+
+        They are those of `encode` where these give back every byte.
+        """
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of a text of `ids`, special tokens spelled out in UTF-8."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what the token stands for inside a text, a special one its spelling; empty for an unused id."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens spelled out, bytes that are no UTF-8 as U+FFFD."""

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from megalm.errors import UserError
 from megalm.tokenizer.base import TextStream
+from megalm.tokenizer.pieces import Pieces, pieces_of_json
 
 
 class HuggingFaceTokenizer:
@@ -48,26 +51,79 @@ class HuggingFaceTokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         return sorted(i for token, i in vocabulary.items() if token.startswith(prefix) and token != prefix)
 
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: i for i, token in sorted(added.items()) if token.special}
+
+    @property
+    def lossless(self) -> bool:
+        return self._pieces.lossless
+
     def encode(self, text: str) -> list[int]:
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            # what Python makes of bytes from the command line that are no UTF-8
-            raise UserError("the text holds bytes that are not UTF-8; convert it first")
+        check_text(text)
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        for text in texts:
+            check_text(text)
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_ragged(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        rows = self.encode_batch(texts)
+        counts = np.fromiter(map(len, rows), np.int64, len(rows))
+        return np.fromiter((i for row in rows for i in row), np.uint32, int(counts.sum())), counts
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        check_text(text)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return self._pieces.encode_bytes(self.encode, data)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        if not self._pieces.joins:
+            return self.decode(ids).encode()
+        return self._pieces.join(self._checked(ids))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._pieces.of_V[self._checked([token_id])[0]]
+
     def decode(self, ids: Sequence[int]) -> str:
+        ids = self._checked(ids)
+        if self._pieces.joins:
+            return self._pieces.join(ids).decode("utf-8", "replace")
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
         ids = [int(i) for i in ids]
-        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
-        if wrong is not None:
+        if ids and not (0 <= min(ids) and max(ids) < self._vocab_size):
+            wrong = next(i for i in ids if not 0 <= i < self._vocab_size)
             raise UserError(
                 f"id {wrong} is outside the vocabulary of {self._vocab_size}; use the tokenizer that made it"
             )
-        return self._backend.decode(ids, skip_special_tokens=False)
+        return ids
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        return pieces_of_json(json.loads(self._content), vocabulary, added)
 
     def stream(self) -> TextStream:
         return TextStream(self)
+
+
+def check_text(text: str) -> None:
+    """Raise UserError for what Python makes of bytes that are no UTF-8: half of a surrogate pair."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds bytes that are not UTF-8 (character {error.start}); convert it first"
+        ) from error
 
 
 def backend_from_json(content: str) -> tokenizers.Tokenizer:
@@ -76,6 +132,7 @@ def backend_from_json(content: str) -> tokenizers.Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
+    backend.post_processor = None  # type: ignore[assignment]  # would add tokens, and cut spaces off the offsets
     return backend
 
 
