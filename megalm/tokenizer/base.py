@@ -1,12 +1,10 @@
-"""What every tokenizer offers, and decoding token by token on top of it."""
+"""What every tokenizer offers."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-REPLACEMENT = "\ufffd"
 
 
 class Tokenizer(Protocol):
@@ -76,33 +74,15 @@ class Tokenizer(Protocol):
         """Return a decoder that takes one id at a time."""
 
 
-class TextStream:
+class TextStream(Protocol):
     """Decodes one id at a time and never splits a character: what a terminal or a web page is fed with.
 
-    The pieces that `push` and `finish` return, joined, are `tokenizer.decode` of all the ids.
+    The pieces that `push` and `finish` return, joined, are `tokenizer.decode` of all the ids. A piece takes the same
+    time however many came before.
     """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        # Some tokenizers spell a token by what precedes it, so the last piece stays in front.
-        self._context: list[int] = []
-        self._open: list[int] = []
 
     def push(self, token_id: int) -> str:
         """Return the text that `token_id` completes; empty while a character is still open."""
-        self._open.append(token_id)
-        piece = self._piece()
-        if piece.endswith(REPLACEMENT):
-            return ""
-        self._context, self._open = self._open, []
-        return piece
 
     def finish(self) -> str:
         """Return what is still held back: the bytes of an open character as U+FFFD, or nothing."""
-        piece = self._piece()
-        self._context, self._open = [], []
-        return piece
-
-    def _piece(self) -> str:
-        settled = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._open)[len(settled) :]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +10,11 @@ import tokenizers
 from numpy.typing import NDArray
 
 from megalm.errors import UserError
-from megalm.tokenizer.base import TextStream
-from megalm.tokenizer.pieces import Pieces, pieces_of_json
+from megalm.tokenizer.json_pieces import pieces_of_json
+from megalm.tokenizer.pieces import PieceTokenizer, Pieces, check_text
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(PieceTokenizer):
     """A `tokenizer.json` behind the interface of `megalm.tokenizer.Tokenizer`."""
 
     def __init__(self, content: str, eod_token: str) -> None:
@@ -56,10 +55,6 @@ class HuggingFaceTokenizer:
         added = self._backend.get_added_tokens_decoder()
         return {token.content: i for i, token in sorted(added.items()) if token.special}
 
-    @property
-    def lossless(self) -> bool:
-        return self._pieces.lossless
-
     def encode(self, text: str) -> list[int]:
         check_text(text)
         return self._backend.encode(text, add_special_tokens=False).ids
@@ -79,51 +74,14 @@ class HuggingFaceTokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def encode_bytes(self, data: bytes) -> list[int]:
-        return self._pieces.encode_bytes(self.encode, data)
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        if not self._pieces.joins:
-            return self.decode(ids).encode()
-        return self._pieces.join(self._checked(ids))
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self._pieces.of_V[self._checked([token_id])[0]]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        ids = self._checked(ids)
-        if self._pieces.joins:
-            return self._pieces.join(ids).decode("utf-8", "replace")
+    def _decode_words(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)
-
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        ids = [int(i) for i in ids]
-        if ids and not (0 <= min(ids) and max(ids) < self._vocab_size):
-            wrong = next(i for i in ids if not 0 <= i < self._vocab_size)
-            raise UserError(
-                f"id {wrong} is outside the vocabulary of {self._vocab_size}; use the tokenizer that made it"
-            )
-        return ids
 
     @cached_property
     def _pieces(self) -> Pieces:
         added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
         vocabulary = self._backend.get_vocab(with_added_tokens=False)
         return pieces_of_json(json.loads(self._content), vocabulary, added)
-
-    def stream(self) -> TextStream:
-        return TextStream(self)
-
-
-def check_text(text: str) -> None:
-    """Raise UserError for what Python makes of bytes that are no UTF-8: half of a surrogate pair."""
-    try:
-        if not text.isascii():
-            text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the text holds bytes that are not UTF-8 (character {error.start}); convert it first"
-        ) from error
 
 
 def backend_from_json(content: str) -> tokenizers.Tokenizer:

@@ -1,13 +1,14 @@
 """What bytes each token stands for in a text: exact decoding, and encoding of bytes that are no text."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from megalm.errors import UserError
+from megalm.tokenizer.base import TextStream
+from megalm.tokenizer.streams import ByteStream, ContextStream
 
-SPACE_MARK = "▁"
 SHORTEST_CUT = 16
 """Characters below which a stretch that does not survive encoding is written byte by byte."""
 
@@ -82,88 +83,68 @@ class Pieces:
         return [self.byte_ids[byte] for byte in data]
 
 
-def pieces_of_json(content: dict[str, Any], vocabulary: dict[str, int], added: dict[int, str]) -> Pieces:
-    """The pieces of a `tokenizer.json`: `content` parsed, `vocabulary` of its model, `added` tokens by id."""
-    decoders = _steps(content.get("decoder"), "decoders")
-    kinds = {step["type"] for step in decoders}
-    splits = {step["type"] for step in _steps(content.get("pre_tokenizer"), "pretokenizers")}
-    size = 1 + max([*vocabulary.values(), *added])
-    table = [b""] * size
-    byte_ids: list[int | None]
-    if "ByteLevel" in kinds | splits:
-        for token, i in vocabulary.items():
-            table[i] = _bytes_of_alphabet(token)
-        byte_ids = [vocabulary.get(character) for character in BYTE_CHARACTERS]
-        joins, strips = True, False
-    else:
-        fallback = "ByteFallback" in kinds or bool(content["model"].get("byte_fallback"))
-        spell = _speller(content, decoders)
-        for token, i in vocabulary.items():
-            table[i] = spell(token)
-        byte_ids = [vocabulary.get(f"<0x{byte:02X}>") if fallback else None for byte in range(256)]
-        for byte, number in enumerate(byte_ids):
-            if number is not None:
-                table[number] = bytes([byte])
-        joins = bool(kinds) and kinds <= {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}
-        strips = any(
-            (step["type"] == "Strip" and step.get("start") == 1)
-            or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-            for step in decoders
-        )
-    for i, token in added.items():
-        table[i] = token.encode()
-    complete = [number for number in byte_ids if number is not None and number not in added]
-    return Pieces(table, joins, strips, complete if len(complete) == 256 else None)
+class PieceTokenizer(ABC):
+    """The part of a tokenizer that follows from the bytes of its tokens."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def _pieces(self) -> Pieces: ...
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def _decode_words(self, ids: list[int]) -> str:
+        """The text of ids that are not bytes in a row."""
+
+    @property
+    def lossless(self) -> bool:
+        return self._pieces.lossless
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return self._pieces.encode_bytes(self.encode, data)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        ids = self._checked(ids)
+        return self._pieces.join(ids) if self._pieces.joins else self._decode_words(ids).encode()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        ids = self._checked(ids)
+        if self._pieces.joins:
+            return self._pieces.join(ids).decode("utf-8", "replace")
+        return self._decode_words(ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._pieces.of_V[self._checked([token_id])[0]]
+
+    def stream(self) -> TextStream:
+        if self._pieces.joins:
+            return ByteStream(self.token_bytes, self._pieces.strips_space)
+        return ContextStream(self.decode)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        ids = [int(i) for i in ids]
+        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
+            wrong = next(i for i in ids if not 0 <= i < self.vocab_size)
+            raise UserError(
+                f"id {wrong} is outside the vocabulary of {self.vocab_size}; use the tokenizer that made it"
+            )
+        return ids
 
 
-def byte_characters() -> list[str]:
-    """The printable character that GPT-2 writes for each byte (Radford et al. 2019, `bytes_to_unicode`)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-BYTE_CHARACTERS = byte_characters()
-_BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
-
-
-def _bytes_of_alphabet(token: str) -> bytes:
+def check_text(text: str) -> None:
+    """Raise UserError for what Python makes of bytes that are no UTF-8: half of a surrogate pair."""
     try:
-        return bytes([_BYTE_OF[character] for character in token])
-    except KeyError:
-        return token.encode()
-
-
-def _speller(content: dict[str, Any], decoders: list[dict[str, Any]]) -> Callable[[str], bytes]:
-    """How a token of a model that is not byte-level reads inside a text."""
-    model = content["model"]
-    prefix = model.get("continuing_subword_prefix") or ""
-    suffix = model.get("end_of_word_suffix") or ""
-    marks = {step.get("replacement") for step in decoders if step["type"] == "Metaspace"}
-    marks |= {
-        step["pattern"].get("String")
-        for step in decoders
-        if step["type"] == "Replace" and step["content"] == " "
-    }
-    mark = next((mark for mark in marks if mark), None)
-
-    def spell(token: str) -> bytes:
-        if prefix:
-            token = token.removeprefix(prefix)
-        if suffix and token.endswith(suffix):
-            token = token.removesuffix(suffix) + " "
-        return (token.replace(mark, " ") if mark else token).encode()
-
-    return spell
-
-
-def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The steps of a part of a `tokenizer.json`, sequences laid flat."""
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [step for inner in part[key] for step in _steps(inner, key)]
-    return [part]
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds bytes that are not UTF-8 (character {error.start}); convert it first"
+        ) from error
 
 
 def _stretches(data: bytes) -> Iterable[str | bytes]:
