@@ -10,8 +10,13 @@ import tokenizers
 from numpy.typing import NDArray
 
 from megalm.errors import UserError
+from megalm.tokenizer.fast import FastEncoder, fast_encoder
 from megalm.tokenizer.json_pieces import pieces_of_json
-from megalm.tokenizer.pieces import PieceTokenizer, Pieces, check_text
+from megalm.tokenizer.pieces import Pieces, PieceTokenizer, check_text
+
+LONG_TEXT = 100_000
+"""Characters from which on one text alone is worth the fast encoder."""
+LARGEST_ID = 1 << 24
 
 
 class HuggingFaceTokenizer(PieceTokenizer):
@@ -30,6 +35,10 @@ class HuggingFaceTokenizer(PieceTokenizer):
         self._eod_id = eod_id
         # Ids may have holes, so the count of tokens is not enough.
         self._vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+        if self._vocab_size > LARGEST_ID:
+            raise UserError(
+                f"the tokenizer has an id of {self._vocab_size - 1}, above the {LARGEST_ID} that are sensible; copy it again"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -53,26 +62,43 @@ class HuggingFaceTokenizer(PieceTokenizer):
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         added = self._backend.get_added_tokens_decoder()
-        return {token.content: i for i, token in sorted(added.items()) if token.special}
+        specials = {token.content: i for i, token in added.items() if token.special} | {
+            self.eod_token: self._eod_id
+        }
+        return dict(sorted(specials.items(), key=lambda entry: entry[1]))
 
     def encode(self, text: str) -> list[int]:
         check_text(text)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        # of a long text, the library's own result takes a hundred bytes a token
+        fast = self._fast if len(text) >= LONG_TEXT else None
+        ids = fast.encode(text) if fast else None
+        return self._encode_all([text])[0] if ids is None else ids.tolist()
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        for text in texts:
-            check_text(text)
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        ids_T, counts = self.encode_ragged(texts)
+        return [row.tolist() for row in np.split(ids_T, np.cumsum(counts)[:-1])] if texts else []
 
     def encode_ragged(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        rows = self.encode_batch(texts)
-        counts = np.fromiter(map(len, rows), np.int64, len(rows))
-        return np.fromiter((i for row in rows for i in row), np.uint32, int(counts.sum())), counts
+        for text in texts:
+            check_text(text)
+        rows = [self._fast.encode(text) for text in texts] if self._fast else [None] * len(texts)
+        others = iter(self._encode_all([text for text, row in zip(texts, rows, strict=True) if row is None]))
+        found = [np.array(next(others), np.uint32) if row is None else row for row in rows]
+        counts = np.fromiter(map(len, found), np.int64, len(found))
+        return np.concatenate([np.zeros(0, np.uint32), *found]), counts
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         check_text(text)
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def _encode_all(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each of `texts` by the library itself."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        return fast_encoder(json.loads(self._content), lambda text: self._encode_all([text])[0])
 
     def _decode_words(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

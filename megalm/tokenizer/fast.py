@@ -1,0 +1,196 @@
+"""The fast way to encode: gigatoken, for the tokenizers and the texts where it gives the ids of `tokenizers`."""
+
+import json
+import logging
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm.tokenizer.formats import GPT2_PATTERN, GPT4_PATTERN, GPT4O_PATTERN
+from megalm.tokenizer.json_pieces import BYTE_CHARACTERS
+from megalm.tokenizer.unicode13 import is_stable
+
+logger = logging.getLogger(__name__)
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORD = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2_KNOWN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_GPT4_KNOWN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+    r"|\s+(?!\S)|\s+"
+)
+_CASED_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+)
+PATTERNS = {
+    GPT2_PATTERN: _GPT2_KNOWN,
+    _GPT2_KNOWN: _GPT2_KNOWN,
+    GPT4_PATTERN: _GPT4_KNOWN,
+    GPT4O_PATTERN: GPT4O_PATTERN,
+    **{
+        pattern: pattern
+        for pattern in (
+            _CONTRACTIONS + _WORD + r"|\p{N}{1,3}" + _REST,  # GPT-4, Llama 3
+            _CONTRACTIONS + _WORD + r"|\p{N}" + _REST,  # Qwen 2, 2.5, 3
+            _CONTRACTIONS
+            + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # Qwen 3.5
+            _CASED_WORDS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # Nemotron, Mistral
+        )
+    },
+}
+"""Patterns that cut texts as gigatoken does, and how gigatoken spells each."""
+
+PROBES = [
+    "",
+    " ",
+    "Hello world, it's IT'S they'LL 'tis 'S ''re don’t 'ſ 'K 12345 1234567 3.14 ½Ⅷ٣𝟘",
+    "  two   spaces\tand\t\ttabs \n\n\n lines\r\n\r\n \r end  \n\n  ",
+    " \n ",
+    "\n \t",
+    "é e\u0301 Å ﬁ ß ẞ İ ı ǅ ʰ ª ᾳ x\u0301\u0323\u0345 \u0301",
+    "日本語のテキスト、한국어 텍스트. ภาษาไทย हिन्दी العربية עברית ѣ Ω𐐀",
+    "😀👩‍👩‍👧🇩🇪\ufe0f\u200d\u200b\ufeff\u2060\xad",
+    "\x00\x01\x0b\x0c\x1c\x1f\x7f\x85\xa0\u1680\u180e\u2003\u2028\u2029\u202f\u205f\u3000",
+    'x = {\'a\': [1, 2], "b": "c\\n"};  // __init__(self)\n\t\treturn a->b!=c && d||!e;...---===\n',
+    "https://example.org/a_b?c=%20&d=1#e user@example.org CamelCaseXMLHttp snake_case",
+    "▁ ▁▁a <0x41> <s> </s> <unk> <|endoftext|> [CLS] \ue000\U000f0000\U0010fffd\ufffd",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" * 3,
+    " " * 67 + "1" * 67 + "!" * 67 + "\n" * 67 + "東" * 67,
+]
+"""Texts on which engines differ if they differ at all; encoded both ways before the fast one is trusted."""
+
+
+@dataclass(frozen=True)
+class FastEncoder:
+    """Encodes texts by gigatoken, all but those on which it could differ.
+
+    by_character: whether texts are cut by classes of characters. composes: whether they are put in the normal form
+    NFC first. apart: tokens that the reference looks for before all else.
+    """
+
+    backend: Any
+    by_character: bool
+    composes: bool
+    apart: tuple[str, ...]
+
+    def encode(self, text: str) -> NDArray[np.uint32] | None:
+        """Return the ids of `text`, or None if another engine has to encode it."""
+        if not self.takes(text):
+            return None
+        return self.backend.encode(text)
+
+    def takes(self, text: str) -> bool:
+        """Whether `text` is sure to get the ids that the reference gives."""
+        if any(token in text for token in self.apart):
+            return False
+        if text.isascii():
+            return True
+        if self.by_character and not is_stable(text):
+            return False
+        return not self.composes or unicodedata.is_normalized("NFC", text)
+
+
+def fast_encoder(content: dict[str, Any], encode: Callable[[str], list[int]]) -> FastEncoder | None:
+    """The fast encoder of the `tokenizer.json` `content` (parsed), whose ids `encode` gives; None where there is none.
+
+    Special tokens are left out of it: what spells one in a text is text.
+    """
+    adapted = _adapt(content)
+    if adapted is None:
+        return None
+    try:
+        from gigatoken.gigatoken_rs import load_hf_json
+    except ImportError:
+        logger.warning("gigatoken is not installed, so encoding is many times slower: pip install gigatoken")
+        return None
+    try:
+        backend = load_hf_json(json.dumps(adapted, ensure_ascii=False))
+        same = all(backend.encode(text).tolist() == encode(text) for text in PROBES)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        logger.warning("gigatoken does not take this tokenizer (%s): encoding goes the slow way", error)
+        return None
+    if not same:
+        logger.warning("gigatoken gives other ids for this tokenizer: encoding goes the slow way")
+        return None
+    apart = tuple(token["content"] for token in content.get("added_tokens") or () if not token["special"])
+    composes = content.get("normalizer") is not None and _is_byte_level(content)
+    return FastEncoder(backend, _is_byte_level(content), composes, apart)
+
+
+def _adapt(content: dict[str, Any]) -> dict[str, Any] | None:
+    """`content` as gigatoken is to read it, None for all kinds of tokenizers but those that are proven equal."""
+    model = content["model"]
+    if model.get("type") != "BPE" or any(
+        model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+    ):
+        return None
+    added = [token for token in content.get("added_tokens") or () if not token["special"]]
+    adapted = {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    if _is_byte_level(content):
+        if any(character not in model["vocab"] for character in BYTE_CHARACTERS):
+            return None
+        cut = _byte_level_cut(content["pre_tokenizer"])
+        if cut is None or content.get("normalizer") not in (None, {"type": "NFC"}):
+            return None
+        if any(token.get("normalized", True) for token in added) and content.get("normalizer"):
+            return None
+        # texts that NFC would change are left to the reference
+        return {**adapted, "pre_tokenizer": cut, "normalizer": None}
+    return adapted if _is_spaced(content) and not added else None
+
+
+def _is_byte_level(content: dict[str, Any]) -> bool:
+    cut = content.get("pre_tokenizer") or {}
+    return "ByteLevel" in (cut.get("type"), *(step["type"] for step in cut.get("pretokenizers", ())))
+
+
+def _byte_level_cut(cut: dict[str, Any]) -> dict[str, Any] | None:
+    """How gigatoken spells the way in which a byte-level tokenizer cuts texts, None if it has no such way."""
+    steps = cut["pretokenizers"] if cut["type"] == "Sequence" else [cut]
+    if steps[-1].get("type") != "ByteLevel" or steps[-1].get("add_prefix_space", True):
+        return None
+    uses_pattern = steps[-1].get("use_regex", True)
+    if len(steps) == 1 and uses_pattern:
+        return steps[-1]
+    if len(steps) != 2 or uses_pattern or steps[0]["type"] != "Split":
+        return None
+    split = steps[0]
+    known = PATTERNS.get(split["pattern"].get("Regex", ""))
+    # what no match covers, which these patterns never leave, is all that `Removed` and `invert` would drop
+    way = (split["behavior"], bool(split.get("invert")))
+    if known is None or way not in (("Isolated", False), ("Removed", True)):
+        return None
+    split = {"type": "Split", "pattern": {"Regex": known}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, steps[-1]]}
+
+
+def _is_spaced(content: dict[str, Any]) -> bool:
+    """Whether this is BPE with byte fallback over texts whose spaces are marks, as in Llama 2, Mistral and Gemma."""
+    model = content["model"]
+    if not (model.get("byte_fallback") and model.get("fuse_unk") and model.get("unk_token")):
+        return False
+    if any(f"<0x{byte:02X}>" not in model["vocab"] for byte in range(256)):
+        return False
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    normalizer, cut = content.get("normalizer"), content.get("pre_tokenizer")
+    if normalizer is None:
+        return cut is not None and cut["type"] == "Metaspace" and cut["replacement"] == "▁"
+    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    if steps == [prepend, replace]:
+        return cut is None
+    at_spaces = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+    return steps == [replace] and cut in (None, at_spaces)
