@@ -62,9 +62,11 @@ class HuggingFaceTokenizer(PieceTokenizer):
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         added = self._backend.get_added_tokens_decoder()
-        specials = {token.content: i for i, token in added.items() if token.special} | {
-            self.eod_token: self._eod_id
-        }
+        specials = {token.content: i for i, token in added.items() if token.special}
+        if isinstance(self._backend.model, models.WordPiece):
+            ids = {token: self._backend.token_to_id(token) for token in (UNKNOWN, *SPECIAL_TOKENS)}
+            specials |= {token: i for token, i in ids.items() if i is not None}
+        specials |= {self.eod_token: self._eod_id}
         return dict(sorted(specials.items(), key=lambda entry: entry[1]))
 
     def encode(self, text: str) -> list[int]:
