@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
+from tokenizers import models
 
 from megalm.errors import UserError
 from megalm.tokenizer.fast import FastEncoder, fast_encoder
 from megalm.tokenizer.json_pieces import pieces_of_json
 from megalm.tokenizer.pieces import Pieces, PieceTokenizer, check_text
+from megalm.tokenizer.wordpiece import SPECIAL_TOKENS, UNKNOWN
 
 LONG_TEXT = 100_000
 """Characters from which on one text alone is worth the fast encoder."""
