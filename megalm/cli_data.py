@@ -14,7 +14,9 @@ Inputs = Annotated[
     list[Path], typer.Argument(help="JSONL or text files (.gz, .zst too), or directories of them.")
 ]
 Prefix = Annotated[Path, typer.Argument(help="Dataset: its path without .bin/.idx.")]
-TokenizerPath = Annotated[Path, typer.Argument(help="Tokenizer: a directory or a tokenizer.json.")]
+TokenizerPath = Annotated[
+    Path, typer.Argument(help="Tokenizer: a directory, or a file of any kind that is read.")
+]
 TokenizerOption = Annotated[
     Path, typer.Option("--tokenizer", help="Tokenizer: a directory or a tokenizer.json.")
 ]
@@ -91,6 +93,22 @@ def decode(
         ) from error
     text = load_tokenizer(tokenizer).decode(ids)
     typer.echo(json.dumps({"text": text}) if as_json else text)
+
+
+@tokenizer_app.command("convert")
+def convert(
+    source: TokenizerPath,
+    output: Annotated[Path, typer.Argument(help="Directory of the new tokenizer.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the tokenizer that is there.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Save a tokenizer of any kind in Hugging Face's format."""
+    from megalm.tokenizer.export import convert_tokenizer
+
+    tokenizer = convert_tokenizer(source, output, overwrite)
+    _print(as_json, {"output": str(output), **_describe(tokenizer)})
 
 
 @tokenizer_app.command("info")

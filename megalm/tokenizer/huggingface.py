@@ -26,7 +26,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     def __init__(self, content: str, eod_token: str) -> None:
         """Take the text of a `tokenizer.json` and its token that ends a document; UserError without one."""
-        self._content = content
+        self.content = content
         self._backend = backend_from_json(content)
         self.eod_token = eod_token
         eod_id = self._backend.token_to_id(eod_token)
@@ -52,7 +52,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     @cached_property
     def hash(self) -> str:
-        return content_hash(self._content)
+        return content_hash(self.content)
 
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
@@ -102,7 +102,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     @cached_property
     def _fast(self) -> FastEncoder | None:
-        return fast_encoder(json.loads(self._content), lambda text: self._encode_all([text])[0])
+        return fast_encoder(json.loads(self.content), lambda text: self._encode_all([text])[0])
 
     def _decode_words(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)
@@ -111,7 +111,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
     def _pieces(self) -> Pieces:
         added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
         vocabulary = self._backend.get_vocab(with_added_tokens=False)
-        return pieces_of_json(json.loads(self._content), vocabulary, added)
+        return pieces_of_json(json.loads(self.content), vocabulary, added)
 
 
 def backend_from_json(content: str) -> tokenizers.Tokenizer:

@@ -38,7 +38,7 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
         raise UserError(f"no tokenizer at {file}; train one with `megalm tokenizer train` or check the path")
     if file.stat().st_size > LARGEST_FILE:
         raise UserError(f"{file} has {file.stat().st_size} bytes, more than any tokenizer; check the path")
-    config, metadata = _read_json(file.parent / CONFIG_NAME), _read_json(file.parent / METADATA_NAME)
+    config, metadata = read_json(file.parent / CONFIG_NAME), read_json(file.parent / METADATA_NAME)
     wanted = eod_token or metadata.get("eod_token") or token_text(config.get("eos_token"))
     try:
         tokenizer = _open(file, config, metadata, wanted)
@@ -69,7 +69,7 @@ def _open(file: Path, config: dict[str, Any], metadata: dict[str, Any], eod_toke
     from megalm.tokenizer.huggingface import HuggingFaceTokenizer, backend_from_json
     from megalm.tokenizer.sentencepiece import SentencePieceTokenizer, model_to_json, read_model
 
-    added = added_tokens(config, _read_json(file.parent / ADDED_NAME))
+    added = added_tokens(config, read_json(file.parent / ADDED_NAME))
     if file.suffix == ".model" and not _is_ranks(file):
         model = read_model(file)
         content = model_to_json(model)
@@ -135,7 +135,8 @@ def _common_eod(file: Path, tokens: Container[str]) -> str:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in the file `path`, an empty one where there is no file; UserError where it is damaged."""
     if not path.exists():
         return {}
     try:

@@ -36,8 +36,8 @@ class SentencePieceTokenizer(PieceTokenizer):
                     f"token '{token['content']}' is added to a SentencePiece model and not special; save the tokenizer "
                     "with its tokenizer.json"
                 )
-        self._added = {token["content"]: token["id"] for token in added if token["content"] not in self._ids}
-        self._vocab_size = max([len(self._ids), *(i + 1 for i in self._added.values())])
+        self.added = {token["content"]: token["id"] for token in added if token["content"] not in self._ids}
+        self._vocab_size = max([len(self._ids), *(i + 1 for i in self.added.values())])
         eod_id = self.token_id(eod_token)
         if eod_id is None:
             raise UserError(
@@ -67,21 +67,21 @@ class SentencePieceTokenizer(PieceTokenizer):
             "pieces": [[piece.piece, piece.score, piece.type] for piece in self._model.pieces],
             "kind": [trainer.model_type, trainer.byte_fallback, trainer.treat_whitespace_as_suffix],
             "normalizer": hashlib.sha256(normalizer).hexdigest(),
-            "added": self._added,
+            "added": self.added,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         own = {p.piece: i for i, p in enumerate(self._model.pieces) if p.type in (CONTROL, UNKNOWN)}
-        specials = own | self._added | {self.eod_token: self._eod_id}
+        specials = own | self.added | {self.eod_token: self._eod_id}
         return dict(sorted(specials.items(), key=lambda entry: entry[1]))
 
     def token_id(self, token: str) -> int | None:
-        return self._ids.get(token, self._added.get(token))
+        return self._ids.get(token, self.added.get(token))
 
     def ids_that_start_with(self, prefix: str) -> list[int]:
-        ids = self._ids | self._added
+        ids = self._ids | self.added
         return sorted(i for token, i in ids.items() if token.startswith(prefix) and token != prefix)
 
     def encode(self, text: str) -> list[int]:
@@ -129,7 +129,7 @@ class SentencePieceTokenizer(PieceTokenizer):
                 table[i] = bytes([int(piece.piece[3:5], 16)])
             elif piece.type in (CONTROL, UNKNOWN):
                 table[i] = piece.piece.encode()
-        for token, i in self._added.items():
+        for token, i in self.added.items():
             table[i] = token.encode()
         normalizer = self._model.normalizer_spec
         strips = normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
