@@ -52,6 +52,7 @@ setup(
             "mypy",
             "types-PyYAML",
             "transformers",
+            "tiktoken",
             "hypothesis",
         ],
     },

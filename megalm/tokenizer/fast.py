@@ -79,10 +79,8 @@ class FastEncoder:
     composes: bool
     apart: tuple[str, ...]
 
-    def encode(self, text: str) -> NDArray[np.uint32] | None:
-        """Return the ids of `text`, or None if another engine has to encode it."""
-        if not self.takes(text):
-            return None
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        """Return the ids of a text that `takes` is true for."""
         return self.backend.encode(text)
 
     def takes(self, text: str) -> bool:
@@ -109,9 +107,12 @@ def fast_encoder(content: dict[str, Any], encode: Callable[[str], list[int]]) ->
     except ImportError:
         logger.warning("gigatoken is not installed, so encoding is many times slower: pip install gigatoken")
         return None
+    apart = tuple(token["content"] for token in content.get("added_tokens") or () if not token["special"])
+    composes = content.get("normalizer") is not None and _is_byte_level(content)
     try:
         backend = load_hf_json(json.dumps(adapted, ensure_ascii=False))
-        same = all(backend.encode(text).tolist() == encode(text) for text in PROBES)
+        fast = FastEncoder(backend, _is_byte_level(content), composes, apart)
+        same = all(fast.encode(text).tolist() == encode(text) for text in PROBES if fast.takes(text))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
@@ -120,9 +121,7 @@ def fast_encoder(content: dict[str, Any], encode: Callable[[str], list[int]]) ->
     if not same:
         logger.warning("gigatoken gives other ids for this tokenizer: encoding goes the slow way")
         return None
-    apart = tuple(token["content"] for token in content.get("added_tokens") or () if not token["special"])
-    composes = content.get("normalizer") is not None and _is_byte_level(content)
-    return FastEncoder(backend, _is_byte_level(content), composes, apart)
+    return fast
 
 
 def _adapt(content: dict[str, Any]) -> dict[str, Any] | None:

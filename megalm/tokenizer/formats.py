@@ -89,16 +89,43 @@ def ranks_to_json(file: Path, metadata: dict[str, Any]) -> str:
             f"{', '.join(ENCODINGS)} or a regular expression"
         )
     ranks = _read_ranks(file)
+    _check_specials(file, pattern, specials, set(ranks.values()))
     spell = {token: "".join([BYTE_CHARACTERS[byte] for byte in token]) for token in ranks}
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return _document(
-        {spell[token]: rank for token, rank in ranks.items()},
+        # special tokens too, as their ids may lie between or far above the ranks
+        {**{spell[token]: rank for token, rank in ranks.items()}, **specials},
         [[spell[left], spell[right]] for left, right in _merges_of_ranks(ranks)],
         {"type": "Sequence", "pretokenizers": [cut, byte_level]},
         specials,
         ignore_merges=True,
     )
+
+
+def _check_specials(file: Path, pattern: str, specials: dict[str, int], taken: set[int]) -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    try:
+        cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+    except Exception as error:
+        raise UserError(
+            f"the pattern of {file} is no regular expression ({error}); correct megalm.json"
+        ) from error
+    if not isinstance(specials, dict) or not all(isinstance(i, int) and i >= 0 for i in specials.values()):
+        raise UserError(
+            f"the special_tokens of {file} are {specials!r}; they must be spellings and their ids"
+        )
+    for token, i in specials.items():
+        if i in taken:
+            raise UserError(
+                f"special token '{token}' of {file} has the id {i} of another token; correct megalm.json"
+            )
+        # tiktoken looks up a whole piece before it merges, and so would take the spelling for the token
+        if len(cut.pre_tokenize_str(token)) < 2:
+            raise UserError(
+                f"the pattern of {file} leaves special token '{token}' whole; spell it with signs apart"
+            )
 
 
 def _merges_of_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

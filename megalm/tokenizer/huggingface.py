@@ -74,9 +74,9 @@ class HuggingFaceTokenizer(PieceTokenizer):
     def encode(self, text: str) -> list[int]:
         check_text(text)
         # of a long text, the library's own result takes a hundred bytes a token
-        fast = self._fast if len(text) >= LONG_TEXT else None
-        ids = fast.encode(text) if fast else None
-        return self._encode_all([text])[0] if ids is None else ids.tolist()
+        if len(text) >= LONG_TEXT and self._fast and self._fast.takes(text):
+            return self._fast.encode(text).tolist()
+        return self._encode_all([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         ids_T, counts = self.encode_ragged(texts)
@@ -85,7 +85,8 @@ class HuggingFaceTokenizer(PieceTokenizer):
     def encode_ragged(self, texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         for text in texts:
             check_text(text)
-        rows = [self._fast.encode(text) for text in texts] if self._fast else [None] * len(texts)
+        fast = self._fast
+        rows = [fast.encode(text) if fast and fast.takes(text) else None for text in texts]
         others = iter(self._encode_all([text for text, row in zip(texts, rows, strict=True) if row is None]))
         found = [np.array(next(others), np.uint32) if row is None else row for row in rows]
         counts = np.fromiter(map(len, found), np.int64, len(found))

@@ -90,6 +90,8 @@ def _content(file: Path, config: dict[str, Any], metadata: dict[str, Any]) -> st
     from megalm.tokenizer.wordpiece import vocabulary_to_json
 
     if file.name in GPT2_NAMES:
+        if not _merges_of(file).is_file():
+            raise UserError(f"{_merges_of(file)} is missing: the vocabulary beside it is half of a tokenizer")
         return gpt2_to_json(file, _merges_of(file), config)
     if file.suffix in (".tiktoken", ".model"):
         return ranks_to_json(file, metadata)

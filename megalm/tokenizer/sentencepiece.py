@@ -139,14 +139,14 @@ class SentencePieceTokenizer(PieceTokenizer):
 
 def read_model(file: Path) -> Any:
     """Parse the SentencePiece model `file`; UserError where it is damaged or of a kind that is not read here."""
+    library = _library()
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    _library()
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(file.read_bytes())
-        _library().SentencePieceProcessor().LoadFromSerializedProto(model.SerializeToString())
+        library.SentencePieceProcessor().LoadFromSerializedProto(model.SerializeToString())
     except (DecodeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"{file} is not a readable SentencePiece model ({reason}); copy it again") from error

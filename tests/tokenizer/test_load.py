@@ -1,14 +1,19 @@
 """Opening saved tokenizers: ours, Hugging Face's, and damaged ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer, train_bpe
+from megalm.tokenizer.load import LARGEST_FILE, tokenizer_files
+from tests.tokenizer.kinds import document, write_gpt2, write_model, write_ranks
 
 
 @pytest.fixture
@@ -106,9 +111,89 @@ def test_missing_damaged_and_changed_files_are_named(trained, tmp_path):
         load_tokenizer(trained)
 
 
-def test_an_id_outside_the_vocabulary_is_an_error(trained):
-    with pytest.raises(UserError, match="id 280 is outside"):
-        load_tokenizer(trained).decode([280])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "megalm.json", "added_tokens.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", b"\xff", '{"added_tokens_decoder": {"x": 1}}'])
+def test_damaged_files_beside_are_named(trained, name, content):
+    (trained / "megalm.json").unlink()
+    (trained / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if content[2:7] == "added" and name == "megalm.json":
+        return  # no key of this file
+    with pytest.raises(
+        UserError, match="added_tokens.json are damaged|is not JSON|holds no JSON object"
+    ) as caught:
+        load_tokenizer(trained)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_tokenizers_are_refused_in_one_line_or_work(trained, data):
+    content = bytearray(document("gpt2").encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, 1500))
+        new = data.draw(
+            st.sampled_from([b"", b"9", b"null", b'"', b"-1", b"[", b"{}", b"true", b"99999999999"])
+        )
+        content[at : at + data.draw(st.integers(0, 8))] = new
+    file = trained / "damaged.json"
+    file.write_bytes(content)
+    try:
+        tokenizer = load_tokenizer(file)
+        ids = tokenizer.encode_batch(["some words <|endoftext|>"])[0]
+        tokenizer.decode(ids)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_what_is_far_too_large_for_a_tokenizer_is_not_read(trained):
+    with open(trained / "tokenizer.json", "ab") as file:
+        file.truncate(LARGEST_FILE + 1)
+    with pytest.raises(UserError, match="more than any tokenizer"):
+        load_tokenizer(trained)
+
+
+def test_an_id_that_would_take_all_memory_is_refused(tmp_path):
+    vocab = {"a": 0, "</s>": 2**31}
+    tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="an id of 2147483648"):
+        load_tokenizer(tmp_path)
+
+
+def test_of_several_tokenizers_in_a_directory_the_first_kind_is_taken_and_one_has_to_be_named(tmp_path):
+    write_model("unigram nfkc", tmp_path / "several")
+    several = tmp_path / "several"
+    (several / "tokenizer.model").rename(several / "a.model")
+    assert load_tokenizer(several).hash == load_tokenizer(several / "a.model").hash
+    write_model("llama", several).rename(several / "b.model")
+    with pytest.raises(UserError, match=r"several tokenizers \(a.model, b.model\)"):
+        load_tokenizer(several)
+    write_gpt2(several)
+    assert load_tokenizer(several).hash == load_tokenizer(several / "vocab.json").hash
+    (several / "tokenizer.json").write_text(document("pattern 0"), "utf-8")
+    assert load_tokenizer(several).hash == load_tokenizer(several / "tokenizer.json").hash
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_copy_of_its_files_is_the_same_tokenizer(tmp_path, by_file):
+    write_gpt2(tmp_path / "gpt2")
+    write_model("unigram nfkc", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"eos_token": "<s>"}')
+    write_ranks(tmp_path / "cl100k_base.tiktoken").rename(write_model("llama", tmp_path / "ranks"))
+    (tmp_path / "ranks" / "megalm.json").write_text(
+        '{"pattern": "o200k_base", "special_tokens": {"</s>": 900}}'
+    )
+    for directory, name in (
+        ("gpt2", "vocab.json"),
+        ("model", "tokenizer.model"),
+        ("ranks", "tokenizer.model"),
+    ):
+        source = tmp_path / directory / name if by_file else tmp_path / directory
+        copy = tmp_path / "copies" / directory
+        copy.mkdir(parents=True)
+        for file in tokenizer_files(source):
+            shutil.copy(file, copy)
+        found, expected = load_tokenizer(copy), load_tokenizer(source)
+        assert (found.hash, found.eod_id) == (expected.hash, expected.eod_id)
 
 
 TEXT = "Hé llo 😀👩‍👩‍👧 wörld 東京\u2028 x \ufffd y <|endoftext|>"
