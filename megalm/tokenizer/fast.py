@@ -4,10 +4,10 @@ import json
 import logging
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from megalm.tokenizer.formats import GPT2_PATTERN, GPT4_PATTERN, GPT4O_PATTERN
@@ -66,32 +66,56 @@ PROBES = [
 """Texts on which engines differ if they differ at all; encoded both ways before the fast one is trusted."""
 
 
-@dataclass(frozen=True)
+LARGEST_CACHE = 512 << 20
+"""Bytes by which the memory of this process may grow before gigatoken's cache of words, which has no bound, is dropped."""
+CHECK_EVERY = 4_000_000
+"""Ids from one look at the memory to the next."""
+
+
 class FastEncoder:
-    """Encodes texts by gigatoken, all but those on which it could differ.
+    """Encodes texts by gigatoken, all but those on which it could differ."""
 
-    by_character: whether texts are cut by classes of characters. composes: whether they are put in the normal form
-    NFC first. apart: tokens that the reference looks for before all else.
-    """
+    def __init__(self, content: str, by_character: bool, composes: bool, apart: tuple[str, ...]) -> None:
+        """content: a `tokenizer.json` as gigatoken is to read it.
 
-    backend: Any
-    by_character: bool
-    composes: bool
-    apart: tuple[str, ...]
+        by_character: whether texts are cut by classes of characters. composes: whether they are put in the normal
+        form NFC first. apart: tokens that the reference looks for before all else.
+        """
+        self._content = content
+        self._by_character = by_character
+        self._composes = composes
+        self._apart = apart
+        self._backend: Any = None
+        self._memory_at_load = self._until_check = 0
+        self._load()
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         """Return the ids of a text that `takes` is true for."""
-        return self.backend.encode(text)
+        ids = self._backend.encode(text)
+        self._until_check -= len(ids)
+        if self._until_check < 0:
+            self._until_check = CHECK_EVERY
+            if _memory() > self._memory_at_load + LARGEST_CACHE:
+                self._load()
+        return ids
 
     def takes(self, text: str) -> bool:
         """Whether `text` is sure to get the ids that the reference gives."""
-        if any(token in text for token in self.apart):
+        if any(token in text for token in self._apart):
             return False
         if text.isascii():
             return True
-        if self.by_character and not is_stable(text):
+        if self._by_character and not is_stable(text):
             return False
-        return not self.composes or unicodedata.is_normalized("NFC", text)
+        return not self._composes or unicodedata.is_normalized("NFC", text)
+
+    def _load(self) -> None:
+        from gigatoken.gigatoken_rs import load_hf_json
+
+        self._backend = None  # the old cache goes before the new one comes
+        self._backend = load_hf_json(self._content)
+        self._memory_at_load = _memory()
+        self._until_check = CHECK_EVERY
 
 
 def fast_encoder(content: dict[str, Any], encode: Callable[[str], list[int]]) -> FastEncoder | None:
@@ -102,17 +126,15 @@ def fast_encoder(content: dict[str, Any], encode: Callable[[str], list[int]]) ->
     adapted = _adapt(content)
     if adapted is None:
         return None
+    apart = tuple(token["content"] for token in content.get("added_tokens") or () if not token["special"])
+    byte_level = _is_byte_level(content)
+    composes = byte_level and content.get("normalizer") is not None
     try:
-        from gigatoken.gigatoken_rs import load_hf_json
+        fast = FastEncoder(json.dumps(adapted, ensure_ascii=False), byte_level, composes, apart)
+        same = all(fast.encode(text).tolist() == encode(text) for text in PROBES if fast.takes(text))
     except ImportError:
         logger.warning("gigatoken is not installed, so encoding is many times slower: pip install gigatoken")
         return None
-    apart = tuple(token["content"] for token in content.get("added_tokens") or () if not token["special"])
-    composes = content.get("normalizer") is not None and _is_byte_level(content)
-    try:
-        backend = load_hf_json(json.dumps(adapted, ensure_ascii=False))
-        fast = FastEncoder(backend, _is_byte_level(content), composes, apart)
-        same = all(fast.encode(text).tolist() == encode(text) for text in PROBES if fast.takes(text))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
@@ -122,6 +144,11 @@ def fast_encoder(content: dict[str, Any], encode: Callable[[str], list[int]]) ->
         logger.warning("gigatoken gives other ids for this tokenizer: encoding goes the slow way")
         return None
     return fast
+
+
+def _memory() -> int:
+    """Bytes of memory that this process holds."""
+    return psutil.Process().memory_info().rss
 
 
 def _adapt(content: dict[str, Any]) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ SENTENCEPIECE: dict[str, dict[str, Any]] = {
     "bpe user defined": {
         "model_type": "bpe",
         "byte_fallback": True,
-        "user_defined_symbols": ["▁▁", "fox"],
+        "user_defined_symbols": ["fox"],
         **PLAIN,
     },
     "unigram nfkc": {"model_type": "unigram"},

@@ -1,15 +1,18 @@
 """The fast encoder gives the ids of `tokenizers`, and leaves to it whatever it could give others for."""
 
+import itertools
 import json
 import random
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 
+from megalm.tokenizer import fast
 from megalm.tokenizer.fast import PATTERNS, fast_encoder
 from megalm.tokenizer.huggingface import HuggingFaceTokenizer
 from megalm.tokenizer.sentencepiece import model_to_json
@@ -44,15 +47,15 @@ def encoder_of(content: dict):
 
 @pytest.mark.parametrize("kind", FAST)
 def test_ids_are_those_of_the_reference(kind):
-    fast, reference = tokenizer_of(kind)._fast, reference_of(kind)
+    encoder, reference = tokenizer_of(kind)._fast, reference_of(kind)
     taken = []
 
     @settings(max_examples=250, deadline=None)
     @given(texts())
     def check(text):
-        taken.append(fast.takes(text))
+        taken.append(encoder.takes(text))
         if taken[-1]:
-            assert fast.encode(text).tolist() == reference.encode(text, add_special_tokens=False).ids
+            assert encoder.encode(text).tolist() == reference.encode(text, add_special_tokens=False).ids
 
     check()
     assert sum(taken) > 50
@@ -60,8 +63,8 @@ def test_ids_are_those_of_the_reference(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "pattern 2", "pattern 3", "llama"])
 def test_every_text_that_is_not_new_to_unicode_goes_the_fast_way(kind):
-    fast = tokenizer_of(kind)._fast
-    assert all(fast.takes(text) for text in ("", *LINES, TEXT, "\ue000😀 \x00"))
+    encoder = tokenizer_of(kind)._fast
+    assert all(encoder.takes(text) for text in ("", *LINES, TEXT, "\ue000😀 \x00"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FAST if kind not in SPACED])
@@ -82,6 +85,7 @@ def characters_apart(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     sign = {sign: sign if sign != " " else "Ġ" for sign in "aZ1 !"}
     high = [c for c in byte if spelled.token_bytes(spelled.token_id(c))[0] >= 0x80]
     merges = [pair for s in sign.values() for h in high for pair in ([s, h], [h, s])]
+    merges += [list(pair) for pair in itertools.product([*sign.values(), "s", "'", "Ċ", "č", "ĉ"], repeat=2)]
     content["model"]["merges"] = merges
     content["model"]["vocab"] = byte | {a + b: len(byte) + i for i, (a, b) in enumerate(merges)}
     content["added_tokens"] = []
@@ -90,12 +94,12 @@ def characters_apart(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def check_classes(number: int, code_points: list[int]) -> None:
     backend = characters_apart(byte_level(list(PATTERNS)[number]))
-    fast = encoder_of(json.loads(backend.to_str()))
+    encoder = encoder_of(json.loads(backend.to_str()))
     for start in range(0, len(code_points), 200):
         block = "\n".join(
             "a{0}a1{0}1 {0}Z!{0} {0}{0}".format(chr(c)) for c in code_points[start : start + 200]
         )
-        assert fast.encode(block).tolist() == backend.encode(block, add_special_tokens=False).ids
+        assert encoder.encode(block).tolist() == backend.encode(block, add_special_tokens=False).ids
 
 
 def stable_characters() -> list[int]:
@@ -112,6 +116,20 @@ def test_characters_are_of_the_same_class_for_both_engines(number):
 def test_every_character_is_of_the_same_class_for_both_engines(number):
     private = [*range(0xE100, 0xF800), *range(0xF0100, 0xFFF00), *range(0x100000, 0x10FF00)]
     check_classes(number, sorted({*stable_characters()} - {*private}))
+
+
+@pytest.mark.parametrize("number", range(len(PATTERNS)))
+def test_signs_in_every_order_are_cut_alike_by_both_engines(number):
+    backend = characters_apart(byte_level(list(PATTERNS)[number]))
+    encoder = encoder_of(json.loads(backend.to_str()))
+    texts = [
+        "".join(signs)
+        for length in range(1, 5)
+        for signs in itertools.product("aZ1 !s'\n\r\t", repeat=length)
+    ]
+    expected = backend.encode_batch_fast(texts, add_special_tokens=False)
+    wrong = [t for t, e in zip(texts, expected, strict=True) if encoder.encode(t).tolist() != e.ids]
+    assert not wrong
 
 
 def test_special_tokens_are_text_for_the_fast_encoder():
@@ -132,9 +150,9 @@ def test_texts_with_tokens_that_are_looked_for_first_are_left_to_the_reference()
 
 
 def test_texts_that_are_not_in_the_normal_form_are_left_to_the_reference():
-    fast = tokenizer_of("nfc")._fast
-    assert fast.takes("zwölf é")
-    assert not fast.takes("zwo\u0308lf")
+    encoder = tokenizer_of("nfc")._fast
+    assert encoder.takes("zwölf é")
+    assert not encoder.takes("zwo\u0308lf")
 
 
 def change(kind: str, **parts) -> dict:
@@ -159,8 +177,9 @@ def change(kind: str, **parts) -> dict:
         json.loads(model_to_json(parsed_model("bpe plain"))),
     ],
 )
-def test_kinds_that_are_not_proven_equal_have_no_fast_encoder(content):
+def test_kinds_that_are_not_proven_equal_have_no_fast_encoder(content, caplog):
     assert encoder_of(content) is None
+    assert not caplog.records, "left to the comparison on opening, which cannot see all differences"
 
 
 def test_a_vocabulary_without_some_byte_has_no_fast_encoder():
@@ -180,6 +199,22 @@ def test_without_the_library_the_reference_encodes_and_that_is_told(caplog, monk
     tokenizer = HuggingFaceTokenizer(document("gpt2"), EOD)
     assert tokenizer.encode_batch([TEXT]) == [tokenizer_of("gpt2").encode(TEXT)]
     assert "gigatoken is not installed" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_words_that_never_come_again_take_no_memory_for_good(kind, monkeypatch):
+    monkeypatch.setattr(fast, "LARGEST_CACHE", 4 << 20)
+    monkeypatch.setattr(fast, "CHECK_EVERY", 50_000)
+    tokenizer = HuggingFaceTokenizer(tokenizer_of(kind).content, tokenizer_of(kind).eod_token)
+    rng = random.Random(0)
+    texts = [" ".join(rng.randbytes(8).hex() for _ in range(1000)) for _ in range(300)]
+    expected = tokenizer_of(kind).encode_batch(texts[-3:])
+    tokenizer.encode_ragged(texts[:50])
+    before = psutil.Process().memory_info().rss
+    for start in range(50, 300, 10):
+        tokenizer.encode_ragged(texts[start : start + 10])
+    assert psutil.Process().memory_info().rss < before + (16 << 20)
+    assert tokenizer.encode_batch(texts[-3:]) == expected
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "pattern 2", "llama"])

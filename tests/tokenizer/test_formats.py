@@ -1,6 +1,7 @@
 """GPT-2's and tiktoken's files: the ids of the libraries they come from, and damage that is named."""
 
 import base64
+import itertools
 import json
 from pathlib import Path
 
@@ -70,6 +71,25 @@ def test_rank_files_have_the_ids_of_tiktoken(tmp_path, monkeypatch, name):
     assert tokenizer._fast is not None
 
 
+@pytest.mark.parametrize("name", [name for name in ENCODINGS if name != "p50k_base"])
+def test_signs_in_every_order_are_cut_as_by_tiktoken(tmp_path, monkeypatch, name):
+    signs = "aZ1 !s'\n\r\t"
+    pairs = [first + second for first, second in itertools.product(signs, repeat=2)]
+    tokens = [*(bytes([byte]) for byte in range(256)), *(pair.encode() for pair in pairs)]
+    merged = {token: rank for rank, token in enumerate(tokens)}
+    pattern = official_patterns(monkeypatch)[name]
+    reference = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=merged, special_tokens={})
+    file = tmp_path / f"{name}.tiktoken"
+    file.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in merged.items()))
+    (tmp_path / "megalm.json").write_text(json.dumps({"special_tokens": {EOD: 9000}}))
+    tokenizer = load_tokenizer(file)
+    texts = ["".join(chosen) for length in range(1, 5) for chosen in itertools.product(signs, repeat=length)]
+    expected = [reference.encode_ordinary(text) for text in texts]
+    assert tokenizer._encode_all(texts) == expected
+    assert tokenizer.encode_batch(texts) == expected
+    assert tokenizer._fast is not None
+
+
 def test_special_tokens_of_known_rank_files_are_those_of_tiktoken(monkeypatch):
     official_patterns(monkeypatch)
     for name, (_, specials) in ENCODINGS.items():
@@ -89,6 +109,20 @@ def test_a_rank_file_of_unknown_name_needs_its_pattern(tmp_path):
     assert (tokenizer.eod_id, tokenizer.vocab_size) == (5000, 5001)
     assert tokenizer.decode([5000]) == "<end>"
     assert 5000 not in tokenizer.encode("<end>")
+
+
+def test_a_token_that_no_merges_lead_to_is_found_as_a_whole_as_by_tiktoken(tmp_path):
+    more = {**ranks(), b" qzxqzx": len(ranks())}
+    file = tmp_path / "cl100k_base.tiktoken"
+    file.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in more.items()))
+    (tmp_path / "megalm.json").write_text(json.dumps({"special_tokens": {EOD: 9000}}))
+    tokenizer = load_tokenizer(file)
+    pattern = ENCODINGS["cl100k_base"][0].replace(r"\z", "$")
+    reference = tiktoken.Encoding("c", pat_str=pattern, mergeable_ranks=more, special_tokens={})
+    for text in ("a qzxqzx b", "a qzxqzxx", " qzxqzx"):
+        assert tokenizer.encode(text) == reference.encode_ordinary(text)
+        assert tokenizer.encode_ragged([text])[0].tolist() == reference.encode_ordinary(text)
+    assert len(ranks()) in tokenizer.encode("a qzxqzx b")
 
 
 @pytest.mark.parametrize(

@@ -231,3 +231,12 @@ def test_stream_keeps_the_spaces_of_tokenizers_that_mark_word_begins(tmp_path):
     ids = [2, 3, 2, *(4 + byte for byte in "é😀".encode()), 2, 3]
     stream = tokenizer.stream()
     assert "".join(map(stream.push, ids)) + stream.finish() == tokenizer.decode(ids) == "ab aé😀 ab"
+
+
+def test_a_stream_holds_back_a_few_tokens_at_most_that_spell_the_replacement_character(tmp_path):
+    backend = tokenizers.Tokenizer(models.WordLevel({"\ufffd": 0, "</s>": 1, "a": 2}, unk_token="a"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    stream = load_tokenizer(tmp_path).stream()
+    pieces = [stream.push(0) for _ in range(40)]
+    assert "".join(pieces) == " ".join(["\ufffd"] * 40)
+    assert stream.push(2) == " a"

@@ -1,12 +1,15 @@
 """Bytes survive tokenizers that can hold them, streams join to the decoded text, all ways to encode agree."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalm.errors import UserError
-from tests.tokenizer.kinds import KINDS, NASTY, TEXT, texts, tokenizer_of
+from megalm.tokenizer.huggingface import HuggingFaceTokenizer
+from tests.tokenizer.kinds import EOD, KINDS, NASTY, TEXT, byte_level, document, texts, tokenizer_of
 
 LOSSLESS = [kind for kind in KINDS if tokenizer_of(kind).lossless]
 LOSSY = [kind for kind in KINDS if kind not in LOSSLESS]
@@ -101,6 +104,23 @@ def test_offsets_name_the_characters_that_a_token_stands_for(kind):
         for at in range(start, stop):
             covered[at].add(i)
     assert all(covered)
+
+
+def test_offsets_keep_the_space_before_a_word_whatever_the_file_says_of_them():
+    content = json.loads(document("gpt2"))
+    content["post_processor"] = {**content["pre_tokenizer"], "trim_offsets": True}
+    text = "the quick"
+    _, spans = HuggingFaceTokenizer(json.dumps(content), EOD).encode_with_offsets(text)
+    assert [at for start, stop in spans for at in range(start, stop)] == list(range(len(text)))
+
+
+def test_added_tokens_are_spelled_as_they_are():
+    backend = byte_level()
+    backend.add_special_tokens(["<é Ġ>"])
+    tokenizer = HuggingFaceTokenizer(backend.to_str(), EOD)
+    i = tokenizer.token_id("<é Ġ>")
+    assert tokenizer.decode([i]) == "<é Ġ>"
+    assert tokenizer.token_bytes(i) == "<é Ġ>".encode()
 
 
 @pytest.mark.parametrize("kind", KINDS)

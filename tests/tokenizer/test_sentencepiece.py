@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.huggingface import HuggingFaceTokenizer
-from tests.tokenizer.kinds import CONVERTED, SENTENCEPIECE, TEXT, sentencepiece_model, texts, write_model
+from megalm.tokenizer.sentencepiece import model_to_json, read_model
+from tests.tokenizer.kinds import (
+    CONVERTED,
+    PLAIN,
+    SENTENCEPIECE,
+    TEXT,
+    sentencepiece_model,
+    texts,
+    train_sentencepiece,
+    write_model,
+)
 
 
 @pytest.mark.parametrize("kind", SENTENCEPIECE)
@@ -56,6 +66,22 @@ def test_runs_of_spaces_of_any_length_are_merged_alike(tmp_path, kind):
     for length in range(100):
         for text in (" " * length, "fox" + " " * length, " " * length + "fox", "fox" + " " * length + "fox"):
             assert tokenizer.encode(text) == library.encode(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalization_rule_name": "nfkc", "remove_extra_whitespaces": False},
+        {"normalization_rule_name": "identity", "remove_extra_whitespaces": True},
+        {**PLAIN, "user_defined_symbols": ["fox"]},
+        {**PLAIN, "model_type": "unigram"},
+        {**PLAIN, "model_type": "char"},
+        {**PLAIN, "model_type": "word"},
+    ],
+)
+def test_models_that_do_more_to_a_text_stay_in_their_library(tmp_path, options):
+    (tmp_path / "m.model").write_bytes(train_sentencepiece(**{"model_type": "bpe", **options}))
+    assert model_to_json(read_model(tmp_path / "m.model")) is None
 
 
 def test_pieces_of_one_score_keep_a_model_in_its_library(tmp_path):
@@ -111,8 +137,6 @@ def test_hashes_tell_models_apart(tmp_path):
 
 
 def test_models_that_mark_the_ends_of_words_are_refused(tmp_path):
-    from tests.tokenizer.kinds import train_sentencepiece
-
     (tmp_path / "m.model").write_bytes(train_sentencepiece(treat_whitespace_as_suffix=True))
     with pytest.raises(UserError, match="treat_whitespace_as_suffix"):
         load_tokenizer(tmp_path)

@@ -46,6 +46,7 @@ def test_case_is_what_the_configuration_beside_says(tmp_path):
 def test_special_tokens_in_text_are_text(tmp_path):
     found = load_tokenizer(train_vocabulary(tmp_path))
     assert found.token_id("[MASK]") not in found.encode("[MASK] the [SEP]")
+    assert set(found.special_tokens) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
 
 
 def test_pieces_that_go_on_with_a_word_are_known(tmp_path):
