@@ -14,6 +14,7 @@ from megalm.errors import UserError
 from megalm.tokenizer.fast import FastEncoder, fast_encoder
 from megalm.tokenizer.json_pieces import pieces_of_json
 from megalm.tokenizer.pieces import Pieces, PieceTokenizer, check_text
+from megalm.tokenizer.spelling import hide_spelled
 from megalm.tokenizer.wordpiece import SPECIAL_TOKENS, UNKNOWN
 
 LONG_TEXT = 100_000
@@ -94,16 +95,25 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         check_text(text)
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self._encoder.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
         """The ids of each of `texts` by the library itself."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _for_encoding(self) -> str:
+        return hide_spelled(self.content, self._backend, self.special_tokens)
+
+    @cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        same = self._for_encoding is self.content
+        return self._backend if same else backend_from_json(self._for_encoding)
 
     @cached_property
     def _fast(self) -> FastEncoder | None:
-        return fast_encoder(json.loads(self.content), lambda text: self._encode_all([text])[0])
+        return fast_encoder(json.loads(self._for_encoding), lambda text: self._encode_all([text])[0])
 
     def _decode_words(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

@@ -154,6 +154,42 @@ def word_piece() -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_str(backend.to_str())
 
 
+def unigram() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    backend.train_from_iterator([*LINES, TEXT], trainer)
+    return backend
+
+
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_METASPACE = {"type": "Metaspace", "replacement": "▁"}
+SPACED: dict[str, tuple[Any, Any]] = {
+    "metaspace first": (None, {**_METASPACE, "prepend_scheme": "first", "split": False}),
+    "metaspace always": (None, {**_METASPACE, "prepend_scheme": "always", "split": True}),
+    "metaspace never": (None, {**_METASPACE, "prepend_scheme": "never", "split": False}),
+    "gemma": (
+        _REPLACE,
+        {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+    ),
+    "no prefix": ({"type": "Sequence", "normalizers": [_REPLACE]}, None),
+}
+"""Normalizer and cut of BPE with byte fallback over marked spaces, as newer models write them."""
+
+
+def spaced(kind: str) -> str:
+    """Llama's vocabulary under another normalizer and cut."""
+    content = json.loads(model_to_json(parsed_model("llama")) or "")
+    normalizer, cut = SPACED[kind]
+    steps = content["decoder"]["decoders"]
+    has_prefix = kind in ("metaspace first", "metaspace always")
+    decoder = {"type": "Sequence", "decoders": steps if has_prefix else steps[:-1]}
+    return json.dumps({**content, "normalizer": normalizer, "pre_tokenizer": cut, "decoder": decoder})
+
+
 @cache
 def document(kind: str) -> str:
     """The text of a tokenizer.json."""
@@ -166,12 +202,13 @@ def document(kind: str) -> str:
             None, normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         ),
         "word piece": word_piece,
+        "unigram": unigram,
     }
-    return makers[kind]().to_str()
+    return spaced(kind) if kind in SPACED else makers[kind]().to_str()
 
 
 PATTERN_KINDS = tuple(f"pattern {number}" for number in range(len(PATTERNS)))
-DOCUMENTS = ("gpt2", *PATTERN_KINDS, "nfc", "nfkc lowercase", "word piece")
+DOCUMENTS = ("gpt2", *PATTERN_KINDS, "nfc", "nfkc lowercase", "word piece", "unigram", *SPACED)
 KINDS = (*DOCUMENTS, *SENTENCEPIECE)
 
 
@@ -186,7 +223,8 @@ def tokenizer_of(kind: str) -> PieceTokenizer:
             if content is None
             else HuggingFaceTokenizer(content, "</s>")
         )
-    return HuggingFaceTokenizer(document(kind), "[SEP]" if kind == "word piece" else EOD)
+    ends = {"word piece": "[SEP]", **dict.fromkeys((*SPACED, "unigram"), "</s>")}
+    return HuggingFaceTokenizer(document(kind), ends.get(kind, EOD))
 
 
 def parsed_model(kind: str) -> Any:
