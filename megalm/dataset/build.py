@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megalm import atomic
-from megalm.dataset.chunks import SPLITS, Recipe, Run, chunk_marker, read_counts, split_limits, tokenize_chunk
+from megalm.dataset.chunks import SPLITS, Recipe, chunk_marker, read_counts, run_path, split_limits, tokenize_chunk
 from megalm.dataset.indexed import IndexedDatasetWriter, bin_path, idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
-from megalm.dataset.shuffle import write_split
+from megalm.dataset.shuffle import open_runs, write_split
 from megalm.dataset.sidecar import read_sidecar, sidecar_path, write_sidecar
 from megalm.dataset.tasks import Task, progress_bar, run_tasks
 from megalm.errors import UserError
@@ -117,9 +117,9 @@ def _run_second_pass(plan: Plan, folder: Path, progress: bool) -> dict[str, Reco
     """Write the datasets into `folder`/out and return their records."""
     counts = [read_counts(folder, chunk.key) for chunk in plan.chunks]
     runs = [
-        Run(folder, chunk.key, number)
+        (run_path(folder, chunk.key, number), size)
         for chunk, count in zip(plan.chunks, counts, strict=True)
-        for number in range(count.runs)
+        for number, size in enumerate(count.runs)
     ]
     inputs = [
         {"path": file.path, "bytes": file.size, "sha256": _digest_path(folder, file).read_text()}
@@ -130,13 +130,14 @@ def _run_second_pass(plan: Plan, folder: Path, progress: bool) -> dict[str, Reco
         raise UserError("the inputs hold no text; check the files and the key that the text is under")
 
     records = {}
-    with progress_bar("shuffle", sum(tokens), progress) as advance:
+    dtype = token_dtype(plan.recipe.vocab_size)
+    with progress_bar("shuffle", sum(tokens), progress) as advance, open_runs(runs, dtype) as readers:
         for split, name in enumerate(SPLITS):
             if not tokens[split]:
                 continue
             out = folder / "out" / name
-            with IndexedDatasetWriter(out, token_dtype(plan.recipe.vocab_size)) as writer:
-                write_split(writer, runs, split, tokens[split], advance)
+            with IndexedDatasetWriter(out, dtype) as writer:
+                write_split(writer, readers, split, tokens[split], advance)
             records[name] = _record(plan.recipe, name, writer, inputs)
             write_sidecar(out, records[name])
     return records

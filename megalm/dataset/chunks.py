@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megalm import atomic
 from megalm.dataset.indexed import token_dtype
+from megalm.dataset.runs import ROW, Documents, RunSize, write_run
 from megalm.errors import UserError
 from megalm.tokenizer import Tokenizer, load_tokenizer
 from megalm.tokenizer.documents import Document, SampleBy, read_documents
@@ -57,40 +57,14 @@ class Chunk:
 class Counts:
     """What a chunk gave."""
 
-    runs: int = 0
+    runs: list[RunSize] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
     """Of each split."""
 
 
-class Run:
-    """Documents of a chunk sorted by key: ids in one file, keys and first tokens in another."""
-
-    def __init__(self, folder: Path, key: str, number: int) -> None:
-        self.tokens_path = folder / f"{key}-{number:05d}.tokens"
-        self.documents_path = folder / f"{key}-{number:05d}.npy"
-
-    def write(self, keys: NDArray[np.uint64], documents: list[NDArray[Any]]) -> None:
-        """Sort and save; the order of equal keys stays."""
-        order = np.argsort(keys, kind="stable")
-        lengths = np.array([len(document) for document in documents], np.uint64)[order]
-        table = np.zeros((2, len(keys) + 1), np.uint64)
-        table[0, :-1], table[0, -1] = keys[order], np.iinfo(np.uint64).max
-        table[1, 1:] = np.cumsum(lengths)
-        with atomic.open_atomic(self.tokens_path) as file:
-            file.write(np.concatenate([documents[i] for i in order.tolist()]).tobytes())
-        with atomic.open_atomic(self.documents_path) as file:
-            np.save(file, table)
-
-    def read(
-        self, low: int, high: int, dtype: np.dtype[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Return keys, lengths and ids of the documents with keys in [low, high), touching little else."""
-        table = np.load(self.documents_path, mmap_mode="r")
-        first, last = np.searchsorted(table[0], np.array([low, high], np.uint64)).tolist()
-        starts = table[1, first : last + 1].astype(np.int64)
-        count = int(starts[-1] - starts[0])
-        tokens = np.fromfile(self.tokens_path, dtype, count, offset=int(starts[0]) * dtype.itemsize)
-        return np.array(table[0, first:last]), np.diff(starts), tokens
+def run_path(folder: Path, key: str, number: int) -> Path:
+    """Return the file of run `number` of the chunk `key`."""
+    return folder / f"{key}-{number:05d}.run"
 
 
 def split_limits(splits: str) -> list[int]:
@@ -115,68 +89,79 @@ def chunk_marker(folder: Path, key: str) -> Path:
 
 def read_counts(folder: Path, key: str) -> Counts:
     """Return the counts of a finished chunk."""
-    return Counts(**json.loads(chunk_marker(folder, key).read_text(encoding="utf-8")))
+    found = json.loads(chunk_marker(folder, key).read_text(encoding="utf-8"))
+    return Counts([RunSize(*size) for size in found["runs"]], found["tokens"])
 
 
 def tokenize_chunk(chunk: Chunk, recipe: Recipe, folder: Path) -> None:
     """Write the runs of `chunk` into `folder`, then the marker that says they are complete."""
-    tokenizer = _tokenizer(recipe.tokenizer)
-    dtype = token_dtype(recipe.vocab_size)
-    limits = split_limits(recipe.splits)
     counts = Counts()
-    keys: list[int] = []
-    documents: list[NDArray[Any]] = []
-    pending = 0
+    waiting: list[Documents] = []
 
     def flush() -> None:
-        if keys:
-            Run(folder, chunk.key, counts.runs).write(np.array(keys, np.uint64), documents)
-            counts.runs += 1
-        keys.clear()
-        documents.clear()
+        if waiting:
+            path = run_path(folder, chunk.key, len(counts.runs))
+            counts.runs.append(write_run(path, Documents.join(waiting)))
+            waiting.clear()
 
     source = read_documents(Path(chunk.path), recipe.text_key, recipe.sample_by, chunk.start, chunk.stop)
     for batch in _batches(source):
-        filled = [document for document in batch if document.text]
-        for document, ids in zip(filled, tokenizer.encode_batch([d.text for d in filled]), strict=True):
-            if recipe.append_eod:
-                ids.append(recipe.eod_id)
-            split = _split_of(document.text, limits)
-            keys.append(split << SPLIT_SHIFT | _shuffle_key(recipe.seed, chunk.file_number, document.offset))
-            documents.append(np.array(ids, dtype))
-            counts.tokens[split] += len(ids)
-            pending += len(ids)
-        if pending >= RUN_TOKENS:
+        documents = _tokenized(batch, chunk.file_number, recipe)
+        split_D = documents.rows["key"] >> np.uint64(SPLIT_SHIFT)
+        for split in range(len(SPLITS)):
+            counts.tokens[split] += int(documents.rows["tokens"][split_D == split].sum())
+        waiting.append(documents)
+        if sum(len(part.tokens) for part in waiting) >= RUN_TOKENS:
             flush()
-            pending = 0
     flush()
     atomic.write_text(chunk_marker(folder, chunk.key), json.dumps(asdict(counts)))
 
 
-def _split_of(text: str, limits: list[int]) -> int:
-    """By the text alone, so that copies of a document never lie on both sides."""
-    value = _hash64(text.encode())
-    return next(i for i, limit in enumerate(limits) if value < limit)
+def _tokenized(batch: list[Document], file_number: int, recipe: Recipe) -> Documents:
+    """Return the ids of a batch's texts, and what decides on their places in the result."""
+    dtype = token_dtype(recipe.vocab_size)
+    ids, lengths = _tokenizer(recipe.tokenizer).encode_ragged([document.text for document in batch])
+    tokens = ids.astype(dtype)
+    if recipe.append_eod:
+        tokens = np.insert(tokens, np.cumsum(lengths), dtype.type(recipe.eod_id))
+        lengths = lengths + 1
+    rows = np.zeros(len(batch), ROW)
+    rows["offset"] = [document.offset for document in batch]
+    rows["file"] = file_number
+    rows["tokens"] = lengths
+    rows["key"] = _keys(batch, file_number, recipe)
+    nothing = np.empty(0, np.uint8)
+    return Documents(rows, tokens, nothing, nothing)
 
 
-def _shuffle_key(seed: int, file_number: int, offset: int) -> int:
-    """By the place, so that copies of a document do not end up side by side."""
-    return _hash64(repr((seed, file_number, offset)).encode()) >> (64 - SPLIT_SHIFT)
+def _keys(batch: list[Document], file_number: int, recipe: Recipe) -> NDArray[np.uint64]:
+    """A document's split is by its text alone, so that copies never lie on both sides; the place in the split by where
+    the text lies in the inputs, so that copies do not end up side by side."""
+    text_D = _hashes([document.text.encode() for document in batch])
+    place_D = _hashes([repr((recipe.seed, file_number, document.offset)).encode() for document in batch])
+    key_D = place_D >> np.uint64(64 - SPLIT_SHIFT)
+    for limit in split_limits(recipe.splits):
+        if limit < 2**64:
+            key_D += (text_D >= np.uint64(limit)).astype(np.uint64) << np.uint64(SPLIT_SHIFT)
+    return key_D
 
 
-def _hash64(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+def _hashes(values: list[bytes]) -> NDArray[np.uint64]:
+    digests = b"".join([hashlib.blake2b(value, digest_size=8).digest() for value in values])
+    return np.frombuffer(digests, "<u8")
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Gather documents that have a text."""
     batch: list[Document] = []
     characters = 0
     for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
+        if document.text:
+            batch.append(document)
+            characters += len(document.text)
+            if characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
     if batch:
         yield batch
 

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
+import orjson
+
 from megalm.errors import UserError
 
+BUFFER = 1 << 20
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
@@ -23,6 +26,8 @@ class Document(NamedTuple):
 
     offset: int
     text: str
+    record: dict[str, Any] | None = None
+    """The JSON object that holds the text; None for a text file."""
 
 
 def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
@@ -85,7 +90,8 @@ def read_documents(
     with open_input(path) as file:
         if _kind_suffix(path) in JSON_SUFFIXES:
             for offset, line in _lines(file, start, stop):
-                yield Document(offset, _parse_object(path, offset, line, text_key))
+                record = _parse_object(path, offset, line, text_key)
+                yield Document(offset, record[text_key], record)
         elif sample_by == "line":
             for offset, line in _lines(file, start, stop):
                 yield Document(offset, _decode(path, offset, line.rstrip(b"\r\n")))
@@ -103,7 +109,7 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
 
     try:
         with contextlib.ExitStack() as stack:
-            file: Any = stack.enter_context(open(path, "rb"))
+            file: Any = stack.enter_context(open(path, "rb", buffering=BUFFER))
             if path.suffix == ".gz":
                 file = stack.enter_context(gzip.open(file))
             elif path.suffix == ".zst":
@@ -146,24 +152,35 @@ def _paragraphs(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         yield begin, b"".join(lines)
 
 
-def _parse_object(path: Path, offset: int, line: bytes, text_key: str) -> str:
+def _parse_object(path: Path, offset: int, line: bytes, text_key: str) -> dict[str, Any]:
+    """Return the object of a line, with a text under `text_key`."""
     try:
-        value = json.loads(_decode(path, offset, line))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{_where(path, offset)} is not JSON ({error.msg}); write one object a line"
-        ) from error
-    text = value.get(text_key) if isinstance(value, dict) else None
-    if isinstance(text, str):
-        return text
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        value = _parse_leniently(path, offset, line)
+    if isinstance(value, dict) and isinstance(value.get(text_key), str):
+        return value
     found = (
-        f"keys {', '.join(map(str, value)) or 'none'}"
-        if isinstance(value, dict)
-        else f"a {type(value).__name__}"
+        f"keys {', '.join(value) or 'none'}" if isinstance(value, dict) else f"a {type(value).__name__}"
     )
     raise UserError(
-        f"{_where(path, offset)} has no text under '{text_key}' (found {found}); name the key that holds it"
+        f"{where(path, offset)} has no text under '{text_key}' (found {found}); name the key that holds it"
     )
+
+
+def _parse_leniently(path: Path, offset: int, line: bytes) -> Any:
+    """Take what the standard library takes beyond the standard, such as NaN, and name what it refuses."""
+    try:
+        value = json.loads(_decode(path, offset, line))
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        problem = f"is not JSON ({error.msg}); write one object a line"
+    except UnicodeEncodeError as error:
+        problem = f"holds half a character ({ascii(error.object[error.start])}); write both halves or neither"
+    except (ValueError, RecursionError) as error:
+        problem = f"cannot be read ({error}); write one object a line"
+    raise UserError(f"{where(path, offset)} {problem}")
 
 
 def _decode(path: Path, offset: int, data: bytes) -> str:
@@ -173,11 +190,12 @@ def _decode(path: Path, offset: int, data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{_where(path, offset)} is not UTF-8 ({error.reason}); convert the file to UTF-8"
+            f"{where(path, offset)} is not UTF-8 ({error.reason}); convert the file to UTF-8"
         ) from error
 
 
-def _where(path: Path, offset: int) -> str:
+def where(path: Path, offset: int) -> str:
+    """Name a place in a file for an error message: the path and the number of the line that begins there."""
     with open_input(path) as file:
         line = 1
         while offset > 0 and (block := file.read(min(offset, 1 << 20))):

@@ -104,3 +104,33 @@ def test_wrong_inputs_are_named(tmp_path):
         expand_inputs([tmp_path / "a.pdf"])
     with pytest.raises(UserError, match="no input files"):
         expand_inputs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"n": NaN, "text": "a"}',
+        '{"n": 123456789012345678901234567890, "text": "a"}',
+        '{"text": "b", "text": "a"}',
+        '  {"text": "\\u0061", "m": {"x": [1e400, -0.0]}}\t\r',
+        '{"text": "a", "deep": ' + "[" * 200 + "]" * 200 + "}",
+    ],
+)
+def test_lines_beyond_the_fast_parser_are_read_as_the_standard_library_reads_them(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8")
+    (document,) = read_documents(tmp_path / "a.jsonl")
+    assert document.text == json.loads(line)["text"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a\\ud800b"}', r"line 2 holds half a character \('.ud800'\)"),
+        ('{"text": ' + "[" * 100_000 + "}", "line 2 cannot be read .*recursion"),
+        ('{"text": "a", "n": ' + "1" * 5000 + "}", "line 2 cannot be read .*digits"),
+    ],
+)
+def test_hostile_lines_are_named(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "b"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        list(read_documents(tmp_path / "a.jsonl"))

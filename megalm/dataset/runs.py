@@ -1,0 +1,146 @@
+"""Sorted runs of tokenized documents on disk: what the first pass of a build leaves for the second."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm import atomic
+
+ROW = np.dtype([("key", "<u8"), ("offset", "<i8"), ("tokens", "<i8"), ("file", "<i4"), ("name", "<i4")])
+"""Of a document: its key, where its text begins in which input, its number of tokens, the bytes of its name."""
+
+
+@dataclass
+class Documents:
+    """Some documents: their rows, and what they hold, one document after another."""
+
+    rows: NDArray[Any]
+    tokens: NDArray[Any]
+    counts: NDArray[np.uint8]
+    """1 for each token that counts in the loss, 0 for the others; empty where all count."""
+    names: NDArray[np.uint8]
+    """UTF-8; empty where documents have none."""
+
+    @classmethod
+    def join(cls, parts: "Sequence[Documents]") -> "Documents":
+        """Return the documents of all `parts` (at least one)."""
+        columns = zip(*((part.rows, part.tokens, part.counts, part.names) for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+    def sorted(self) -> "Documents":
+        """Return the documents by key; those of equal key keep their order."""
+        order = np.argsort(self.rows["key"], kind="stable")
+        lengths = self.rows["tokens"]
+        return Documents(
+            self.rows[order],
+            _pick(self.tokens, lengths, order),
+            _pick(self.counts, lengths, order) if len(self.counts) else self.counts,
+            _pick(self.names, self.rows["name"], order) if len(self.names) else self.names,
+        )
+
+
+class RunSize(NamedTuple):
+    """Numbers of a run's documents, tokens, marks of tokens that count, and bytes of names."""
+
+    documents: int
+    tokens: int
+    counts: int
+    names: int
+
+
+def write_run(path: Path, documents: Documents) -> RunSize:
+    """Sort and save: rows, tokens, marks and names, one section after another."""
+    ordered = documents.sorted()
+    sections = ordered.rows, ordered.tokens, ordered.counts, ordered.names
+    with atomic.open_atomic(path) as file:
+        for section in sections:
+            file.write(section.data.cast("B") if section.size else b"")
+    return RunSize(*map(len, sections))
+
+
+class RunReader:
+    """Gives the documents of a run in the order of their keys, a range of keys at a time, each once."""
+
+    def __init__(self, path: Path, size: RunSize, dtype: np.dtype[Any], rows_at_once: int) -> None:
+        """dtype: of the tokens. rows_at_once: how many rows are read ahead, which bounds the memory."""
+        self._path, self._size, self._rows_at_once = path, size, rows_at_once
+        self._dtypes = ROW, dtype, np.dtype("u1"), np.dtype("u1")
+        self._begins = [0]
+        for count, kind in zip(size[:-1], self._dtypes, strict=False):
+            self._begins.append(self._begins[-1] + count * kind.itemsize)
+        self._taken = [0] * len(size)
+        self._ahead = np.empty(0, ROW)
+        self._descriptor = -1
+
+    def open(self) -> None:
+        """Keep the file open from now on; one that is not is opened for every range."""
+        self._descriptor = os.open(self._path, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Undo `open`."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def below(self, key: int) -> Documents:
+        """Return the documents not given yet whose keys are below `key`."""
+        with self._opened() as descriptor:
+            rows = self._rows_below(descriptor, key)
+            tokens = int(rows["tokens"].sum())
+            return Documents(
+                rows,
+                self._next(descriptor, 1, tokens),
+                self._next(descriptor, 2, tokens if self._size.counts else 0),
+                self._next(descriptor, 3, int(rows["name"].sum())),
+            )
+
+    def _rows_below(self, descriptor: int, key: int) -> NDArray[Any]:
+        parts = [self._ahead]
+        while self._taken[0] < self._size.documents and not (len(parts[-1]) and parts[-1]["key"][-1] >= key):
+            count = min(self._rows_at_once, self._size.documents - self._taken[0])
+            parts.append(self._next(descriptor, 0, count))
+        rows = np.concatenate(parts)
+        found = int(np.searchsorted(rows["key"], np.uint64(key)))
+        self._ahead = rows[found:].copy()
+        return rows[:found]
+
+    def _next(self, descriptor: int, section: int, count: int) -> NDArray[Any]:
+        """Return the next `count` elements of a section."""
+        values = np.empty(count, self._dtypes[section])
+        if count:
+            place = self._begins[section] + self._taken[section] * values.itemsize
+            _fill(descriptor, memoryview(values.view(np.uint8)), place)
+            self._taken[section] += count
+        return values
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        kept = self._descriptor >= 0
+        descriptor = self._descriptor if kept else os.open(self._path, os.O_RDONLY)
+        try:
+            yield descriptor
+        finally:
+            if not kept:
+                os.close(descriptor)
+
+
+def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Read until `buffer` is full: one call gives at most 2 GiB."""
+    while len(buffer):
+        count = os.preadv(descriptor, [buffer], offset)
+        if not count:
+            raise RuntimeError("a run of the build is cut short; remove the .build folder and build again")
+        buffer, offset = buffer[count:], offset + count
+
+
+def _pick(values: NDArray[Any], lengths: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the pieces of `values` that have these lengths, in another order."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = (ends - lengths)[order].tolist()
+    return np.concatenate([values[a:b] for a, b in zip(starts, ends[order].tolist(), strict=True)])
