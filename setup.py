@@ -18,6 +18,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "numpy",
+        "orjson>=3.10",
         "megatron-core==0.16.1",
         "deepspeed==0.19.8",
         "pydantic>=2",

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from megalm import atomic
-from megalm.dataset.chunks import SPLITS, Recipe, chunk_marker, read_counts, run_path, split_limits, tokenize_chunk
+from megalm.dataset.chunks import (
+    SPLITS,
+    Recipe,
+    chunk_marker,
+    read_counts,
+    run_path,
+    split_limits,
+    tokenize_chunk,
+)
 from megalm.dataset.indexed import IndexedDatasetWriter, bin_path, idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
 from megalm.dataset.shuffle import open_runs, write_split

@@ -115,7 +115,7 @@ class RunReader:
         values = np.empty(count, self._dtypes[section])
         if count:
             place = self._begins[section] + self._taken[section] * values.itemsize
-            _fill(descriptor, memoryview(values.view(np.uint8)), place)
+            _fill(descriptor, values.view(np.uint8).data, place)
             self._taken[section] += count
         return values
 

@@ -160,9 +160,7 @@ def _parse_object(path: Path, offset: int, line: bytes, text_key: str) -> dict[s
         value = _parse_leniently(path, offset, line)
     if isinstance(value, dict) and isinstance(value.get(text_key), str):
         return value
-    found = (
-        f"keys {', '.join(value) or 'none'}" if isinstance(value, dict) else f"a {type(value).__name__}"
-    )
+    found = f"keys {', '.join(value) or 'none'}" if isinstance(value, dict) else f"a {type(value).__name__}"
     raise UserError(
         f"{where(path, offset)} has no text under '{text_key}' (found {found}); name the key that holds it"
     )
@@ -177,7 +175,7 @@ def _parse_leniently(path: Path, offset: int, line: bytes) -> Any:
     except json.JSONDecodeError as error:
         problem = f"is not JSON ({error.msg}); write one object a line"
     except UnicodeEncodeError as error:
-        problem = f"holds half a character ({ascii(error.object[error.start])}); write both halves or neither"
+        problem = f"holds half a character ({error.object[error.start]!a}); write both halves or neither"
     except (ValueError, RecursionError) as error:
         problem = f"cannot be read ({error}); write one object a line"
     raise UserError(f"{where(path, offset)} {problem}")

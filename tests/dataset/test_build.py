@@ -51,6 +51,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megalm.dataset.chunks.RUN_TOKENS", 500)
     monkeypatch.setattr("megalm.dataset.chunks.BATCH_CHARACTERS", 700)
     monkeypatch.setattr("megalm.dataset.shuffle.BUCKET_BYTES", 3000)
+    monkeypatch.setattr("megalm.dataset.shuffle.ROWS_BYTES", 0)
+    monkeypatch.setattr("megalm.dataset.shuffle.LEAST_ROWS", 3)
 
 
 def files_of(prefix: Path) -> dict[str, bytes]:
@@ -108,6 +110,24 @@ def test_result_does_not_depend_on_workers_or_sizes_of_pieces(source, tokenizer_
     expected = files_of(tmp_path / "one" / "d")
     assert {name.rpartition(".")[2] for name in expected} == {"bin", "idx", "json"}
     assert files_of(tmp_path / "two" / "d") == files_of(tmp_path / "large" / "d") == expected
+
+
+def test_runs_beyond_the_limit_of_open_files_are_read_all_the_same(
+    source, tokenizer_path, tmp_path, monkeypatch
+):
+    from megalm.dataset import runs
+
+    opened: list[Path] = []
+    open_run = runs.RunReader.open
+    monkeypatch.setattr(runs.RunReader, "open", lambda self: (opened.append(self._path), open_run(self)))
+    (tmp_path / "few").mkdir()
+    build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
+    assert len(set(opened)) > 10
+    opened.clear()
+    monkeypatch.setattr("megalm.dataset.shuffle.resource.getrlimit", lambda _: (9, 9))
+    build_dataset([source], tokenizer_path, tmp_path / "few" / "d", workers=1)
+    assert len(opened) == 4
+    assert files_of(tmp_path / "few" / "d") == files_of(tmp_path / "d")
 
 
 def test_another_seed_is_another_order_of_the_same(source, tokenizer_path, tmp_path):
