@@ -37,6 +37,7 @@ def data_parallel_size(config: Config, world_size: int) -> int:
 def check(config: Config) -> None:
     """Raise UserError if the model, the batch or the layout cannot work on any number of processes."""
     _check_model(config)
+    _check_data(config)
     _check_architecture(config)
     check_deepspeed(config)
     _check_parallel(config)
@@ -64,6 +65,22 @@ def _check_model(config: Config) -> None:
         )
 
 
+def _check_data(config: Config) -> None:
+    for name, sources in (("train", config.data.train), ("valid", config.data.valid)):
+        kinds = set()
+        for number, source in enumerate(sources):
+            given = [kind for kind in ("weight", "tokens", "epochs") if getattr(source, kind) is not None]
+            if len(given) > 1:
+                raise UserError(
+                    f"data.{name}.{number} ({source.path}) has {' and '.join(given)}: give one of them alone"
+                )
+            kinds.add("a budget" if given and given[0] != "weight" else "a weight")
+        if len(kinds) > 1:
+            raise UserError(
+                f"data.{name}: some sources have a budget (tokens or epochs) and some a weight: give all the same kind"
+            )
+
+
 def _check_architecture(config: Config) -> None:
     model = config.model
     if model.architecture == "gpt":
@@ -86,6 +103,10 @@ def _check_architecture(config: Config) -> None:
     if config.data.reset_at_document_end:
         raise UserError(
             "data.reset_at_document_end: samples for model.architecture `bert` lie within one document; set it to false"
+        )
+    if config.data.packing is not None:
+        raise UserError(
+            f"data.packing `{config.data.packing}`: samples for model.architecture `bert` hold one or two segments; leave it out"
         )
     if config.batch.seq_length < 8:
         raise UserError(

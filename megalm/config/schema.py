@@ -33,10 +33,23 @@ class TokenizerConfig(Section):
 
 
 class DataSource(Section):
-    """One token file of a blend."""
+    """One token file of a blend, with a weight or a budget: tokens or epochs."""
 
     path: str = Field(description="Prefix of the .bin/.idx pair.")
-    weight: float = Field(1.0, gt=0, description="Share in the blend, relative to the other sources.")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description="Share in the blend, relative to the other sources; 1 where nothing else is given.",
+    )
+    tokens: int | None = Field(
+        None, gt=0, description="Budget: so many tokens of this source in the whole run, none of them twice."
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Budget: so many passes over this source in the whole run.",
+    )
 
 
 class DataConfig(Section):
@@ -48,7 +61,18 @@ class DataConfig(Section):
         False,
         description="Positions restart and attention stops at document ends; crossing labels do not count.",
     )
+    packing: Literal["cut", "truncate", "drop"] | None = Field(
+        None,
+        description="Pack whole documents into samples (first-fit decreasing), attention within each, in place of windows "
+        "of running text; a document longer than batch.seq_length is `cut` into several, loses its end (`truncate`) or is "
+        "left out (`drop`).",
+    )
     prefetch: int = Field(2, ge=0, description="Global batches read ahead by a thread; 0 reads in line.")
+
+    @property
+    def documents_apart(self) -> bool:
+        """Whether attention stays within documents."""
+        return self.reset_at_document_end or self.packing is not None
 
 
 class MlmConfig(Section):

@@ -2,10 +2,11 @@
 
 from megalm.dataset.build import build_dataset
 from megalm.dataset.cursor import Cursor
-from megalm.dataset.indexed import IndexedDataset, IndexedDatasetWriter
+from megalm.dataset.indexed import IndexedDataset
 from megalm.dataset.inspect import info, show, verify
 from megalm.dataset.merging import merge
 from megalm.dataset.stream import Batch, TokenStream
+from megalm.dataset.writer import IndexedDatasetWriter
 
 __all__ = [
     "Batch",

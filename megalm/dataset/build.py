@@ -19,11 +19,12 @@ from megalm.dataset.chunks import (
     split_limits,
     tokenize_chunk,
 )
-from megalm.dataset.indexed import IndexedDatasetWriter, bin_path, idx_path, token_dtype
+from megalm.dataset.indexed import bin_path, idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
 from megalm.dataset.shuffle import open_runs, write_split
 from megalm.dataset.sidecar import read_sidecar, sidecar_path, write_sidecar
 from megalm.dataset.tasks import Task, progress_bar, run_tasks
+from megalm.dataset.writer import IndexedDatasetWriter
 from megalm.errors import UserError
 from megalm.launch import available_cores
 from megalm.tokenizer import load_tokenizer

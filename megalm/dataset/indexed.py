@@ -1,4 +1,4 @@
-"""Token files in Megatron's .bin/.idx format: a reader that maps them into memory and a writer that streams.
+"""Token files in Megatron's .bin/.idx format, mapped into memory.
 
 `PREFIX.bin` holds all token ids one after another. `PREFIX.idx` holds, little-endian: the magic bytes,
 version (uint64), code of the ids' type (uint8), number of sequences (uint64), number of document borders
@@ -7,18 +7,14 @@ document borders as sequence numbers (int64, from 0 to the number of sequences).
 megatron/core/datasets/indexed_dataset.py.
 """
 
-import hashlib
-import os
 import struct
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megalm import atomic
+from megalm.dataset.loss_mask import LossMask
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 
@@ -70,6 +66,8 @@ class IndexedDataset:
         self.document_indices = _view(index, "<i8", borders, documents_at)
         self.num_tokens = self._count_tokens()
         self._tokens = _map_bytes(bin_path(prefix)).view(self.dtype)
+        self.loss_mask = LossMask.of(prefix, self.num_tokens)
+        """Which tokens count in the loss; None where all do."""
 
     def __len__(self) -> int:
         return self.num_sequences
@@ -125,86 +123,6 @@ class IndexedDataset:
         return size // self.dtype.itemsize
 
 
-class IndexedDatasetWriter:
-    """Streams documents into `prefix`.bin/.idx; both appear at the end of the `with` block, or neither.
-
-    Memory does not grow with the data: lengths and borders wait in spool files.
-    """
-
-    def __init__(self, prefix: str | Path, dtype: np.dtype[Any]) -> None:
-        self.prefix = Path(prefix)
-        self.dtype = np.dtype(dtype)
-        self.num_sequences = self.num_documents = self.num_tokens = 0
-        self._digest = hashlib.sha256()
-
-    def __enter__(self) -> "IndexedDatasetWriter":
-        folder = self.prefix.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        self._temporary = folder / f".{self.prefix.name}.{os.getpid()}.bin.tmp"
-        self._bin = open(self._temporary, "wb")
-        self._lengths = tempfile.TemporaryFile(dir=folder)
-        self._borders = tempfile.TemporaryFile(dir=folder)
-        self._borders.write(np.zeros(1, "<i8").tobytes())
-        return self
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
-        try:
-            if kind is None:
-                self._publish()
-        finally:
-            for file in (self._bin, self._lengths, self._borders):
-                file.close()
-            self._temporary.unlink(missing_ok=True)
-
-    @property
-    def sha256(self) -> str:
-        """Digest (hex) of the .bin so far."""
-        return self._digest.hexdigest()
-
-    def add_document(self, tokens: NDArray[Any]) -> None:
-        """Append one document of one sequence."""
-        self.add_documents(tokens, np.array([len(tokens)]))
-
-    def add_documents(
-        self, tokens: NDArray[Any], lengths: NDArray[Any], ends: NDArray[Any] | None = None
-    ) -> None:
-        """Append sequences, their ids one after another.
-
-        `ends` says after which of them (counted from the first) each document ends; by default after each.
-        """
-        if ends is None:
-            ends = np.arange(1, len(lengths) + 1)
-        if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
-            raise UserError(f"a document has {lengths.max()} tokens; the format holds 2^31 - 1, cut it")
-        data = np.ascontiguousarray(tokens, self.dtype).data.cast("B") if len(tokens) else b""
-        self._bin.write(data)
-        self._digest.update(data)
-        self._lengths.write(lengths.astype("<i4").tobytes())
-        self._borders.write((ends.astype("<i8") + self.num_sequences).tobytes())
-        self.num_tokens += len(tokens)
-        self.num_sequences += len(lengths)
-        self.num_documents += len(ends)
-
-    def _publish(self) -> None:
-        self._bin.flush()
-        os.fsync(self._bin.fileno())
-        with atomic.open_atomic(idx_path(self.prefix)) as idx:
-            code = CODE_OF_DTYPE[self.dtype]
-            idx.write(HEADER.pack(MAGIC, VERSION, code, self.num_sequences, self.num_documents + 1))
-            for block in _blocks(self._lengths, "<i4"):
-                idx.write(block.tobytes())
-            end = 0
-            for block in _blocks(self._lengths, "<i4"):
-                ends = end + np.cumsum(block, dtype=np.int64) * self.dtype.itemsize
-                idx.write((ends - block.astype(np.int64) * self.dtype.itemsize).astype("<i8").tobytes())
-                end = int(ends[-1])
-            for block in _blocks(self._borders, "<i8"):
-                idx.write(block.tobytes())
-            # An old index must never describe the new ids, nor the new one the old ids.
-            idx_path(self.prefix).unlink(missing_ok=True)
-            os.replace(self._temporary, bin_path(self.prefix))
-
-
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
     """Return type of ids, number of sequences and number of document borders of the .idx at `path`."""
     if not path.is_file():
@@ -246,9 +164,3 @@ def _map_bytes(path: Path) -> NDArray[np.uint8]:
 
 def _view(data: NDArray[np.uint8], dtype: str, count: int, offset: int) -> NDArray[Any]:
     return np.frombuffer(data, dtype, count, offset)
-
-
-def _blocks(file: Any, dtype: str) -> Iterator[NDArray[Any]]:
-    file.seek(0)
-    while data := file.read(BLOCK * np.dtype(dtype).itemsize):
-        yield np.frombuffer(data, dtype)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from megalm.dataset.indexed import BLOCK, IndexedDataset, IndexedDatasetWriter, idx_path
+from megalm.dataset.indexed import BLOCK, IndexedDataset, idx_path
 from megalm.dataset.sidecar import sidecar_path, write_sidecar
+from megalm.dataset.writer import IndexedDatasetWriter
 from megalm.errors import UserError
 
 SHARED = ("tokenizer", "tokenizer_hash", "vocab_size", "eod_id", "append_eod")

@@ -1,23 +1,20 @@
 """Which window of which source sample k of a run is: a pure function, with nothing to build, store or share.
 
-Sample numbers are cut into blocks of 4096. A block gives every source the same whole number of slots, as near
-its weight as can be (largest remainder), in an order that is a keyed permutation of the block. How many slots
-of the source came before, in earlier blocks and in this one, is the sample's *ordinal* in the source; the
-ordinal gives the epoch, and a keyed permutation of the epoch the window. An epoch thus takes each window
-exactly once.
+Sample numbers are cut into blocks of 4096. A block gives every source a number of slots (see `shares`), in an order
+that is a keyed permutation of the block. How many slots of the source came before, in earlier blocks and in this one,
+is the sample's *ordinal* in the source; the ordinal gives the epoch, and a keyed permutation of the epoch the window. An
+epoch thus takes each window exactly once.
 """
 
 import hashlib
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megalm.errors import UserError
+from megalm.dataset.shares import Shares
 
-BLOCK = 4096
 ROUNDS = 6
 
 Int64 = NDArray[np.int64]
@@ -64,56 +61,41 @@ def uniform(count: int, key: int) -> NDArray[np.float64]:
     return bits.astype(np.float64) * 2.0**-53
 
 
-def block_quotas(weights: Sequence[float]) -> Int64:
-    """Return how many of a block's 4096 samples each source gives, by largest remainder.
-
-    Raises UserError for a weight that is not positive and finite, or too small for one sample in a block.
-    """
-    shares = np.asarray(weights, np.float64)
-    if not (np.isfinite(shares).all() and (shares > 0).all()):
-        raise UserError(f"data weights are {list(weights)}; each must be a finite number above 0")
-    exact = shares / shares.sum() * BLOCK
-    quotas = np.floor(exact).astype(np.int64)
-    quotas[np.argsort(quotas - exact, kind="stable")[: BLOCK - quotas.sum()]] += 1
-    if (quotas == 0).any():
-        least = int(quotas.argmin())
-        raise UserError(
-            f"data weight {weights[least]} is {shares[least] / shares.sum():.2g} of the blend, below "
-            f"1/{BLOCK}; raise it or leave the source out"
-        )
-    return quotas
-
-
-def locate(samples_B: Int64, quotas: Int64, windows: Int64, seed: int) -> Location:
+def locate(samples_B: Int64, shares: Shares, windows: Int64, seed: int) -> Location:
     """Return source, epoch and window of the global `samples_B`.
 
-    `quotas` is from `block_quotas`, `windows` the number of windows an epoch of each source has.
+    `windows` is the number of windows an epoch of each source has.
     """
-    block_B, slot_B = np.divmod(samples_B, BLOCK)
+    block_B = shares.block_of(samples_B)
     located = Location(*(np.empty_like(samples_B) for _ in Location._fields))
     for block in sorted(set(block_B.tolist())):
         here = block_B == block
-        table = _locate_block(block, tuple(quotas.tolist()), tuple(windows.tolist()), seed)
+        first, _ = shares.bounds(block)
+        table = _locate_block(block, shares, tuple(windows.tolist()), seed)
         for column_B, column in zip(located, table, strict=True):
-            column_B[here] = column[slot_B[here]]
+            column_B[here] = column[samples_B[here] - first]
     return located
 
 
 @lru_cache(maxsize=16)
-def _locate_block(block: int, quotas: tuple[int, ...], windows: tuple[int, ...], seed: int) -> Location:
+def _locate_block(block: int, shares: Shares, windows: tuple[int, ...], seed: int) -> Location:
     """Return where all samples of a block lie: done at once, for the next batches want its other samples."""
-    order = permutation(np.arange(BLOCK), BLOCK, derive_key("block", seed, block))
+    start, stop = shares.bounds(block)
+    before = shares.before(block)
+    quotas = shares.before(block + 1) - before
+    order = permutation(np.arange(stop - start), stop - start, derive_key("block", seed, block))
     source_B = np.searchsorted(np.cumsum(quotas), order, side="right").astype(np.int64)
     epoch_B, window_B = np.empty_like(source_B), np.empty_like(source_B)
-    for source, (quota, size) in enumerate(zip(quotas, windows, strict=True)):
-        ordinals = block * quota + np.arange(quota)
-        epochs, places = np.divmod(ordinals, size)
-        epoch_B[source_B == source] = epochs
+    for source in np.flatnonzero(quotas).tolist():
+        here_B = source_B == source
+        epochs, places = np.divmod(before[source] + np.arange(quotas[source]), windows[source])
+        epoch_B[here_B] = epochs
         taken = np.empty_like(places)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             here = epochs == epoch
-            taken[here] = permutation(places[here], size, derive_key("window", seed, source, epoch))
-        window_B[source_B == source] = taken
+            key = derive_key("window", seed, source, epoch)
+            taken[here] = permutation(places[here], windows[source], key)
+        window_B[here_B] = taken
     return Location(source_B, epoch_B, window_B)
 
 

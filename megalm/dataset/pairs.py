@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megalm.dataset.blend import Blend
+from megalm.dataset.blend import RingBlend, Source
 from megalm.dataset.indexed import IndexedDataset
 from megalm.dataset.masking import mask_tokens
 from megalm.dataset.order import derive_key, uniform
@@ -49,24 +48,24 @@ class MaskingSettings:
     short_probability: float = 0.1
 
 
-class PairStream(Blend):
+class PairStream(RingBlend):
     """A weighted blend of token datasets as samples for masked language modelling.
 
-    Sample k holds the tokens around a place in the file that is found like a training window's (see `Blend`), within one
+    Sample k holds the tokens around a place in the file that is found like a training window's (see `RingBlend`), within one
     document: all of a short document, else as many tokens as a row holds. The same arguments give the same samples on
     every process, whatever the layout; finding one takes O(log documents).
     """
 
     def __init__(
         self,
-        sources: Sequence[tuple[str | Path | IndexedDataset, float]],
+        sources: Sequence[Source],
         seq_length: int,
         seed: int,
         vocabulary: MaskingVocabulary,
         settings: MaskingSettings,
         expected_tokenizer_hash: str | None = None,
     ) -> None:
-        """See `Blend` for `sources`. UserError, too, for whole words without a WordPiece vocabulary, and for too little text."""
+        """See `RingBlend` for `sources`. UserError, too, for whole words without a WordPiece vocabulary, and for too little text."""
         self.room = seq_length - (3 if settings.objective else 2)
         super().__init__(sources, self.room, self.room + 1, seed, expected_tokenizer_hash)
         self.seq_length = seq_length

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from megalm.dataset.chunks import SPLIT_SHIFT
-from megalm.dataset.indexed import IndexedDatasetWriter
 from megalm.dataset.runs import ROW, Documents, RunReader, RunSize
+from megalm.dataset.writer import IndexedDatasetWriter
 
 BUCKET_BYTES = 128 << 20
 ROWS_BYTES = 64 << 20  # read ahead of all runs together

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megalm.dataset.blend import Blend
+from megalm.dataset.blend import RingBlend, Source
 from megalm.dataset.indexed import IndexedDataset
 from megalm.errors import UserError
 
@@ -26,7 +26,23 @@ class Batch:
     """Number of the document inside the window, where attention stays within documents; else None."""
 
 
-class TokenStream(Blend):
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of a sample that come from one document."""
+
+    dataset: IndexedDataset
+    document: int
+    first: int
+    """Number of the first token in the document."""
+    tokens: int
+
+    def ids(self) -> NDArray[Any]:
+        """Return the ids."""
+        start = int(self.dataset.document_starts(np.array([self.document]))[0]) + self.first
+        return self.dataset.tokens(start, self.tokens)
+
+
+class TokenStream(RingBlend):
     """A weighted blend of token datasets, cut into windows of `seq_length` tokens.
 
     Each source is read as a ring. In every epoch its windows begin at another random phase, so the borders
@@ -36,19 +52,19 @@ class TokenStream(Blend):
 
     def __init__(
         self,
-        sources: Sequence[tuple[str | Path | IndexedDataset, float]],
+        sources: Sequence[Source],
         seq_length: int,
         seed: int,
         reset_at_document_end: bool = False,
         expected_tokenizer_hash: str | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        """Open `sources`, pairs of a dataset (or its prefix) and its weight; weights need not sum to 1.
+        """Open `sources`, pairs of a dataset (or its prefix) and its weight or budget; weights need not sum to 1.
 
         With `reset_at_document_end` positions start again at each document, `segments_BS` tells documents
         apart, and the label that would cross into the next document does not count. `expected_tokenizer_hash`,
         where given, must be the one that the datasets' sidecars record, and every id that is read below
-        `vocab_size`. Raises UserError for no source, a missing or damaged dataset, a wrong weight, a dataset
+        `vocab_size`. Raises UserError for no source, a missing or damaged dataset, a wrong weight or budget, a dataset
         of not even seq_length + 1 tokens, or another tokenizer.
         """
         if seq_length < 1:
@@ -67,33 +83,67 @@ class TokenStream(Blend):
         window_BT = np.empty((len(start_B), self.seq_length + 1), np.int64)
         for row, start, source in zip(window_BT, start_B.tolist(), source_B.tolist(), strict=True):
             _read_ring(self.datasets[source], start, row)
-        self._check_ids(window_BT, source_B)
+        check_ids(window_BT, self.vocab_size, [self.datasets[source] for source in source_B.tolist()])
         tokens_BS, labels_BS = window_BT[:, :-1], window_BT[:, 1:]
+        loss_mask_BS = self._loss_mask(start_B, source_B)
         if not self.reset_at_document_end:
             positions_BS = np.tile(np.arange(self.seq_length, dtype=np.int64), (len(start_B), 1))
-            return Batch(tokens_BS, labels_BS, np.ones(tokens_BS.shape, np.float32), positions_BS, None)
+            return Batch(tokens_BS, labels_BS, loss_mask_BS, positions_BS, None)
 
         begins_BT = np.zeros(window_BT.shape, bool)
         for source, dataset in enumerate(self.datasets):
             rows = np.flatnonzero(source_B == source)
             begins_BT[rows] = _document_begins(dataset, start_B[rows], self.seq_length + 1)
-        loss_mask_BS = (~begins_BT[:, 1:]).astype(np.float32)
+        loss_mask_BS *= ~begins_BT[:, 1:]
         index_S = np.arange(self.seq_length)
         begin_BS = np.maximum.accumulate(np.where(begins_BT[:, :-1], index_S, 0), axis=1)
         segments_BS = np.cumsum(begins_BT[:, :-1], axis=1)
         return Batch(tokens_BS, labels_BS, loss_mask_BS, index_S - begin_BS, segments_BS)
 
-    def _check_ids(self, window_BT: NDArray[np.int64], source_B: NDArray[np.int64]) -> None:
-        if self.vocab_size is None or not window_BT.size:
-            return
-        if window_BT.min() >= 0 and window_BT.max() < self.vocab_size:
-            return
-        outside_BT = (window_BT < 0) | (window_BT >= self.vocab_size)
-        row = int(outside_BT.any(axis=1).argmax())
-        raise UserError(
-            f"dataset {self.datasets[source_B[row]].prefix} holds the id {window_BT[row][outside_BT[row]][0]}, the "
-            f"model's vocabulary ends at {self.vocab_size - 1}; build the dataset with the model's tokenizer"
-        )
+    def pieces(self, sample: int) -> list[Piece]:
+        """Return what the tokens of the sample of this number consist of."""
+        start_B, source_B = self.window_starts(np.array([sample]))
+        dataset, start = self.datasets[int(source_B[0])], int(start_B[0])
+        stop = min(start + self.seq_length, dataset.num_tokens)
+        wrapped = start + self.seq_length - stop
+        return _pieces(dataset, start, stop) + (_pieces(dataset, 0, wrapped) if wrapped else [])
+
+    def _loss_mask(self, start_B: NDArray[np.int64], source_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Which labels the sources themselves let count."""
+        loss_mask_BS = np.ones((len(start_B), self.seq_length), np.float32)
+        for row, start, source in zip(loss_mask_BS, start_B.tolist(), source_B.tolist(), strict=True):
+            dataset = self.datasets[source]
+            if dataset.loss_mask is not None:
+                first = (start + 1) % dataset.num_tokens
+                inside = min(len(row), dataset.num_tokens - first)
+                row[:inside] = dataset.loss_mask.read(first, inside)
+                row[inside:] = dataset.loss_mask.read(0, len(row) - inside)
+        return loss_mask_BS
+
+
+def check_ids(ids_BT: NDArray[np.int64], vocab_size: int | None, datasets: Sequence[IndexedDataset]) -> None:
+    """Raise UserError where a row, read from the dataset of that place, holds an id outside the vocabulary, if it is known."""
+    if vocab_size is None or not ids_BT.size:
+        return
+    if ids_BT.min() >= 0 and ids_BT.max() < vocab_size:
+        return
+    outside_BT = (ids_BT < 0) | (ids_BT >= vocab_size)
+    row = int(outside_BT.any(axis=1).argmax())
+    raise UserError(
+        f"dataset {datasets[row].prefix} holds the id {ids_BT[row][outside_BT[row]][0]}, the model's vocabulary ends at "
+        f"{vocab_size - 1}; build the dataset with the model's tokenizer"
+    )
+
+
+def _pieces(dataset: IndexedDataset, start: int, stop: int) -> list[Piece]:
+    """The documents, or parts of them, in tokens [start, stop)."""
+    first, last = dataset.document_at(np.array([start, stop - 1])).tolist()
+    borders = dataset.document_starts(np.arange(first, last + 2)).tolist()
+    documents = zip(range(first, last + 1), borders[:-1], borders[1:], strict=True)
+    found = [
+        (d, max(start, begin) - begin, min(stop, end) - max(start, begin)) for d, begin, end in documents
+    ]
+    return [Piece(dataset, *piece) for piece in found if piece[-1]]
 
 
 def _read_ring(dataset: IndexedDataset, start: int, row: NDArray[np.int64]) -> None:

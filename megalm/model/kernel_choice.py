@@ -134,8 +134,9 @@ def _misfits(config: Config) -> dict[str, str]:
             found["model.attention"] = (
                 f"it takes heads whose width is a multiple of 8 up to 256, and here it is {model.head_dim}"
             )
-    if config.data.reset_at_document_end and _wants_no_mask(config):
-        found["model.attention"] = "it takes no mask, which data.reset_at_document_end makes here"
+    if config.data.documents_apart and _wants_no_mask(config):
+        setting = "packing" if config.data.packing else "reset_at_document_end"
+        found["model.attention"] = f"it takes no mask, which data.{setting} makes here"
     if model.attention == "matmul" and model.attention_dropout:
         found["model.attention"] = (
             f"it drops no weights and model.attention_dropout is {model.attention_dropout}"

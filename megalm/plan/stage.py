@@ -115,7 +115,7 @@ def _microbatches(config: Config, layout: Layout, count: int) -> list[MicroBatch
     rows = count * config.batch.micro_batch_size
     ids_BS = np.zeros((rows, config.batch.seq_length), np.int64)
     encoder = config.model.architecture == "bert"
-    documents_BS = ids_BS if config.data.reset_at_document_end else None
+    documents_BS = ids_BS if config.data.documents_apart else None
     batch = SimpleNamespace(
         tokens_BS=ids_BS,
         labels_BS=ids_BS,

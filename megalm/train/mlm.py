@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from megalm.config.schema import Config, DataSource
+from megalm.dataset.opening import blend_of
 from megalm.dataset.pairs import MaskingSettings, PairStream
 from megalm.engine.base import MicroBatch
 from megalm.errors import UserError
@@ -21,9 +22,10 @@ def open_pairs(config: Config, sources: list[DataSource], tokenizer: Tokenizer |
         config.mlm.sentence_objective if config.model.sentence_head else None,
         config.mlm.short_sequence_probability,
     )
-    paths = [(source.path, source.weight) for source in sources]
     vocabulary = masking_vocabulary(tokenizer)
-    return PairStream(paths, config.batch.seq_length, config.run.seed, vocabulary, settings, tokenizer.hash)
+    return PairStream(
+        blend_of(sources), config.batch.seq_length, config.run.seed, vocabulary, settings, tokenizer.hash
+    )
 
 
 def mlm_loss(config: Config) -> "MaskedLanguageLoss":

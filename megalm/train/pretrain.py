@@ -3,21 +3,18 @@
 from torch import Tensor, nn
 
 from megalm.config.schema import Config, DataSource
+from megalm.dataset.opening import open_text
+from megalm.dataset.pack_stream import PackStream
 from megalm.dataset.stream import TokenStream
 from megalm.engine.base import MicroBatch
 from megalm.tokenizer.base import Tokenizer
 
 
-def open_windows(config: Config, sources: list[DataSource], tokenizer: Tokenizer | None) -> TokenStream:
-    """Open a blend as windows of text."""
-    return TokenStream(
-        [(source.path, source.weight) for source in sources],
-        config.batch.seq_length,
-        config.run.seed,
-        reset_at_document_end=config.data.reset_at_document_end,
-        expected_tokenizer_hash=tokenizer.hash if tokenizer else None,
-        vocab_size=config.model.vocab_size,
-    )
+def open_windows(
+    config: Config, sources: list[DataSource], tokenizer: Tokenizer | None
+) -> TokenStream | PackStream:
+    """Open a blend as windows of text or packs of documents."""
+    return open_text(config, sources, tokenizer.hash if tokenizer else None)
 
 
 class NextTokenLoss:

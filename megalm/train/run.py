@@ -59,6 +59,7 @@ def main(config: Config) -> dict[str, Any]:
     check_kernels(config)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
+    _check_budget(config, train_stream.samples_in_budget)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
     copies = data_parallel_size(config, world_size())
     directory = Path(config.run.dir)
@@ -89,6 +90,17 @@ def main(config: Config) -> dict[str, Any]:
             _prepare_directory(run, lineage)
         loop.notices = notices
         return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
+
+
+def _check_budget(config: Config, samples: int | None) -> None:
+    """Refuse a run that is longer than the budgets of its sources."""
+    needed = config.train.steps * config.batch.global_batch_size
+    if samples is not None and needed > samples:
+        raise UserError(
+            f"train.steps {config.train.steps} x batch.global_batch_size {config.batch.global_batch_size} = {needed} samples, "
+            f"but the budgets in data.train come to {samples}: set train.steps to {samples // config.batch.global_batch_size} "
+            "or raise the budgets"
+        )
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
@@ -177,6 +189,7 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         "run.seed": config.run.seed,
         "batch.seq_length": config.batch.seq_length,
         "data.reset_at_document_end": config.data.reset_at_document_end,
+        "data.packing": config.data.packing,
     }
     if config.task == "mlm":
         values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
@@ -248,16 +261,22 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 def _lineage(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Hashes of what the run is made of, and each training source's share in the blend."""
     resolved = json.dumps(config.model_dump(), sort_keys=True)
-    weights = [source.weight for source in config.data.train]
     return {
         "megalm": megalm.__version__,
         "config": hashlib.sha256(resolved.encode()).hexdigest(),
         "tokenizer": tokenizer.hash if tokenizer else None,
         "data": _hashes(config.data.train),
         "validation": _hashes(config.data.valid),
-        "shares": [weight / sum(weights) for weight in weights],
+        "shares": _shares(config.data.train),
         "parent": config.run.load,
     }
+
+
+def _shares(sources: list[DataSource]) -> list[Any]:
+    """Each source's weight as a part of all, or its budget."""
+    weights = [1.0 if source.weight is None else source.weight for source in sources]
+    budgets = [source.model_dump(include={"tokens", "epochs"}, exclude_none=True) for source in sources]
+    return budgets if any(budgets) else [weight / sum(weights) for weight in weights]
 
 
 def _first_weights(run: Run, engine: Engine) -> list[str]:

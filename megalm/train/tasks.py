@@ -18,6 +18,9 @@ from megalm.train.pretrain import NextTokenLoss, open_windows
 class SampleStream(Protocol):
     """Samples by number, the same on every process."""
 
+    samples_in_budget: int | None
+    """How many samples use the sources' budgets up; None where they have weights."""
+
     def batch(self, positions: NDArray[np.int64]) -> Any:
         """The samples of these numbers as numpy arrays under the names of MicroBatch's fields."""
 

@@ -45,6 +45,16 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
             r"12 is not a multiple of .* \(sequence_parallel\) 4 x context_parallel_size 2 = 8: 12 / 8 = 1.5",
         ),
         (["parallel.zero_stage=3"], "zero_stage 3"),
+        (
+            ["data.train=[{path: a}, {path: b, tokens: 5, weight: 2.0}]"],
+            r"data.train.1 \(b\) has weight and tokens: give one",
+        ),
+        (["data.train=[{path: a, tokens: 5}, {path: b}]"], "data.train: some sources have a budget"),
+        (
+            ["data.valid=[{path: a, weight: 1}, {path: b, epochs: 2}]"],
+            "data.valid: some sources have a budget",
+        ),
+        (["data.train=[{path: a, epochs: .inf}]"], "data.train.0.epochs"),
         ([f"{EP}=2"], "expert_model_parallel_size 2 shares out experts, but model.moe.num_experts is 0"),
         ([*MOE, f"{EP}=4"], "num_experts 6 is not a multiple of .*expert_model_parallel_size 4: 6 / 4 = 1.5"),
         ([*MOE, "model.moe.router_top_k=7"], "router_top_k 7 exceeds num_experts 6"),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from megalm.dataset.order import BLOCK, block_quotas, locate, permutation
-from megalm.errors import UserError
+from megalm.dataset.order import locate, permutation
+from megalm.dataset.shares import BLOCK, by_weight
 
 WINDOWS = np.array([9000, 5000, 700, 333])
 WEIGHTS = [0.5, 0.3, 0.15, 0.05]
@@ -34,7 +34,7 @@ def test_permutation_stays_inside_sizes_near_2_to_the_62():
 
 
 def test_every_epoch_of_every_source_takes_each_window_once():
-    located = locate(np.arange(60_000), block_quotas(WEIGHTS), WINDOWS, seed=1)
+    located = locate(np.arange(60_000), by_weight(WEIGHTS), WINDOWS, seed=1)
     for source, windows in enumerate(WINDOWS.tolist()):
         epochs = located.epoch_B[located.source_B == source]
         taken = located.window_B[located.source_B == source]
@@ -46,20 +46,20 @@ def test_every_epoch_of_every_source_takes_each_window_once():
 
 
 def test_epochs_differ_in_order():
-    quotas, windows = block_quotas([1]), np.array([1000])
+    quotas, windows = by_weight([1]), np.array([1000])
     located = locate(np.arange(2000), quotas, windows, seed=1)
     assert (located.window_B[:1000] == located.window_B[1000:]).mean() < 0.02
 
 
 def test_blend_keeps_to_the_weights_all_along():
-    located = locate(np.arange(10 * BLOCK), block_quotas(WEIGHTS), WINDOWS, seed=1)
+    located = locate(np.arange(10 * BLOCK), by_weight(WEIGHTS), WINDOWS, seed=1)
     for source, weight in enumerate(WEIGHTS):
         counted = np.cumsum(located.source_B == source)
         assert abs(counted - weight * np.arange(1, len(counted) + 1)).max() < 80
 
 
 def test_samples_depend_on_nothing_but_their_numbers():
-    quotas = block_quotas(WEIGHTS)
+    quotas = by_weight(WEIGHTS)
     samples = np.array([10**12, 3, 70_000, 10**9 + 1, 4095, 4096, 3])
     together = locate(samples, quotas, WINDOWS, seed=1)
     for place, sample in enumerate(samples):
@@ -68,7 +68,7 @@ def test_samples_depend_on_nothing_but_their_numbers():
 
 
 def test_another_seed_is_another_order():
-    quotas = block_quotas(WEIGHTS)
+    quotas = by_weight(WEIGHTS)
     one, other = (locate(np.arange(1000), quotas, WINDOWS, seed) for seed in (1, 2))
     assert (one.source_B == other.source_B).mean() < 0.6
     assert (one.window_B == other.window_B).mean() < 0.02
@@ -77,25 +77,7 @@ def test_another_seed_is_another_order():
 def test_order_never_changes_between_releases():
     """A run that was stopped must go on with the same data: these values are a promise, not an expectation."""
     samples = np.array([0, 1, 2, 9, 4097, 9000, 10**9, 10**9 + 5, 10**12 + 9])
-    located = locate(samples, block_quotas([0.7, 0.3]), np.array([10_000, 333]), seed=42)
+    located = locate(samples, by_weight([0.7, 0.3]), np.array([10_000, 333]), seed=42)
     assert located.source_B.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 1]
     assert located.epoch_B.tolist() == [0, 0, 0, 0, 3, 0, 69995, 69995, 901047531]
     assert located.window_B.tolist() == [1346, 4295, 3753, 2063, 240, 4280, 3094, 6900, 322]
-
-
-def test_quotas_are_whole_and_nearest_to_the_weights():
-    assert block_quotas([1]).tolist() == [BLOCK]
-    assert block_quotas([1, 1, 1]).tolist() == [1366, 1365, 1365]
-    assert block_quotas([3, 1]).tolist() == [3072, 1024]
-    assert block_quotas([0.9997, 0.0003]).tolist() == [4095, 1]
-
-
-@pytest.mark.parametrize("weights", [[1, 0], [1, -1], [float("nan")], [1, float("inf")]])
-def test_a_weight_that_is_no_share_is_an_error(weights):
-    with pytest.raises(UserError, match="data weights are"):
-        block_quotas(weights)
-
-
-def test_a_weight_too_small_for_the_block_is_an_error():
-    with pytest.raises(UserError, match="below 1/4096"):
-        block_quotas([1, 0.0001])

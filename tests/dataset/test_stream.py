@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from megalm.dataset import IndexedDataset, TokenStream
-from megalm.dataset.order import locate
 from megalm.dataset.sidecar import write_sidecar
 from megalm.errors import UserError
 
@@ -167,7 +166,7 @@ def test_samples_before_repeats_are_just_those_that_hold_no_window_twice(prefix,
 
 
 def _epochs(stream: TokenStream, count: int) -> set[int]:
-    return set(locate(np.arange(count), stream._quotas, stream.windows, stream.seed).epoch_B.tolist())
+    return set(stream.locate(np.arange(count)).epoch_B.tolist())
 
 
 def test_places_in_the_ring_do_not_overflow(prefix, monkeypatch):

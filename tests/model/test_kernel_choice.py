@@ -72,6 +72,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
         ("model.attention", "matmul", ("model.attention_dropout=0.1",), "model.attention_dropout is 0.1"),
         ("model.attention", "te", ("data.reset_at_document_end=true",), "takes no mask"),
         ("model.attention", "matmul", ("data.reset_at_document_end=true",), "takes no mask"),
+        ("model.attention", "te", ("data.packing=cut",), "takes no mask, which data.packing makes"),
         (
             "model.attention",
             "flash",

@@ -85,7 +85,7 @@ def _microbatches(config: Config, layout: Layout) -> list[MicroBatch]:
     ids_BS = random.integers(0, config.model.vocab_size, shape)
     ones_BS = np.ones(shape, np.int64)
     encoder = config.model.architecture == "bert"
-    resets = config.data.reset_at_document_end
+    resets = config.data.documents_apart
     counted = shape[1] * (config.mlm.mask_probability if encoder else 1)
     samples = SimpleNamespace(
         tokens_BS=ids_BS,

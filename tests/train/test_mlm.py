@@ -119,6 +119,7 @@ def test_an_encoder_without_sentence_head_trains_on_single_segments(tmp_path: Pa
         (("parallel.context_parallel_size=2",), "sees the whole text at once"),
         (("batch.seq_length=4",), "leaves no text"),
         (("data.reset_at_document_end=true",), "lie within one document"),
+        (("data.packing=drop",), "data.packing `drop`: .* one or two segments"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(

@@ -254,6 +254,7 @@ def test_other_shares_of_a_blend_are_told(tmp_path: Path, data: Path) -> None:
         "run.seed=5",
         "batch.seq_length=16",
         "data.reset_at_document_end=true",
+        "data.packing=cut",
     ],
 )
 def test_another_model_seed_or_length_is_refused_in_the_same_directory(
