@@ -20,7 +20,7 @@ def test_override_sets_nested_values_lists_and_numbers_in_scientific_notation():
         ["optimizer.lr=3e-3", "data.train.1.weight=2", "model.tie_embeddings=true", "run.dir=x=y"],
     )
     assert config.optimizer.lr == 3e-3
-    assert [source.weight for source in config.data.train] == [1.0, 2.0]
+    assert [source.weight for source in config.data.train] == [None, 2.0]
     assert config.model.tie_embeddings is True
     assert config.run.dir == "x=y"
 
