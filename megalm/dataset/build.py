@@ -19,10 +19,11 @@ from megalm.dataset.chunks import (
     split_limits,
     tokenize_chunk,
 )
-from megalm.dataset.indexed import bin_path, idx_path, token_dtype
+from megalm.dataset.indexed import idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
+from megalm.dataset.publishing import publish, remove_dataset
 from megalm.dataset.shuffle import open_runs, write_split
-from megalm.dataset.sidecar import read_sidecar, sidecar_path, write_sidecar
+from megalm.dataset.sidecar import read_sidecar, write_sidecar
 from megalm.dataset.tasks import Task, progress_bar, run_tasks
 from megalm.dataset.writer import IndexedDatasetWriter
 from megalm.errors import UserError
@@ -165,6 +166,7 @@ def _record(recipe: Recipe, split: str, writer: IndexedDatasetWriter, inputs: li
         "sequences": writer.num_sequences,
         "tokens": writer.num_tokens,
         "bin_sha256": writer.sha256,
+        "idx_sha256": writer.idx_sha256,
         "split": split,
         "splits": recipe.splits,
         "seed": recipe.seed,
@@ -177,13 +179,9 @@ def _record(recipe: Recipe, split: str, writer: IndexedDatasetWriter, inputs: li
 def _publish(folder: Path, prefix: Path, records: dict[str, Record]) -> None:
     """Move the datasets to their names; a reader never finds files of two builds under one prefix."""
     for name in SPLITS:
-        target, out = f"{prefix}_{name}", folder / "out" / name
-        for path in (sidecar_path(target), idx_path(target), bin_path(target)):
-            path.unlink(missing_ok=True)
-        if name in records:
-            for path_of in (bin_path, idx_path, sidecar_path):
-                os.replace(path_of(out), path_of(target))
-    atomic.sync_directory(prefix.parent)
+        if name not in records:
+            remove_dataset(f"{prefix}_{name}")
+    publish({f"{prefix}_{name}": folder / "out" / name for name in records})
 
 
 def _remove(folder: Path) -> None:

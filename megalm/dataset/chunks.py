@@ -146,6 +146,11 @@ def _keys(batch: list[Document], file_number: int, recipe: Recipe) -> NDArray[np
     return key_D
 
 
+def hash_text(text: bytes) -> int:
+    """Return the 64 bits that decide on the split of a text (UTF-8)."""
+    return int(_hashes([text])[0])
+
+
 def _hashes(values: list[bytes]) -> NDArray[np.uint64]:
     digests = b"".join([hashlib.blake2b(value, digest_size=8).digest() for value in values])
     return np.frombuffer(digests, "<u8")

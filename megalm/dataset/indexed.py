@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megalm.dataset.loss_mask import LossMask
+from megalm.dataset.origins import Origins
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 
@@ -68,6 +69,8 @@ class IndexedDataset:
         self._tokens = _map_bytes(bin_path(prefix)).view(self.dtype)
         self.loss_mask = LossMask.of(prefix, self.num_tokens)
         """Which tokens count in the loss; None where all do."""
+        self.origins = Origins.of(prefix, self.num_documents)
+        """Where the documents came from; None where that is not recorded."""
 
     def __len__(self) -> int:
         return self.num_sequences

@@ -63,7 +63,7 @@ def verify(prefix: str | Path) -> dict[str, Any]:
 
 
 def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 1) -> list[dict[str, Any]]:
-    """Return `count` documents of `prefix` from number `first` on, as text.
+    """Return `count` documents of `prefix` from number `first` on, as text, with their origins where they are recorded.
 
     Raises UserError for a document that is not there or another tokenizer than the dataset's.
     """
@@ -72,16 +72,26 @@ def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 
         raise UserError(
             f"document {first} of {prefix} is not there; it has {dataset.num_documents}, numbered from 0"
         )
-    if dataset.sidecar and dataset.sidecar["tokenizer_hash"] != tokenizer.hash:
-        raise UserError(
-            f"{prefix} was made with another tokenizer ({dataset.sidecar['tokenizer']}); give that one"
-        )
+    check_tokenizer(dataset, tokenizer)
     documents = []
     for number in range(first, min(first + count, dataset.num_documents)):
         start, end = dataset.document_starts(np.array([number, number + 1])).tolist()
         text = tokenizer.decode(dataset.tokens(start, end - start).tolist())
-        documents.append({"document": number, "tokens": end - start, "text": text})
+        entry = {"document": number, "tokens": end - start, "text": text}
+        if dataset.loss_mask is not None:
+            entry["counted"] = int(dataset.loss_mask.read(start, end - start).sum())
+        if dataset.origins is not None:
+            entry["origin"] = dataset.origins.origin(number)._asdict()
+        documents.append(entry)
     return documents
+
+
+def check_tokenizer(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
+    """Raise UserError if the dataset is known to be made with another tokenizer."""
+    if dataset.sidecar and dataset.sidecar["tokenizer_hash"] != tokenizer.hash:
+        raise UserError(
+            f"{dataset.prefix} was made with another tokenizer ({dataset.sidecar['tokenizer']}); give that one"
+        )
 
 
 def _ranges(size: int) -> Iterator[slice]:

@@ -43,7 +43,7 @@ def sequences(prefix: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("block", [1, 4, 13, 1 << 20])
 def test_merge_appends_documents_and_their_sequences(dataset, tmp_path, monkeypatch, block):
-    monkeypatch.setattr("megalm.dataset.merging.BLOCK", block)
+    monkeypatch.setattr("megalm.dataset.copying.BLOCK", block)
     with IndexedDatasetWriter(tmp_path / "b", np.dtype("<u2")) as writer:
         writer.add_documents(np.arange(6), np.array([2, 4]), np.array([0, 1, 1, 2]))
     counts = merge([dataset, tmp_path / "b", dataset], tmp_path / "m")

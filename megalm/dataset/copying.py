@@ -1,0 +1,88 @@
+"""Copies documents from datasets into another one: ids, sequences, loss masks and origins, nothing tokenized again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm.dataset.indexed import BLOCK, IndexedDataset, bin_path
+from megalm.dataset.origins import OriginColumns
+from megalm.dataset.writer import IndexedDatasetWriter
+
+SHARED = ("tokenizer", "tokenizer_hash", "vocab_size", "eod_id", "append_eod")
+"""What a copy's sidecar says as its source's does."""
+
+
+class Copier:
+    """Appends documents of `parts` to writers that `writer_for` made."""
+
+    def __init__(self, parts: Sequence[IndexedDataset]) -> None:
+        self.parts = parts
+        self._masked = any(part.loss_mask is not None for part in parts)
+        self._traced = any(part.origins is not None for part in parts)
+        self._inputs: list[str] = []
+        self._first_input: list[int] = []
+        for part in parts:
+            self._first_input.append(len(self._inputs))
+            # a document whose origin nobody recorded came from the part itself, so much is known
+            self._inputs += part.origins.inputs if part.origins else [str(bin_path(part.prefix))]
+
+    def writer_for(self, prefix: Any) -> IndexedDatasetWriter:
+        """Return a writer that keeps all that the parts have."""
+        inputs = self._inputs if self._traced else None
+        return IndexedDatasetWriter(prefix, self.parts[0].dtype, self._masked, inputs)
+
+    def copy(self, writer: IndexedDatasetWriter, part: int, first: int, stop: int) -> None:
+        """Append documents [first, stop) of a part, in pieces of bounded size."""
+        while first < stop:
+            end = min(stop, documents_within(self.parts[part], first))
+            self._copy_piece(writer, part, first, end)
+            first = end
+
+    def _copy_piece(self, writer: IndexedDatasetWriter, number: int, first: int, stop: int) -> None:
+        part = self.parts[number]
+        borders = part.document_indices[first : stop + 1]
+        start, end = part.document_starts(np.array([first, stop])).tolist()
+        writer.add_documents(
+            part.tokens(start, end - start),
+            part.sequence_lengths[borders[0] : borders[-1]],
+            borders[1:] - borders[0],
+            self._counts(part, start, end - start),
+            self._origins(number, first, stop),
+        )
+
+    def _counts(self, part: IndexedDataset, start: int, count: int) -> NDArray[np.uint8] | None:
+        if not self._masked:
+            return None
+        return part.loss_mask.read(start, count) if part.loss_mask else np.ones(count, np.uint8)
+
+    def _origins(self, number: int, first: int, stop: int) -> OriginColumns | None:
+        if not self._traced:
+            return None
+        part, count = self.parts[number], stop - first
+        if part.origins is not None:
+            columns = part.origins.columns(first, stop)
+            return columns._replace(files=columns.files + np.int32(self._first_input[number]))
+        offsets = part.document_starts(np.arange(first, stop)) * part.dtype.itemsize
+        files = np.full(count, self._first_input[number], np.int32)
+        return OriginColumns(offsets, files, np.zeros(count, np.int64), np.empty(0, np.uint8))
+
+
+def counts_of(writer: IndexedDatasetWriter) -> dict[str, Any]:
+    """What a sidecar says of the files that `writer` wrote."""
+    return {
+        "dtype": writer.dtype.name,
+        "documents": writer.num_documents,
+        "sequences": writer.num_sequences,
+        "tokens": writer.num_tokens,
+        "bin_sha256": writer.sha256,
+        "idx_sha256": writer.idx_sha256,
+    }
+
+
+def documents_within(part: IndexedDataset, document: int) -> int:
+    """Return where to stop a piece that begins with `document`: about BLOCK tokens, at most BLOCK documents."""
+    reach = int(part.document_starts(np.array([document]))[0]) + BLOCK
+    stop = int(part.document_at(np.array([reach]))[0]) if reach < part.num_tokens else part.num_documents
+    return min(max(stop, document + 1), document + BLOCK)
