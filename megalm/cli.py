@@ -14,8 +14,9 @@ from typer.main import get_command
 
 import megalm
 from megalm import launch
-from megalm.cli_data import dataset_app, tokenizer_app
+from megalm.cli_data import dataset_app
 from megalm.cli_plan import plan
+from megalm.cli_tokenizer import tokenizer_app
 from megalm.errors import UserError
 
 # what the system says of files and directories that are the user's to mend

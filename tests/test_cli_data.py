@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from megalm.cli_data import dataset_app, tokenizer_app
+from megalm.cli_data import dataset_app
+from megalm.cli_tokenizer import tokenizer_app
 from megalm.dataset import IndexedDataset
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
 
@@ -103,10 +104,10 @@ def test_megatrons_option_names_index_the_same_files(source, tokenizer, tmp_path
 
 
 def test_the_data_packages_do_not_import_torch():
-    code = "import sys, megalm.dataset, megalm.tokenizer, megalm.cli_data; assert 'torch' not in sys.modules"
+    code = "import sys, megalm.dataset, megalm.tokenizer, megalm.cli_data, megalm.cli_tokenizer; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
 
 
 def test_the_commands_are_declared_without_numpy_or_tokenizers():
-    code = "import sys, megalm.cli_data; assert not {'numpy', 'tokenizers'} & set(sys.modules)"
+    code = "import sys, megalm.cli_data, megalm.cli_tokenizer; assert not {'numpy', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)

@@ -1,0 +1,108 @@
+"""The commands `megalm tokenizer ...`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megalm.cli_options import AsJson, Inputs, SampleBy, TextKey, TokenizerPath, print_result
+
+tokenizer_app = typer.Typer(help="Train tokenizers and use them.", no_args_is_help=True)
+
+Text = Annotated[str | None, typer.Argument(help="Read from standard input if left out.")]
+
+
+@tokenizer_app.command("train")
+def train(
+    inputs: Inputs,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for tokenizer.json and megalm.json.")
+    ],
+    vocab_size: Annotated[int, typer.Option(help="Number of tokens, special ones included.")],
+    special_token: Annotated[
+        list[str] | None, typer.Option(help="Another special token; may be repeated.")
+    ] = None,
+    text_key: TextKey = "text",
+    sample_by: SampleBy = "document",
+    sample_bytes: Annotated[int | None, typer.Option(help="Train on about so many bytes of text.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the tokenizer that is there.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a byte-level BPE tokenizer."""
+    from megalm.tokenizer import train_bpe
+
+    tokenizer = train_bpe(
+        inputs,
+        vocab_size,
+        output,
+        special_tokens=special_token or (),
+        text_key=text_key,
+        sample_by=sample_by,  # type: ignore[arg-type]  # checked by train_bpe
+        sample_bytes=sample_bytes,
+        overwrite=overwrite,
+        progress=sys.stderr.isatty(),
+    )
+    print_result(as_json, {"output": str(output), **_describe(tokenizer)})
+
+
+@tokenizer_app.command("encode")
+def encode(tokenizer: TokenizerPath, text: Text = None, as_json: AsJson = False) -> None:
+    """Print the token ids of a text."""
+    from megalm.tokenizer import load_tokenizer
+
+    ids = load_tokenizer(tokenizer).encode(sys.stdin.read() if text is None else text)
+    typer.echo(json.dumps({"ids": ids}) if as_json else " ".join(map(str, ids)))
+
+
+@tokenizer_app.command("decode")
+def decode(
+    tokenizer: TokenizerPath,
+    ids: Annotated[
+        list[int] | None, typer.Argument(help="Token ids; read from standard input if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the text of token ids."""
+    from megalm.errors import UserError
+    from megalm.tokenizer import load_tokenizer
+
+    try:
+        ids = ids or [int(word) for word in sys.stdin.read().split()]
+    except ValueError as error:
+        raise UserError(
+            f"the ids to decode are not whole numbers ({error}); separate them by spaces"
+        ) from error
+    text = load_tokenizer(tokenizer).decode(ids)
+    typer.echo(json.dumps({"text": text}) if as_json else text)
+
+
+@tokenizer_app.command("convert")
+def convert(
+    source: TokenizerPath,
+    output: Annotated[Path, typer.Argument(help="Directory of the new tokenizer.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the tokenizer that is there.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Save a tokenizer of any kind in Hugging Face's format."""
+    from megalm.tokenizer.export import convert_tokenizer
+
+    tokenizer = convert_tokenizer(source, output, overwrite)
+    print_result(as_json, {"output": str(output), **_describe(tokenizer)})
+
+
+@tokenizer_app.command("info")
+def tokenizer_info(tokenizer: TokenizerPath, as_json: AsJson = False) -> None:
+    """Print a tokenizer's size, end token and hash."""
+    from megalm.tokenizer import load_tokenizer
+
+    print_result(as_json, _describe(load_tokenizer(tokenizer)))
+
+
+def _describe(tokenizer: Any) -> dict[str, Any]:
+    return {"vocab_size": tokenizer.vocab_size, "eod_id": tokenizer.eod_id, "hash": tokenizer.hash}
