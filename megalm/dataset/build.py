@@ -24,10 +24,10 @@ from megalm.dataset.plan import InputFile, Plan
 from megalm.dataset.publishing import publish, remove_dataset
 from megalm.dataset.shuffle import open_runs, write_split
 from megalm.dataset.sidecar import read_sidecar, write_sidecar
-from megalm.dataset.tasks import Task, progress_bar, run_tasks
 from megalm.dataset.writer import IndexedDatasetWriter
 from megalm.errors import UserError
 from megalm.launch import available_cores
+from megalm.tasks import Task, progress_bar, run_tasks
 from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs
 

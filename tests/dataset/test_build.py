@@ -15,8 +15,8 @@ import pytest
 import zstandard
 
 from megalm.dataset import IndexedDataset, build_dataset, verify
-from megalm.dataset.tasks import Task, run_tasks
 from megalm.errors import UserError
+from megalm.tasks import Task, run_tasks
 from megalm.tokenizer import load_tokenizer, train_bpe
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
 

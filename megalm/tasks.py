@@ -1,4 +1,4 @@
-"""Runs the tasks of a build on several processes that die with their parent."""
+"""Runs tasks on several processes that die with their parent, and shows how far they are."""
 
 import contextlib
 import os
