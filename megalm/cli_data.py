@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,11 +53,7 @@ def build(
         overwrite=overwrite,
         progress=True,
     )
-    if as_json:
-        print_result(True, records)
-        return
-    for name, record in records.items():
-        typer.echo(f"{output_prefix}_{name}  {record['documents']:,} documents  {record['tokens']:,} tokens")
+    _print_parts(as_json, output_prefix, records)
 
 
 @dataset_app.command("merge")
@@ -93,21 +89,109 @@ def verify(prefix: Prefix, as_json: AsJson = False) -> None:
     print_result(as_json, verify_dataset(prefix))
 
 
-@dataset_app.command("show")
-def show(
+@dataset_app.command("split")
+def split(
     prefix: Prefix,
-    tokenizer: TokenizerOption,
-    document: Annotated[int, typer.Option(help="Number of the first document, from 0.")] = 0,
-    count: Annotated[int, typer.Option(help="How many documents.")] = 1,
+    output_prefix: Annotated[
+        Path, typer.Option("--output-prefix", "-o", help="Gives PREFIX_train, _valid and _test.")
+    ],
+    shares: Annotated[
+        str | None, typer.Option(help="Consecutive shares of the documents, such as 98,1,1.")
+    ] = None,
+    documents: Annotated[
+        str | None, typer.Option(help="Documents of the first parts, such as 1000,200; the rest is the last.")
+    ] = None,
+    by_text: Annotated[
+        bool, typer.Option("--by-text", help="With --shares: by a hash of the text, as build does it.")
+    ] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer of the dataset, for --by-text.")] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print documents of a dataset as text."""
-    from megalm.dataset import show as show_documents
+    """Cut a dataset into several without tokenizing again."""
+    from megalm.dataset import split as split_dataset
+    from megalm.errors import UserError
     from megalm.tokenizer import load_tokenizer
 
-    documents = show_documents(prefix, load_tokenizer(tokenizer), document, count)
-    if as_json:
-        typer.echo(json.dumps({"documents": documents}))
+    if by_text and (tokenizer is None or shares is None):
+        raise UserError("--by-text needs --shares and --tokenizer: add them")
+    try:
+        numbers = None if documents is None else [int(number) for number in documents.split(",")]
+    except ValueError:
+        raise UserError(f"--documents is '{documents}': give numbers such as 1000,200") from None
+    reader = load_tokenizer(tokenizer) if by_text and tokenizer else None
+    records = split_dataset(prefix, output_prefix, shares, numbers, reader, overwrite)
+    _print_parts(as_json, output_prefix, records)
+
+
+@dataset_app.command("show")
+def show(
+    source: Annotated[Path, typer.Argument(help="Dataset, or the configuration of a run (.yaml).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="With --sample: settings such as batch.seq_length=2048.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer; by default the configuration's or the dataset's own.")
+    ] = None,
+    document: Annotated[int | None, typer.Option(min=0, help="Number of the first document, from 0.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=0, help="Number of the first training sample, from 0.")
+    ] = None,
+    valid: Annotated[bool, typer.Option("--valid", help="Samples of the validation blend.")] = False,
+    count: Annotated[int, typer.Option(min=1, help="How many documents or samples.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Print documents of a dataset, or samples as training sees them, as text."""
+    from megalm.dataset import show as show_documents
+    from megalm.dataset.samples import open_for_show, show_samples, tokenizer_of
+    from megalm.errors import UserError
+
+    is_config = source.suffix in (".yaml", ".yml")
+    if sample is None and not is_config:
+        if overrides:
+            raise UserError(f"settings such as {overrides[0]} are for samples: add --sample")
+        documents = show_documents(source, tokenizer_of(source, tokenizer), document or 0, count)
+        if as_json:
+            typer.echo(json.dumps({"documents": documents}))
+        else:
+            for entry in documents:
+                typer.echo(f"--- {_title(entry)}\n{entry['text']}")
         return
-    for entry in documents:
-        typer.echo(f"--- document {entry['document']}, {entry['tokens']} tokens\n{entry['text']}")
+    if document is not None:
+        raise UserError("--document is for a dataset alone, without --sample: give one of them")
+    stream, reader = open_for_show(source, overrides or (), tokenizer, valid)
+    samples = show_samples(stream, reader, sample or 0, count)
+    if as_json:
+        typer.echo(json.dumps({"samples": samples}))
+        return
+    for entry in samples:
+        typer.echo(
+            f"=== sample {entry['sample']} of {entry['source']}, {entry['tokens']} tokens, {entry['counted']} labels count"
+        )
+        for piece in entry["pieces"]:
+            typer.echo(f"--- {_title(piece)}\n{piece['text']}")
+
+
+def _title(entry: dict[str, Any]) -> str:
+    """One line on a document or a piece of it."""
+    title = f"document {entry['document']}, "
+    if "first" in entry:
+        title += f"tokens {entry['first']} to {entry['first'] + entry['tokens'] - 1}"
+    else:
+        title += f"{entry['tokens']} tokens"
+    if "counted" in entry:
+        title += f", {entry['counted']} count"
+    if "origin" in entry:
+        origin = entry["origin"]
+        title += f", {origin['path']} byte {origin['offset']}" + (
+            f" ({origin['name']})" if origin["name"] else ""
+        )
+    return title
+
+
+def _print_parts(as_json: bool, prefix: Path, records: dict[str, Any]) -> None:
+    if as_json:
+        print_result(True, records)
+        return
+    for name, record in records.items():
+        typer.echo(f"{prefix}_{name}  {record['documents']:,} documents  {record['tokens']:,} tokens")

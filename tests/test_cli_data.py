@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from megalm.cli_data import dataset_app
 from megalm.cli_tokenizer import tokenizer_app
 from megalm.dataset import IndexedDataset
+from megalm.errors import UserError
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,33 @@ def test_dataset_commands(source, tokenizer, tmp_path):
     shown = run_json(dataset_app, "show", train, "--tokenizer", tokenizer, "--document", 2, "--count", 2)
     assert [entry["document"] for entry in shown["documents"]] == [2, 3]
     assert shown["documents"][0]["text"].removesuffix("<|endoftext|>") in make_texts(100)
+
+
+def test_dataset_split_and_show_commands(source, tokenizer, tmp_path):
+    run(dataset_app, "build", source, "--tokenizer", tokenizer, "-o", tmp_path / "d", "--splits", "1")
+    whole = tmp_path / "d_train"
+    parts = run_json(dataset_app, "split", whole, "-o", tmp_path / "s", "--documents", "30,20")
+    assert [part["documents"] for part in parts.values()] == [30, 20, 50]
+    by_text = ("split", whole, "-o", tmp_path / "x", "--shares", "50,50", "--by-text")
+    assert "x_valid  " in run(dataset_app, *by_text, "--tokenizer", tokenizer)
+    for wrong, message in (
+        (by_text, "--by-text needs"),
+        ((*by_text[:4], "--documents", "a"), "--documents is 'a'"),
+        (("show", whole, "batch.seq_length=8"), "are for samples"),
+        (("show", whole, "--sample", 1, "--document", 1), "give one of them"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(dataset_app, *wrong)
+
+    assert run(dataset_app, "show", whole, "--document", 7).startswith("--- document 7, ")
+    shown = run(dataset_app, "show", whole, "batch.seq_length=64", "data.packing=cut", "--sample", 3)
+    sample = run_json(dataset_app, "show", whole, "batch.seq_length=64", "data.packing=cut", "--sample", 3)
+    (entry,) = sample["samples"]
+    assert shown.startswith(f"=== sample 3 of {whole}, {entry['tokens']} tokens")
+    for piece in entry["pieces"]:
+        last = piece["first"] + piece["tokens"] - 1
+        title = f"--- document {piece['document']}, tokens {piece['first']} to {last}"
+        assert f"{title}\n{piece['text']}\n" in shown
 
 
 def test_megatrons_option_names_index_the_same_files(source, tokenizer, tmp_path):

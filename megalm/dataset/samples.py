@@ -1,13 +1,19 @@
 """Shows training samples as text: what each is made of, document by document."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megalm.config.load import load_config, parse_config
 from megalm.dataset.inspect import check_tokenizer
+from megalm.dataset.opening import open_text
 from megalm.dataset.pack_stream import PackStream
+from megalm.dataset.sidecar import read_sidecar
 from megalm.dataset.stream import TokenStream
-from megalm.tokenizer import Tokenizer
+from megalm.errors import UserError
+from megalm.tokenizer import Tokenizer, load_tokenizer
 
 
 def show_samples(
@@ -45,3 +51,39 @@ def show_samples(
             }
         )
     return samples
+
+
+def open_for_show(
+    source: Path, overrides: Sequence[str], tokenizer_path: Path | None, valid: bool = False
+) -> tuple[TokenStream | PackStream, Tokenizer]:
+    """Open the blend of a run's configuration (.yaml), or of one dataset, and its tokenizer.
+
+    overrides: settings as for training, such as batch.seq_length=2048. valid: the validation blend. Raises UserError where
+    a source is missing or does not fit, and for an encoder's configuration.
+    """
+    if source.suffix in (".yaml", ".yml"):
+        config = load_config(source, overrides)
+    else:
+        blend = [{"path": str(source)}]
+        model = {"position_embedding": "rope"}  # sets no limit to seq_length
+        config = parse_config({"data": {"train": blend, "valid": blend}, "model": model}, overrides)
+    if config.model.architecture != "gpt":
+        raise UserError(
+            f"samples of model.architecture `{config.model.architecture}` are not shown: give a configuration of `gpt`"
+        )
+    sources = config.data.valid if valid else config.data.train
+    if not sources:
+        raise UserError(f"{source} names no data.{'valid' if valid else 'train'}: add token files")
+    config.model.vocab_size = None  # text is shown by the tokenizer, whatever the model's vocabulary
+    given = tokenizer_path or (Path(config.tokenizer.path) if config.tokenizer.path else None)
+    return open_text(config, sources, None), tokenizer_of(sources[0].path, given)
+
+
+def tokenizer_of(prefix: str | Path, given: Path | None) -> Tokenizer:
+    """Open the tokenizer that is given, else the one that the dataset's sidecar names; UserError where there is neither."""
+    if given is not None:
+        return load_tokenizer(given)
+    recorded = (read_sidecar(prefix) or {}).get("tokenizer")
+    if recorded is None:
+        raise UserError(f"{prefix} does not record its tokenizer: name it with --tokenizer")
+    return load_tokenizer(recorded)
