@@ -67,6 +67,11 @@ class DataConfig(Section):
         "of running text; a document longer than batch.seq_length is `cut` into several, loses its end (`truncate`) or is "
         "left out (`drop`).",
     )
+    verify: bool = Field(
+        False,
+        description="Read all token files and check them before the run, as `megalm dataset verify` does; the ranks share "
+        "them out. Cut files and a damaged index are refused anyway.",
+    )
     prefetch: int = Field(2, ge=0, description="Global batches read ahead by a thread; 0 reads in line.")
 
     @property

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,13 @@ from megalm.dataset.chunks import (
     split_limits,
     tokenize_chunk,
 )
+from megalm.dataset.copying import counts_of
 from megalm.dataset.indexed import idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
 from megalm.dataset.publishing import publish, remove_dataset
 from megalm.dataset.shuffle import open_runs, write_split
 from megalm.dataset.sidecar import read_sidecar, write_sidecar
-from megalm.dataset.writer import IndexedDatasetWriter
+from megalm.dataset.writer import IndexedDatasetWriter, sha256_of
 from megalm.errors import UserError
 from megalm.launch import available_cores
 from megalm.tasks import Task, progress_bar, run_tasks
@@ -161,12 +161,7 @@ def _record(recipe: Recipe, split: str, writer: IndexedDatasetWriter, inputs: li
         "vocab_size": recipe.vocab_size,
         "eod_id": recipe.eod_id,
         "append_eod": recipe.append_eod,
-        "dtype": writer.dtype.name,
-        "documents": writer.num_documents,
-        "sequences": writer.num_sequences,
-        "tokens": writer.num_tokens,
-        "bin_sha256": writer.sha256,
-        "idx_sha256": writer.idx_sha256,
+        **counts_of(writer),
         "split": split,
         "splits": recipe.splits,
         "seed": recipe.seed,
@@ -219,7 +214,9 @@ def _made_by(record: Record, plan: Plan) -> bool:
     inputs = record.get("inputs", [])
     if [entry["bytes"] for entry in inputs] != [file.size for file in plan.files]:
         return False
-    return all(entry["sha256"] == _sha256(file.path) for entry, file in zip(inputs, plan.files, strict=True))
+    return all(
+        entry["sha256"] == sha256_of(file.path) for entry, file in zip(inputs, plan.files, strict=True)
+    )
 
 
 def _digest_path(folder: Path, file: InputFile) -> Path:
@@ -227,15 +224,7 @@ def _digest_path(folder: Path, file: InputFile) -> Path:
 
 
 def _save_digest(file: InputFile, folder: Path) -> None:
-    atomic.write_text(_digest_path(folder, file), _sha256(file.path))
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    atomic.write_text(_digest_path(folder, file), sha256_of(file.path))
 
 
 @contextlib.contextmanager

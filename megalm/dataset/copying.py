@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megalm.dataset.indexed import BLOCK, IndexedDataset, bin_path
+from megalm.dataset.indexed import IndexedDataset, bin_path
 from megalm.dataset.origins import OriginColumns
 from megalm.dataset.writer import IndexedDatasetWriter
 
@@ -36,7 +36,7 @@ class Copier:
     def copy(self, writer: IndexedDatasetWriter, part: int, first: int, stop: int) -> None:
         """Append documents [first, stop) of a part, in pieces of bounded size."""
         while first < stop:
-            end = min(stop, documents_within(self.parts[part], first))
+            end = min(stop, self.parts[part].documents_within(first))
             self._copy_piece(writer, part, first, end)
             first = end
 
@@ -71,18 +71,11 @@ class Copier:
 
 def counts_of(writer: IndexedDatasetWriter) -> dict[str, Any]:
     """What a sidecar says of the files that `writer` wrote."""
+    digests = {"bin_sha256": writer.sha256, **writer.side_digests}
     return {
         "dtype": writer.dtype.name,
         "documents": writer.num_documents,
         "sequences": writer.num_sequences,
         "tokens": writer.num_tokens,
-        "bin_sha256": writer.sha256,
-        "idx_sha256": writer.idx_sha256,
+        **digests,
     }
-
-
-def documents_within(part: IndexedDataset, document: int) -> int:
-    """Return where to stop a piece that begins with `document`: about BLOCK tokens, at most BLOCK documents."""
-    reach = int(part.document_starts(np.array([document]))[0]) + BLOCK
-    stop = int(part.document_at(np.array([reach]))[0]) if reach < part.num_tokens else part.num_documents
-    return min(max(stop, document + 1), document + BLOCK)

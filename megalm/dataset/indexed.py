@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megalm.dataset.loss_mask import LossMask
+from megalm.dataset.index_checks import AGAIN, check_ends_of_index, check_index
+from megalm.dataset.loss_mask import LossMask, mask_path
 from megalm.dataset.origins import Origins
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
@@ -28,6 +29,7 @@ DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
 }
 CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items()}
 UINT16_VOCAB_LIMIT = 65500  # Megatron's own limit (DType.optimal_dtype), for files equal byte for byte
+CHECKED_AT_ONCE = 1 << 20  # entries of an index up to which all are looked at when it is opened: milliseconds
 BLOCK = 1 << 20  # elements handled at a time where a whole file is walked through
 
 
@@ -49,6 +51,9 @@ def idx_path(prefix: str | Path) -> Path:
 class IndexedDataset:
     """Sequences of token ids at `prefix`, mapped into memory: opened in constant time and memory at any size.
 
+    Sizes and the ends of the index are checked when it is opened, all of an index of up to 2^20 entries; `inspect.verify`
+    checks everything.
+
     `sequence_lengths` int32, `sequence_pointers` int64 (bytes) and `document_indices` int64 are views of the
     .idx. They are not aligned in the file: read elements or slices of them, for whole-array functions of
     NumPy copy all.
@@ -66,6 +71,11 @@ class IndexedDataset:
         self.sequence_pointers = _view(index, "<i8", self.num_sequences, pointers_at)
         self.document_indices = _view(index, "<i8", borders, documents_at)
         self.num_tokens = self._count_tokens()
+        check_ends_of_index(self)
+        if max(self.num_sequences, self.num_documents) <= CHECKED_AT_ONCE:
+            check_index(self)
+        self._check_bin()
+        self._check_sidecar()
         self._tokens = _map_bytes(bin_path(prefix)).view(self.dtype)
         self.loss_mask = LossMask.of(prefix, self.num_tokens)
         """Which tokens count in the loss; None where all do."""
@@ -91,6 +101,10 @@ class IndexedDataset:
             raise IndexError(f"tokens [{start}, {start + count}) of {self.num_tokens}")
         return self._tokens[start : start + count]
 
+    def pick(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the ids at these token numbers."""
+        return self._tokens[tokens]
+
     def document_starts(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return at which tokens `documents` (in [0, num_documents]) begin; the last one is the end."""
         sequences = self.document_indices[documents]
@@ -110,20 +124,55 @@ class IndexedDataset:
             low, high = np.where(before, middle, low), np.where(before, high, middle)
         return low
 
+    def documents_within(self, document: int) -> int:
+        """Return where to stop a piece that begins with `document`: about BLOCK tokens, at most BLOCK documents."""
+        reach = int(self.document_starts(np.array([document]))[0]) + BLOCK
+        stop = int(self.document_at(np.array([reach]))[0]) if reach < self.num_tokens else self.num_documents
+        return min(max(stop, document + 1), document + BLOCK, self.num_documents)
+
     def _count_tokens(self) -> int:
-        """Tokens by the index, checked against the size of the .bin."""
-        size = 0
-        if self.num_sequences:
-            size = int(self.sequence_pointers[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
-        path = bin_path(self.prefix)
+        """Tokens by the index: where the last sequence ends."""
+        if not self.num_sequences:
+            return 0
+        end = int(self.sequence_pointers[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
+        if end < 0 or end % self.dtype.itemsize:
+            raise UserError(
+                f"{idx_path(self.prefix)}: sequence {self.num_sequences - 1}, the last, ends at byte {end} of the .bin, "
+                f"expected a multiple of {self.dtype.itemsize}; {AGAIN}"
+            )
+        return end // self.dtype.itemsize
+
+    def _check_bin(self) -> None:
+        """The .bin must have just the tokens of the index."""
+        path, size = bin_path(self.prefix), self.num_tokens * self.dtype.itemsize
         if not path.is_file():
             raise UserError(f"{path} is missing; copy it beside the .idx or build the dataset again")
         found = path.stat().st_size
-        if found != size:
+        if found < size:
+            document = int(self.document_at(np.array([found // self.dtype.itemsize]))[0])
             raise UserError(
-                f"{path} has {found} bytes where its .idx says {size}; copy or build the dataset again"
+                f"{path} is cut short: it has {found} bytes where its .idx says {size}; document {document} of "
+                f"{self.num_documents} is the first that is not whole; {AGAIN}"
             )
-        return size // self.dtype.itemsize
+        if found > size:
+            raise UserError(
+                f"{path} has {found} bytes where its .idx says {size}: {found - size} too many; {AGAIN}"
+            )
+
+    def _check_sidecar(self) -> None:
+        """What the sidecar says of the files must be so."""
+        found = {
+            "documents": self.num_documents,
+            "sequences": self.num_sequences,
+            "tokens": self.num_tokens,
+            "dtype": self.dtype.name,
+        }
+        for name, value in found.items():
+            expected = (self.sidecar or {}).get(name, value)
+            if expected != value:
+                raise UserError(f"{self.prefix} has {name} {value}, its sidecar says {expected}; {AGAIN}")
+        if "mask_sha256" in (self.sidecar or {}) and not mask_path(self.prefix).exists():
+            raise UserError(f"{mask_path(self.prefix)} is missing, which the sidecar names; {AGAIN}")
 
 
 def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
@@ -143,13 +192,29 @@ def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
         raise UserError(
             f"{path} has version {version} and type code {code}; megalm reads version 1, codes 1 to 8"
         )
-    plain = _sections(sequences, borders)[3]
-    size = path.stat().st_size
-    if borders < 1 or size not in (plain, plain + sequences):  # multimodal files add a byte a sequence
-        raise UserError(
-            f"{path} has {size} bytes where its header says {plain}; copy or build the dataset again"
-        )
+    _check_size(path, sequences, borders)
     return DTYPE_OF_CODE[code], sequences, borders
+
+
+def _check_size(path: Path, sequences: int, borders: int) -> None:
+    """The .idx must have room for just what its header says, or a byte a sequence more (multimodal files)."""
+    lengths, pointers, documents, end = _sections(sequences, borders)
+    size = path.stat().st_size
+    if borders >= 1 and size in (end, end + sequences):
+        return
+    said = f"{sequences} sequences and {borders - 1} documents"
+    if borders < 1 or size > end:
+        raise UserError(f"{path} has {size} bytes where its header says {end} ({said}); {AGAIN}")
+    if size < pointers:
+        cut = f"the length of sequence {(size - lengths) // 4}"
+    elif size < documents:
+        cut = f"the place of sequence {(size - pointers) // 8}"
+    else:
+        cut = f"the border of document {(size - documents) // 8}"
+    raise UserError(
+        f"{path} is cut short: it has {size} bytes where its header says {end} ({said}); {cut} is the first entry missing; "
+        f"{AGAIN}"
+    )
 
 
 def _sections(sequences: int, borders: int) -> tuple[int, int, int, int]:

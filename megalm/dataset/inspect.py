@@ -1,13 +1,19 @@
 """Looks into token datasets: what they hold, whether they are whole, and their text."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from megalm.dataset.indexed import BLOCK, IndexedDataset, bin_path, idx_path
+from megalm.dataset.checksums import checksums, read_checksums
+from megalm.dataset.index_checks import AGAIN, check_index, pieces
+from megalm.dataset.indexed import IndexedDataset, bin_path, idx_path
+from megalm.dataset.loss_mask import mask_path
+from megalm.dataset.origins import origins_path
+from megalm.dataset.writer import sha256_of
 from megalm.errors import UserError
 from megalm.tokenizer import Tokenizer
 
@@ -31,35 +37,42 @@ def verify(prefix: str | Path) -> dict[str, Any]:
     """Read all of the dataset at `prefix` and return its `info` with "verified": true and what was compared.
 
     The index must be consistent, every id within the vocabulary, every document closed by the end token where
-    the sidecar says so, and digest and counts those of the sidecar. Raises UserError for the first thing that
-    is not.
+    the sidecar says so, and digests and counts those of the sidecar. Raises UserError for the first thing that
+    is not, with the file, the place, what is there and what was expected.
     """
     dataset = IndexedDataset(prefix)
     sidecar = dataset.sidecar or {}
-    _check_sequences(dataset)
-    _check_borders(dataset)
+    check_index(dataset)
     largest, digest = _check_tokens(dataset, sidecar.get("vocab_size"))
-    found = {
-        "documents": dataset.num_documents,
-        "sequences": dataset.num_sequences,
-        "tokens": dataset.num_tokens,
-        "dtype": dataset.dtype.name,
-        "bin_sha256": digest,
-    }
-    for name, value in found.items():
-        if name in sidecar and sidecar[name] != value:
-            raise UserError(
-                f"{prefix} has {name} {value}, its sidecar says {sidecar[name]}; copy or build it again"
-            )
     if sidecar.get("append_eod"):
         _check_ends(dataset, sidecar["eod_id"])
+    crcs = read_checksums(prefix, dataset.num_documents)
+    if crcs is not None:
+        _check_checksums(dataset, crcs)
+    digests = {"bin_sha256": digest, "idx_sha256": sha256_of(idx_path(prefix))}
+    for name, path in (("mask_sha256", mask_path(prefix)), ("origins_sha256", origins_path(prefix))):
+        if name in sidecar:
+            if not path.is_file():
+                raise UserError(f"{path} is missing, which the sidecar names; {AGAIN}")
+            digests[name] = sha256_of(path)
+    for name, value in digests.items():
+        if sidecar.get(name, value) != value:
+            file = f"{prefix}.{name.partition('_')[0]}"
+            raise UserError(f"{file} has SHA-256 {value}, expected {sidecar[name]} by its sidecar; {AGAIN}")
+    compared = sidecar.keys() & (digests.keys() | {"documents", "sequences", "tokens", "dtype"})
     return {
         **info(prefix),
         "largest_id": largest,
-        "bin_sha256": digest,
-        "compared": sorted(sidecar.keys() & found.keys()),
+        **digests,
+        "compared": sorted(compared | ({"crc"} if crcs is not None else set())),
         "verified": True,
     }
+
+
+def verify_all(prefixes: Sequence[str | Path], rank: int = 0, world_size: int = 1) -> None:
+    """Verify this rank's share of `prefixes`, for all ranks of a world together to verify each once; UserError as `verify`."""
+    for prefix in sorted(set(map(str, prefixes)))[rank::world_size]:
+        verify(prefix)
 
 
 def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 1) -> list[dict[str, Any]]:
@@ -94,70 +107,58 @@ def check_tokenizer(dataset: IndexedDataset, tokenizer: Tokenizer) -> None:
         )
 
 
-def _ranges(size: int) -> Iterator[slice]:
-    for start in range(0, size, BLOCK):
-        yield slice(start, min(start + BLOCK, size))
-
-
-def _check_sequences(dataset: IndexedDataset) -> None:
-    """Lengths must not be negative, and each pointer be the sum of the lengths before."""
-    expected = 0
-    for part in _ranges(dataset.num_sequences):
-        lengths = dataset.sequence_lengths[part].astype(np.int64)
-        if (lengths < 0).any():
-            bad = part.start + int(np.argmax(lengths < 0))
-            raise UserError(
-                f"sequence {bad} of {dataset.prefix} has length {lengths.min()}; build the dataset again"
-            )
-        ends = expected + np.cumsum(lengths * dataset.dtype.itemsize)
-        wrong = dataset.sequence_pointers[part] != np.concatenate([[expected], ends[:-1]])
-        if wrong.any():
-            bad = part.start + int(np.argmax(wrong))
-            raise UserError(
-                f"sequence {bad} of {dataset.prefix} begins at byte {dataset.sequence_pointers[bad]}, not where "
-                "the one before ends; build the dataset again"
-            )
-        expected = int(ends[-1])
-
-
-def _check_borders(dataset: IndexedDataset) -> None:
-    """Document borders must rise from 0 to the number of sequences."""
-    before = 0
-    for part in _ranges(dataset.num_documents + 1):
-        borders = dataset.document_indices[part]
-        if (np.diff(borders, prepend=before) < 0).any():
-            raise UserError(f"document borders of {dataset.prefix} go back; build the dataset again")
-        before = int(borders[-1])
-    if dataset.document_indices[0] != 0 or before != dataset.num_sequences:
-        raise UserError(
-            f"document borders of {dataset.prefix} run from {dataset.document_indices[0]} to {before}, not over "
-            f"its {dataset.num_sequences} sequences; build the dataset again"
-        )
-
-
 def _check_tokens(dataset: IndexedDataset, vocab_size: int | None) -> tuple[int, str]:
     """Return the largest id and the sha256 of the .bin."""
     digest = hashlib.sha256()
     largest = -1
-    for part in _ranges(dataset.num_tokens):
+    for part in pieces(dataset.num_tokens):
         tokens = dataset.tokens(part.start, part.stop - part.start)
         digest.update(tokens.data.cast("B"))
-        wrong = tokens < 0 if vocab_size is None else (tokens < 0) | (tokens >= vocab_size)
-        if wrong.any():
-            bad = int(np.argmax(wrong))
+        if tokens.min() < 0 or (vocab_size is not None and tokens.max() >= vocab_size):
+            bad = part.start + int(np.argmax((tokens < 0) | (tokens >= (vocab_size or 2**31))))
             raise UserError(
-                f"token {part.start + bad} of {dataset.prefix} is {tokens[bad]}, outside the vocabulary of "
-                f"{vocab_size or 'any tokenizer'}; build the dataset again"
+                f"{_place(dataset, bad)} is {dataset.tokens(bad, 1)[0]}, expected an id below {vocab_size or 2**31}; {AGAIN}"
             )
         largest = max(largest, int(tokens.max()))
     return largest, digest.hexdigest()
 
 
+def _place(dataset: IndexedDataset, token: int) -> str:
+    document = int(dataset.document_at(np.array([token]))[0])
+    byte = token * dataset.dtype.itemsize
+    return f"{bin_path(dataset.prefix)}: token {token} (byte {byte}, document {document})"
+
+
 def _check_ends(dataset: IndexedDataset, eod_id: int) -> None:
-    for part in _ranges(dataset.num_documents):
-        ends = dataset.document_starts(np.arange(part.start + 1, part.stop + 1))
-        for number, end in enumerate(ends.tolist(), start=part.start):
-            if dataset.tokens(end - 1, 1)[0] != eod_id:
-                raise UserError(
-                    f"document {number} of {dataset.prefix} does not end with token {eod_id}; build it again"
-                )
+    """Every document must end with the token that ends documents."""
+    for part in pieces(dataset.num_documents):
+        borders = dataset.document_starts(np.arange(part.start, part.stop + 1))
+        last = np.maximum(borders[1:] - 1, 0)
+        ends = dataset.pick(last) if dataset.num_tokens else np.zeros(0)
+        wrong = (np.diff(borders) == 0) | (ends != eod_id)
+        if wrong.any():
+            bad = int(np.argmax(wrong))
+            found = "is empty" if borders[bad] == borders[bad + 1] else f"ends with {ends[bad]}"
+            raise UserError(
+                f"{bin_path(dataset.prefix)}: document {part.start + bad} (bytes {borders[bad] * dataset.dtype.itemsize} to "
+                f"{borders[bad + 1] * dataset.dtype.itemsize}) {found}, expected the end token {eod_id}; {AGAIN}"
+            )
+
+
+def _check_checksums(dataset: IndexedDataset, crcs: NDArray[np.uint32]) -> None:
+    """Every document must be the one that was written."""
+    document = 0
+    while document < dataset.num_documents:
+        stop = dataset.documents_within(document)
+        starts = dataset.document_starts(np.arange(document, stop + 1))
+        tokens = dataset.tokens(int(starts[0]), int(starts[-1] - starts[0]))
+        found = checksums(tokens, starts - starts[0])
+        wrong = found != crcs[document:stop]
+        if wrong.any():
+            bad = int(np.argmax(wrong))
+            first, last = (starts[bad : bad + 2] * dataset.dtype.itemsize).tolist()
+            raise UserError(
+                f"{bin_path(dataset.prefix)}: document {document + bad} (bytes {first} to {last}) has CRC-32 {found[bad]:08x}, "
+                f"expected {crcs[document + bad]:08x} by the .crc; {AGAIN}"
+            )
+        document = stop

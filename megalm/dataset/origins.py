@@ -72,7 +72,12 @@ class Origins:
             for kind, start in zip(("<i8", "<i4", "<i8"), borders, strict=False)
         )
         self._names = data[borders[3] : borders[4]]
-        self.inputs: list[str] = json.loads(data[borders[4] :].tobytes())
+        try:
+            self.inputs: list[str] = json.loads(data[borders[4] :].tobytes())
+        except ValueError as error:
+            raise UserError(
+                f"{path}: the list of inputs at byte {borders[4]} is not JSON ({error}); copy it again or delete it"
+            ) from None
 
     @classmethod
     def of(cls, prefix: str | Path, num_documents: int) -> "Origins | None":

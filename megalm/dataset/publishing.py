@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from megalm import atomic
+from megalm.dataset.checksums import crc_path
 from megalm.dataset.indexed import bin_path, idx_path
 from megalm.dataset.loss_mask import mask_path
 from megalm.dataset.origins import origins_path
 from megalm.dataset.sidecar import sidecar_path
 
 # A dataset is there when its index is: that goes first and comes last.
-IN_ORDER = idx_path, sidecar_path, mask_path, origins_path, bin_path
+IN_ORDER = idx_path, sidecar_path, crc_path, mask_path, origins_path, bin_path
 
 
 def remove_dataset(prefix: str | Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megalm import atomic
+from megalm.dataset.checksums import checksums, crc_path, header
 from megalm.dataset.indexed import BLOCK, CODE_OF_DTYPE, HEADER, MAGIC, VERSION, bin_path, idx_path
 from megalm.dataset.loss_mask import LossMaskWriter, mask_path
 from megalm.dataset.origins import OriginColumns, OriginsWriter, origins_path
@@ -37,7 +38,9 @@ class IndexedDatasetWriter:
         self.dtype = np.dtype(dtype)
         self.num_sequences = self.num_documents = self.num_tokens = 0
         self._masked, self._inputs = masked, inputs
-        self._bin_digest, self._idx_digest = hashlib.sha256(), hashlib.sha256()
+        self._digest = hashlib.sha256()
+        self.side_digests: dict[str, str] = {}
+        """Digests (hex) of the .idx and what else lies beside the .bin, as a sidecar names them; after the `with` block."""
 
     def __enter__(self) -> "IndexedDatasetWriter":
         folder = self.prefix.parent
@@ -47,6 +50,8 @@ class IndexedDatasetWriter:
             self._lengths = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             self._borders = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             self._borders.write(np.zeros(1, "<i8").tobytes())
+            self._crc = stack.enter_context(self._temporary("crc"))
+            self._crc.write(header(0))
             self._mask = self._origins = None
             if self._masked:
                 self._mask_file = stack.enter_context(self._temporary("mask"))
@@ -66,12 +71,7 @@ class IndexedDatasetWriter:
     @property
     def sha256(self) -> str:
         """Digest (hex) of the .bin so far."""
-        return self._bin_digest.hexdigest()
-
-    @property
-    def idx_sha256(self) -> str:
-        """Digest (hex) of the .idx, after the `with` block."""
-        return self._idx_digest.hexdigest()
+        return self._digest.hexdigest()
 
     def add_document(self, tokens: NDArray[Any]) -> None:
         """Append one document of one sequence."""
@@ -95,7 +95,10 @@ class IndexedDatasetWriter:
             ends = np.arange(1, len(lengths) + 1)
         if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
             raise UserError(f"a document has {lengths.max()} tokens; the format holds 2^31 - 1, cut it")
-        self._write_tokens(np.ascontiguousarray(tokens, self.dtype))
+        tokens = np.ascontiguousarray(tokens, self.dtype)
+        borders = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[np.concatenate([[0], ends])]
+        self._crc.write(checksums(tokens, borders).astype("<u4").tobytes())
+        self._write_tokens(tokens)
         self._lengths.write(lengths.astype("<i4").tobytes())
         self._borders.write((ends.astype("<i8") + self.num_sequences).tobytes())
         if self._mask is not None:
@@ -112,7 +115,7 @@ class IndexedDatasetWriter:
         if not len(tokens):
             return
         data = tokens.data.cast("B")
-        self._bin_digest.update(data)
+        self._digest.update(data)
         if tokens.any():
             self._bin.write(data)
         else:  # a hole in the file stays one in its copy
@@ -120,22 +123,28 @@ class IndexedDatasetWriter:
 
     def _publish(self) -> None:
         self._bin.truncate(self.num_tokens * self.dtype.itemsize)
-        ready = [(self._bin, bin_path(self.prefix))]
+        self._crc.seek(0)
+        self._crc.write(header(self.num_documents))
+        ready = [(self._bin, bin_path(self.prefix)), (self._crc, crc_path(self.prefix))]
         if self._mask is not None:
             self._mask.finish()
             ready.append((self._mask_file, mask_path(self.prefix)))
         if self._origins is not None:
             self._origins.finish(self._origins_file)
             ready.append((self._origins_file, origins_path(self.prefix)))
-        for file, _ in ready:
+        for file, path in ready:
             file.flush()
             os.fsync(file.fileno())
+            if path.suffix in (".mask", ".origins"):
+                self.side_digests[f"{path.suffix[1:]}_sha256"] = sha256_of(file.name)
         with atomic.open_atomic(idx_path(self.prefix)) as idx:
+            digest = hashlib.sha256()
             for part in self._index():
-                self._idx_digest.update(part)
+                digest.update(part)
                 idx.write(part)
+            self.side_digests["idx_sha256"] = digest.hexdigest()
             # An old index must never describe the new ids, nor the new one the old ids.
-            for path_of in (idx_path, mask_path, origins_path):
+            for path_of in (idx_path, crc_path, mask_path, origins_path):
                 path_of(self.prefix).unlink(missing_ok=True)
             for file, path in ready:
                 os.replace(file.name, path)
@@ -164,6 +173,15 @@ class IndexedDatasetWriter:
                 yield file
         finally:
             path.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the digest (hex) of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _blocks(file: IO[bytes], dtype: str) -> Iterator[NDArray[Any]]:

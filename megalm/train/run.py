@@ -17,6 +17,7 @@ from megalm.checkpoint.read import shared_list
 from megalm.config import Config, data_parallel_size, dump_config
 from megalm.config.pipeline import bubble_fraction
 from megalm.config.schema import DataSource
+from megalm.dataset.inspect import verify_all
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
@@ -59,6 +60,9 @@ def main(config: Config) -> dict[str, Any]:
     check_kernels(config)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
+    if config.data.verify:
+        sources = [source.path for source in [*config.data.train, *config.data.valid]]
+        verify_all(sources, int(os.environ.get("RANK", 0)), world_size())
     _check_budget(config, train_stream.samples_in_budget)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
     copies = data_parallel_size(config, world_size())

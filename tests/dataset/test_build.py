@@ -108,7 +108,7 @@ def test_result_does_not_depend_on_workers_or_sizes_of_pieces(source, tokenizer_
     monkeypatch.undo()
     build_dataset([source], tokenizer_path, tmp_path / "large" / "d", workers=1)
     expected = files_of(tmp_path / "one" / "d")
-    assert {name.rpartition(".")[2] for name in expected} == {"bin", "idx", "json"}
+    assert {name.rpartition(".")[2] for name in expected} == {"bin", "crc", "idx", "json"}
     assert files_of(tmp_path / "two" / "d") == files_of(tmp_path / "large" / "d") == expected
 
 
@@ -318,7 +318,7 @@ def test_a_finished_build_is_kept_and_another_one_needs_overwrite(
         build_dataset([source / "a.jsonl"], tokenizer_path, prefix, workers=1)
     assert files_of(prefix) == before
     build_dataset([source], tokenizer_path, prefix, workers=1, splits="1", overwrite=True)
-    assert sorted(files_of(prefix)) == ["d_train.bin", "d_train.idx", "d_train.json"]
+    assert sorted(files_of(prefix)) == ["d_train.bin", "d_train.crc", "d_train.idx", "d_train.json"]
 
 
 def test_same_sizes_with_other_content_are_not_taken_for_finished(tokenizer_path, tmp_path):

@@ -84,7 +84,7 @@ def test_the_document_of_every_token_is_found(write_dataset):
 
 
 def test_lengths_longer_than_a_write_block_are_kept(write_dataset, monkeypatch):
-    monkeypatch.setattr("megalm.dataset.indexed.BLOCK", 3)
+    monkeypatch.setattr("megalm.dataset.writer.BLOCK", 3)
     dataset = IndexedDataset(write_dataset("a", [2, 1, 3, 4, 5, 1, 1]))
     assert dataset.sequence_lengths.tolist() == [2, 1, 3, 4, 5, 1, 1]
     assert (dataset.sequence_pointers // 4).tolist() == [0, 2, 3, 6, 10, 15, 16]
@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_the_old_files_and_nothing_else(write_dataset, tmp
         writer.add_document(np.arange(9))
         raise RuntimeError("stop")
     assert read_all(prefix) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.crc", "a.idx"]
 
 
 def test_missing_foreign_and_cut_files_are_named(write_dataset, tmp_path):

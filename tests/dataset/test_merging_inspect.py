@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megalm.dataset import IndexedDataset, IndexedDatasetWriter, info, merge, show, verify
+from megalm.dataset.origins import OriginColumns
 from megalm.dataset.sidecar import write_sidecar
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer, train_bpe
@@ -23,6 +24,7 @@ def record(writer: IndexedDatasetWriter, **changes) -> dict:
         "sequences": writer.num_sequences,
         "tokens": writer.num_tokens,
         "bin_sha256": writer.sha256,
+        **writer.side_digests,
     }
     return {**content, **changes}
 
@@ -43,7 +45,7 @@ def sequences(prefix: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("block", [1, 4, 13, 1 << 20])
 def test_merge_appends_documents_and_their_sequences(dataset, tmp_path, monkeypatch, block):
-    monkeypatch.setattr("megalm.dataset.copying.BLOCK", block)
+    monkeypatch.setattr("megalm.dataset.indexed.BLOCK", block)
     with IndexedDatasetWriter(tmp_path / "b", np.dtype("<u2")) as writer:
         writer.add_documents(np.arange(6), np.array([2, 4]), np.array([0, 1, 1, 2]))
     counts = merge([dataset, tmp_path / "b", dataset], tmp_path / "m")
@@ -56,7 +58,15 @@ def test_merge_appends_documents_and_their_sequences(dataset, tmp_path, monkeypa
 def test_merged_sidecar_is_true(dataset, tmp_path):
     merge([dataset, dataset], tmp_path / "m")
     report = verify(tmp_path / "m")
-    assert report["compared"] == ["bin_sha256", "documents", "dtype", "sequences", "tokens"]
+    assert report["compared"] == [
+        "bin_sha256",
+        "crc",
+        "documents",
+        "dtype",
+        "idx_sha256",
+        "sequences",
+        "tokens",
+    ]
     assert report["sidecar"]["tokenizer_hash"] == "abc"
 
 
@@ -90,7 +100,7 @@ def test_info_counts(dataset):
 
 def test_verify_passes_whole_files_with_and_without_sidecar(dataset, write_dataset):
     assert verify(dataset)["largest_id"] == 129
-    assert verify(write_dataset("b", [3, 0, 4]))["compared"] == []
+    assert verify(write_dataset("b", [3, 0, 4]))["compared"] == ["crc"]
 
 
 def damage(path: Path, offset: int, value: int, kind: str) -> None:
@@ -103,21 +113,144 @@ def damage(path: Path, offset: int, value: int, kind: str) -> None:
 @pytest.mark.parametrize(
     ("suffix", "offset", "value", "kind", "message"),
     [
-        (".idx", 34 + 4, -5, "<i4", "sequence 1 of .* has length -5"),
-        (".idx", 34 + 4, 6, "<i4", "sequence 2 of .* begins at byte 30"),
-        (".idx", 34 + 20 + 8, 22, "<i8", "sequence 1 of .* begins at byte 22"),
-        (".idx", 34 + 20 + 40 + 8, 9, "<i8", "document borders of .* go back"),
-        (".idx", 34 + 20 + 40, 1, "<i8", "run from 1 to 5"),
-        (".bin", 20, 1000, "<u2", "token 10 of .* is 1000, outside the vocabulary of 1000"),
-        (".bin", 20, 111, "<u2", "has bin_sha256"),
+        (".idx", 34 + 4, -5, "<i4", r"a.idx: sequence 1 \(document 0\) has length -5, expected 0 or more"),
+        (".idx", 34 + 4, 6, "<i4", r"a.idx: sequence 2 \(document 1\) begins at byte 30 .* expected 32"),
+        (".idx", 34 + 20, 2, "<i8", r"a.idx: sequence 0 begins at byte 2 of the .bin, expected 0"),
+        (
+            ".idx",
+            34 + 20 + 8,
+            22,
+            "<i8",
+            r"a.idx: sequence 1 \(document 0\) begins at byte 22 .* expected 20",
+        ),
+        (".idx", 34 + 20 + 40 + 8, 9, "<i8", "a.idx: document 2 begins at sequence 3, expected at least 9"),
+        (".idx", 34 + 20 + 40 + 8, -9, "<i8", "a.idx: document 1 begins at sequence -9, expected at least 0"),
+        (".idx", 34 + 20 + 40, 1, "<i8", "a.idx: document borders run from 1 to 5, expected 0 to 5"),
+        (".idx", 34 + 20 + 40 + 24, 6, "<i8", "a.idx: document borders run from 0 to 6, expected 0 to 5"),
+        (".idx", 34 + 20 + 40 + 24, 4, "<i8", "a.idx: document borders end at 4, expected 5"),
+        (
+            ".idx",
+            34 + 20 + 32,
+            -2,
+            "<i8",
+            "a.idx: .* (the last, ends at byte|begins at byte|where its .idx says)",
+        ),
+        (".idx", 34 + 20 + 40 + 8, 3, "<i8", "a.(bin: document 0 .* CRC-32|idx has SHA-256)"),
+        (
+            ".bin",
+            20,
+            1000,
+            "<u2",
+            r"a.bin: token 10 \(byte 20, document 0\) is 1000, expected an id below 1000",
+        ),
+        (
+            ".bin",
+            20,
+            111,
+            "<u2",
+            r"a.bin: document 0 \(bytes 0 to 30\) has CRC-32 \w{8}, expected \w{8} by the .crc",
+        ),
+        (
+            ".bin",
+            30,
+            1,
+            "<u2",
+            r"a.bin: document 1 \(bytes 30 to 30\)|document 2 \(bytes 30 to 60\) has CRC-32",
+        ),
+        (".crc", 16 + 8, 1, "<u4", r"a.bin: document 2 .* expected 00000001 by the .crc"),
+        (".crc", 8, 4, "<u8", "a.crc has 28 bytes .* for 3 documents"),
     ],
 )
 @pytest.mark.parametrize("block", [2, 1 << 20])
 def test_verify_names_the_damage(dataset, monkeypatch, suffix, offset, value, kind, message, block):
-    monkeypatch.setattr("megalm.dataset.inspect.BLOCK", block)
+    monkeypatch.setattr("megalm.dataset.index_checks.PIECE", block)
+    monkeypatch.setattr("megalm.dataset.indexed.BLOCK", block)
     damage(Path(f"{dataset}{suffix}"), offset, value, kind)
     with pytest.raises(UserError, match=message):
         verify(dataset)
+
+
+def test_every_flipped_bit_is_found(dataset):
+    """In a file with checksums and a sidecar no bit of .bin, .idx and .crc is free."""
+    for suffix in (".bin", ".idx", ".crc"):
+        path = Path(f"{dataset}{suffix}")
+        whole = path.read_bytes()
+        for bit in range(8 * len(whole)):
+            path.write_bytes(
+                whole[: bit // 8] + bytes([whole[bit // 8] ^ (1 << bit % 8)]) + whole[bit // 8 + 1 :]
+            )
+            with pytest.raises(UserError, match=r"a\.(bin|idx|crc)|a has "):
+                verify(dataset)
+        path.write_bytes(whole)
+    assert verify(dataset)["verified"]
+
+
+def test_every_cut_is_found_when_files_are_opened(dataset):
+    for suffix in (".bin", ".idx"):
+        path = Path(f"{dataset}{suffix}")
+        whole = path.read_bytes()
+        for size in range(len(whole)):
+            path.write_bytes(whole[:size])
+            with pytest.raises(UserError, match=rf"a\{suffix} (is cut short|is not a Megatron index)"):
+                IndexedDataset(dataset)
+        path.write_bytes(whole + b"\0")
+        with pytest.raises(UserError, match=rf"a\{suffix} has \d+ bytes where"):
+            IndexedDataset(dataset)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size", "message"),
+    [
+        (".bin", 59, r"has 59 bytes where its .idx says 60; document 2 of 3 is the first that is not whole"),
+        (".bin", 29, r"document 0 of 3 is the first"),
+        (
+            ".idx",
+            34 + 7,
+            r"5 sequences and 3 documents\); the length of sequence 1 is the first entry missing",
+        ),
+        (
+            ".idx",
+            34 + 20 + 16,
+            r"has 70 bytes where its header says 126 .*the place of sequence 2 is the first",
+        ),
+        (".idx", 34 + 20 + 40 + 31, r"the border of document 3 is the first entry missing"),
+    ],
+)
+def test_cut_files_are_named_with_the_first_thing_missing(dataset, suffix, size, message):
+    path = Path(f"{dataset}{suffix}")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=message):
+        verify(dataset)
+
+
+def test_a_large_index_is_checked_at_its_ends_alone_when_opened(dataset, monkeypatch):
+    damage(Path(f"{dataset}.idx"), 34 + 20 + 40 + 8, 9, "<i8")
+    with pytest.raises(UserError, match="document 2 begins"):
+        IndexedDataset(dataset)
+    monkeypatch.setattr("megalm.dataset.indexed.CHECKED_AT_ONCE", 4)
+    assert IndexedDataset(dataset).num_documents == 3
+    damage(Path(f"{dataset}.idx"), 34 + 20 + 40, 1, "<i8")
+    with pytest.raises(UserError, match="run from 1"):
+        IndexedDataset(dataset)
+
+
+def test_masks_and_origins_are_verified_too(tmp_path):
+    with IndexedDatasetWriter(tmp_path / "a", np.dtype("<u2"), masked=True, inputs=["x"]) as writer:
+        columns = OriginColumns(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), np.zeros(0, np.uint8))
+        writer.add_documents(np.arange(9), np.array([9]), counts=np.ones(9, np.uint8), origins=columns)
+    write_sidecar(tmp_path / "a", record(writer, **writer.side_digests))
+    assert {"mask_sha256", "origins_sha256"} <= set(verify(tmp_path / "a")["compared"])
+    for suffix in (".mask", ".origins"):
+        path = tmp_path / f"a{suffix}"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"a\{suffix}(:| has SHA-256).*(JSON|expected)"):
+            verify(tmp_path / "a")
+        path.unlink()
+        with pytest.raises(UserError, match=rf"a\{suffix} is missing, which the sidecar names"):
+            verify(tmp_path / "a")
+        path.write_bytes(whole)
 
 
 def test_verify_compares_counts_and_ends_with_the_sidecar(dataset):
@@ -126,7 +259,9 @@ def test_verify_compares_counts_and_ends_with_the_sidecar(dataset):
     with pytest.raises(UserError, match="has documents 3, its sidecar says 4"):
         verify(dataset)
     write_sidecar(dataset, {**sidecar, "append_eod": True})
-    with pytest.raises(UserError, match="document 0 of .* does not end with token 0"):
+    with pytest.raises(
+        UserError, match=r"a.bin: document 0 \(bytes 0 to 30\) ends with 114, expected the end token 0"
+    ):
         verify(dataset)
 
 

@@ -41,6 +41,10 @@ def write_index(prefix: Path, documents: int) -> None:
             if document < documents:
                 pieces[HEADER.size + 4 * document] = np.array([length], "<i4").tobytes()
                 pieces[pointers_at + 8 * document] = np.array([2 * length * document], "<i8").tobytes()
+    if documents < 1000:
+        pieces[HEADER.size] = np.full(documents, length, "<i4").tobytes()
+        pieces[pointers_at] = (np.arange(documents, dtype="<i8") * 2 * length).tobytes()
+        pieces[borders_at] = np.arange(documents + 1, dtype="<i8").tobytes()
     last = documents - 1
     pieces[HEADER.size + 4 * last] = np.array([length], "<i4").tobytes()
     pieces[pointers_at + 8 * last] = np.array([2 * length * last], "<i8").tobytes()

@@ -38,7 +38,7 @@ def test_by_text_the_files_are_those_that_a_build_makes(built, tmp_path):
     tokenizer = load_tokenizer(built / "t")
     records = split(built / "whole_train", tmp_path / "s", shares="70,20,10", tokenizer=tokenizer)
     for part in PARTS:
-        for suffix in ("bin", "idx"):
+        for suffix in ("bin", "idx", "crc"):
             assert (tmp_path / f"s_{part}.{suffix}").read_bytes() == (
                 built / f"d_{part}.{suffix}"
             ).read_bytes()
@@ -61,7 +61,7 @@ def test_by_text_the_files_are_those_that_a_build_makes(built, tmp_path):
     ],
 )
 def test_consecutive_parts_joined_are_the_whole(built, tmp_path, monkeypatch, how, sizes, block):
-    monkeypatch.setattr("megalm.dataset.copying.BLOCK", block)
+    monkeypatch.setattr("megalm.dataset.indexed.BLOCK", block)
     records = split(built / "whole_train", tmp_path / "s", **how)
     found = dict(zip(PARTS, sizes, strict=False))
     assert {name: record["documents"] for name, record in records.items()} == {
@@ -70,7 +70,7 @@ def test_consecutive_parts_joined_are_the_whole(built, tmp_path, monkeypatch, ho
     parts = [tmp_path / f"s_{name}" for name in PARTS if name in records]
     assert all(verify(part)["verified"] for part in parts)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        f"s_{name}.{suffix}" for name in records for suffix in ("bin", "idx", "json")
+        f"s_{name}.{suffix}" for name in records for suffix in ("bin", "crc", "idx", "json")
     )
     merge(parts, tmp_path / "m")
     for suffix in ("bin", "idx"):
@@ -114,7 +114,7 @@ def described(prefix: Path) -> list[tuple]:
 
 @pytest.mark.parametrize("block", [1, 9, 1 << 20])
 def test_masks_origins_and_sequences_go_along(tmp_path, monkeypatch, block):
-    monkeypatch.setattr("megalm.dataset.copying.BLOCK", block)
+    monkeypatch.setattr("megalm.dataset.indexed.BLOCK", block)
     write_all(tmp_path / "a", [5, 0, 12, 3, 8], ["x.jsonl", "y.jsonl"])
     write_all(tmp_path / "b", [4, 4, 9], ["z.jsonl"])
     expected = described(tmp_path / "a") + described(tmp_path / "b")
@@ -155,7 +155,12 @@ def test_a_split_overwrites_all_or_nothing(built, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     split(built / "whole_train", tmp_path / "s", shares="1", overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s_train.bin", "s_train.idx", "s_train.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "s_train.bin",
+        "s_train.crc",
+        "s_train.idx",
+        "s_train.json",
+    ]
 
 
 def test_files_of_other_programs_are_split_without_a_sidecar(write_dataset, tmp_path):

@@ -1,5 +1,6 @@
-"""Training on packed documents and on blends with budgets, end to end."""
+"""Training on packed documents and on blends with budgets, end to end; damaged token files are refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from megalm.dataset import IndexedDatasetWriter
 from megalm.dataset.opening import open_text
 from megalm.testing import RankError
-from tests.train.runs import GLOBAL_BATCH, PP2, SEQUENCE, run_config, step_lines, train_in_world
+from tests.train.runs import GLOBAL_BATCH, PP2, SEQUENCE, run_config, step_lines, train_in_world, write_tokens
+from tests.train.test_run import refusal
 
 PACKED = "data.packing=cut"
 
@@ -65,3 +67,32 @@ def test_budgets_that_end_before_the_run_are_refused_and_those_that_do_not_are_u
     assert len(told) == 1 and len(step_lines(tmp_path)) == 8
     assert "train.steps 8 x batch.global_batch_size 8 = 64 samples" in told[0]
     assert "come to 63: set train.steps to 7" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "place", "overrides", "message"),
+    [
+        (".bin", None, (), r"train.bin is cut short: .* document \d+ of 500 is the first that is not whole"),
+        (
+            ".idx",
+            None,
+            (),
+            r"train.idx is cut short: .* the border of document 500 is the first entry missing",
+        ),
+        (".idx", 34 + 500 * 12 + 8, (), r"train.idx: document \d begins at sequence"),
+        (".idx", 34 + 500 * 4 + 800, (), r"train.idx: sequence 100 \(document 100\) begins at byte"),
+        (".bin", 50, ("data.verify=true",), r"train.bin: document \d \(bytes .*\) has CRC-32 "),
+        (".crc", 20, ("data.verify=true",), "train.bin: document 1 .* by the .crc"),
+    ],
+)
+def test_damaged_token_files_are_refused_in_one_line(
+    tmp_path: Path, suffix: str, place: int | None, overrides: tuple[str, ...], message: str
+) -> None:
+    data = write_tokens(tmp_path)
+    path = tmp_path / f"train{suffix}"
+    whole = path.read_bytes()
+    path.write_bytes(
+        whole[:-1] if place is None else whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]
+    )
+    said = refusal(run_config(tmp_path / "run", data, *overrides))
+    assert re.search(message, said), said
