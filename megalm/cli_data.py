@@ -34,11 +34,24 @@ def build(
     append_eod: Annotated[bool, typer.Option(help="End each document with the end token.")] = True,
     text_key: TextKey = "text",
     sample_by: SampleBy = "document",
+    origins: Annotated[
+        bool, typer.Option("--origins", help="Record the input and the byte that each document came from.")
+    ] = False,
+    id_key: Annotated[
+        str | None, typer.Option(help="Record the name under this key of a JSON line, too.")
+    ] = None,
+    prompt_key: Annotated[
+        str | None, typer.Option(help="Key of a text that comes first and does not count in the loss.")
+    ] = None,
+    fim_rate: Annotated[
+        float, typer.Option(help="Share of the documents rearranged for filling in the middle.")
+    ] = 0.0,
+    fim_spm_rate: Annotated[float, typer.Option(help="Of these, the share with the suffix first.")] = 0.5,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Tokenize, split and shuffle documents; repeat the command to go on after a kill."""
-    from megalm.dataset import build_dataset
+    from megalm.dataset import Extras, build_dataset
 
     records = build_dataset(
         inputs,
@@ -52,6 +65,7 @@ def build(
         sample_by=sample_by,  # type: ignore[arg-type]  # checked by build_dataset
         overwrite=overwrite,
         progress=True,
+        extras=Extras(origins, id_key, prompt_key, fim_rate, fim_spm_rate),
     )
     _print_parts(as_json, output_prefix, records)
 

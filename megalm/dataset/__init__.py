@@ -6,6 +6,7 @@ from megalm.dataset.indexed import IndexedDataset
 from megalm.dataset.inspect import info, show, verify
 from megalm.dataset.merging import merge
 from megalm.dataset.pack_stream import PackStream
+from megalm.dataset.recipe import Extras
 from megalm.dataset.shares import Budget
 from megalm.dataset.splitting import split
 from megalm.dataset.stream import Batch, TokenStream
@@ -15,6 +16,7 @@ __all__ = [
     "Batch",
     "Budget",
     "Cursor",
+    "Extras",
     "IndexedDataset",
     "IndexedDatasetWriter",
     "PackStream",

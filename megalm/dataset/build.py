@@ -5,23 +5,18 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from megalm import atomic
-from megalm.dataset.chunks import (
-    SPLITS,
-    Recipe,
-    chunk_marker,
-    read_counts,
-    run_path,
-    split_limits,
-    tokenize_chunk,
-)
+from megalm.dataset.chunks import chunk_marker, read_counts, run_path, tokenize_chunk
 from megalm.dataset.copying import counts_of
+from megalm.dataset.fim import FimTokens
 from megalm.dataset.indexed import idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
 from megalm.dataset.publishing import publish, remove_dataset
+from megalm.dataset.recipe import SPLITS, Extras, Recipe, split_limits
 from megalm.dataset.shuffle import open_runs, write_split
 from megalm.dataset.sidecar import read_sidecar, write_sidecar
 from megalm.dataset.writer import IndexedDatasetWriter, sha256_of
@@ -32,6 +27,8 @@ from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs
 
 Record = dict[str, Any]
+OPTIONAL = {field.name for field in fields(Extras)} | {"fim_tokens"}
+"""Names in a record that a plain build leaves out."""
 
 
 def build_dataset(
@@ -46,6 +43,7 @@ def build_dataset(
     sample_by: SampleBy = "document",
     overwrite: bool = False,
     progress: bool = False,
+    extras: Extras | None = None,
 ) -> dict[str, Record]:
     """Tokenize, split and shuffle the documents of `inputs` into PREFIX_train, PREFIX_valid and PREFIX_test.
 
@@ -53,7 +51,7 @@ def build_dataset(
     .gz or .zst, or directories of them. `splits` are the shares of train, valid and test; which one a
     document is in depends on its text alone. The order within a split depends on `seed` and the documents'
     places in the inputs. Each split that is not empty is a .bin, an .idx and a .json that records how it was
-    made; empty texts are left out.
+    made; empty texts are left out. `extras` adds origins, names, prompts or fill-in-the-middle (see `Extras`).
 
     The result does not depend on `workers` (default: the CPUs this process may use). After a kill, the same
     call makes only the parts that are missing (they lie in PREFIX.build until the end) and gives the same
@@ -64,7 +62,7 @@ def build_dataset(
     that do not fit.
     """
     prefix = Path(prefix)
-    recipe = _recipe(tokenizer_path, append_eod, text_key, sample_by, splits, seed)
+    recipe = _recipe(tokenizer_path, append_eod, text_key, sample_by, splits, seed, extras or Extras())
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least one is needed")
     paths = expand_inputs(inputs)
@@ -90,7 +88,13 @@ def build_dataset(
 
 
 def _recipe(
-    tokenizer_path: str | Path, append_eod: bool, text_key: str, sample_by: SampleBy, splits: str, seed: int
+    tokenizer_path: str | Path,
+    append_eod: bool,
+    text_key: str,
+    sample_by: SampleBy,
+    splits: str,
+    seed: int,
+    extras: Extras,
 ) -> Recipe:
     check_sample_by(sample_by)
     split_limits(splits)
@@ -105,6 +109,8 @@ def _recipe(
         sample_by=sample_by,
         splits=splits,
         seed=seed,
+        extras=extras,
+        fim_tokens=FimTokens.of(tokenizer) if extras.fim_rate else None,
     )
 
 
@@ -139,6 +145,9 @@ def _run_second_pass(plan: Plan, folder: Path, progress: bool) -> dict[str, Reco
     if not sum(tokens):
         raise UserError("the inputs hold no text; check the files and the key that the text is under")
 
+    extras = plan.recipe.extras
+    masked = extras.prompt_key is not None
+    sources = [file.path for file in plan.files] if extras.traced else None
     records = {}
     dtype = token_dtype(plan.recipe.vocab_size)
     with progress_bar("shuffle", sum(tokens), progress) as advance, open_runs(runs, dtype) as readers:
@@ -146,7 +155,7 @@ def _run_second_pass(plan: Plan, folder: Path, progress: bool) -> dict[str, Reco
             if not tokens[split]:
                 continue
             out = folder / "out" / name
-            with IndexedDatasetWriter(out, dtype) as writer:
+            with IndexedDatasetWriter(out, dtype, masked, sources) as writer:
                 write_split(writer, readers, split, tokens[split], advance)
             records[name] = _record(plan.recipe, name, writer, inputs)
             write_sidecar(out, records[name])
@@ -167,6 +176,7 @@ def _record(recipe: Recipe, split: str, writer: IndexedDatasetWriter, inputs: li
         "seed": recipe.seed,
         "text_key": recipe.text_key,
         "sample_by": recipe.sample_by,
+        **{name: value for name, value in recipe.settings().items() if name in OPTIONAL},
         "inputs": inputs,
     }
 
@@ -207,9 +217,8 @@ def _finished(prefix: Path, plan: Plan) -> dict[str, Record]:
 
 
 def _made_by(record: Record, plan: Plan) -> bool:
-    recipe = plan.recipe
-    settings = ("tokenizer_hash", "eod_id", "append_eod", "text_key", "sample_by", "splits", "seed")
-    if any(record.get(name) != getattr(recipe, name) for name in settings):
+    settings = plan.recipe.settings()
+    if any(record.get(name) != settings.get(name) for name in settings.keys() | OPTIONAL):
         return False
     inputs = record.get("inputs", [])
     if [entry["bytes"] for entry in inputs] != [file.size for file in plan.files]:

@@ -11,7 +11,6 @@ from megalm.dataset.origins import OriginColumns
 from megalm.dataset.writer import IndexedDatasetWriter
 
 SHARED = ("tokenizer", "tokenizer_hash", "vocab_size", "eod_id", "append_eod")
-"""What a copy's sidecar says as its source's does."""
 
 
 class Copier:
@@ -67,6 +66,12 @@ class Copier:
         offsets = part.document_starts(np.arange(first, stop)) * part.dtype.itemsize
         files = np.full(count, self._first_input[number], np.int32)
         return OriginColumns(offsets, files, np.zeros(count, np.int64), np.empty(0, np.uint8))
+
+
+def shared_record(sidecar: dict[str, Any]) -> dict[str, Any]:
+    """Return what a copy's sidecar says as its source's does."""
+    optional = {name: sidecar[name] for name in ("prompt_key", "fim_tokens") if name in sidecar}
+    return {name: sidecar.get(name) for name in SHARED} | optional
 
 
 def counts_of(writer: IndexedDatasetWriter) -> dict[str, Any]:

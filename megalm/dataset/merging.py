@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megalm.dataset.copying import SHARED, Copier, counts_of
+from megalm.dataset.copying import Copier, counts_of, shared_record
 from megalm.dataset.indexed import IndexedDataset, idx_path
 from megalm.dataset.publishing import publish, staged
 from megalm.dataset.sidecar import write_sidecar
@@ -36,7 +36,7 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = 
         if len(sidecars) == len(parts):
             record = {
                 "kind": "megalm dataset",
-                **{name: sidecars[0].get(name) for name in SHARED},
+                **shared_record(sidecars[0]),
                 **record,
                 "merged": [
                     {"prefix": str(part.prefix), "bin_sha256": sidecar["bin_sha256"]}

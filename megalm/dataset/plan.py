@@ -6,7 +6,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megalm.dataset.chunks import Chunk, Recipe
+from megalm.dataset.chunks import Chunk
+from megalm.dataset.recipe import Recipe
 from megalm.tokenizer.documents import splits_by_line
 
 SMALLEST_CHUNK = 4 << 20

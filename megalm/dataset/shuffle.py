@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megalm.dataset.chunks import SPLIT_SHIFT
+from megalm.dataset.origins import OriginColumns
 from megalm.dataset.runs import ROW, Documents, RunReader, RunSize
 from megalm.dataset.writer import IndexedDatasetWriter
 
@@ -49,5 +50,7 @@ def write_split(
         documents = Documents.join([reader.below(high) for reader in readers])
         if len(documents.rows):
             ordered = documents.sorted()
-            writer.add_documents(ordered.tokens, ordered.rows["tokens"])
+            rows = ordered.rows
+            origins = OriginColumns(rows["offset"], rows["file"], rows["name"], ordered.names)
+            writer.add_documents(ordered.tokens, rows["tokens"], counts=ordered.counts, origins=origins)
             advance(len(ordered.tokens))

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from megalm.dataset.chunks import SPLITS, hash_text, split_limits
-from megalm.dataset.copying import SHARED, Copier, counts_of
+from megalm.dataset.chunks import hash_text
+from megalm.dataset.copying import Copier, counts_of, shared_record
+from megalm.dataset.fim import FimTokens, undo
 from megalm.dataset.indexed import IndexedDataset, idx_path
 from megalm.dataset.inspect import check_tokenizer
 from megalm.dataset.publishing import publish, remove_dataset, staged
+from megalm.dataset.recipe import SPLITS, split_limits
 from megalm.dataset.sidecar import write_sidecar
 from megalm.errors import UserError
 from megalm.tokenizer import Tokenizer
@@ -123,7 +125,10 @@ def _text_of(dataset: IndexedDataset, document: int, tokenizer: Tokenizer) -> by
         counted = dataset.loss_mask.read(start, stop - start)
         prompt = int(counted.argmax()) if counted.any() else 0
         stop = start + prompt if prompt else stop
-    return tokenizer.decode_bytes(dataset.tokens(start, stop - start).tolist())
+    ids = dataset.tokens(start, stop - start).tolist()
+    if dataset.sidecar and "fim_tokens" in dataset.sidecar:
+        ids = undo(ids, FimTokens(**dataset.sidecar["fim_tokens"]))
+    return tokenizer.decode_bytes(ids)
 
 
 def _record(
@@ -132,7 +137,7 @@ def _record(
     sidecar = dataset.sidecar or {}
     return {
         "kind": "megalm dataset",
-        **{key: sidecar.get(key) for key in SHARED},
+        **shared_record(sidecar),
         **counts,
         "split": name,
         "split_from": {"prefix": str(dataset.prefix), "bin_sha256": sidecar["bin_sha256"], **way},
