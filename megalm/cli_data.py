@@ -88,11 +88,23 @@ def merge(
 
 
 @dataset_app.command("info")
-def dataset_info(prefix: Prefix, as_json: AsJson = False) -> None:
+def dataset_info(
+    prefix: Prefix,
+    packed: Annotated[
+        int | None, typer.Option(min=1, help="How its documents fill packs of so many tokens, too.")
+    ] = None,
+    long_documents: Annotated[
+        str, typer.Option(help="With --packed: cut, truncate or drop what no pack holds.")
+    ] = "cut",
+    as_json: AsJson = False,
+) -> None:
     """Print type, counts and origin of a dataset."""
     from megalm.dataset import info
+    from megalm.errors import UserError
 
-    print_result(as_json, info(prefix))
+    if long_documents not in ("cut", "truncate", "drop"):
+        raise UserError(f"--long-documents is '{long_documents}': choose cut, truncate or drop")
+    print_result(as_json, info(prefix, packed, long_documents))  # type: ignore[arg-type]  # checked above
 
 
 @dataset_app.command("verify")

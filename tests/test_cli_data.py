@@ -88,9 +88,16 @@ def test_dataset_split_and_show_commands(source, tokenizer, tmp_path):
         ((*by_text[:4], "--documents", "a"), "--documents is 'a'"),
         (("show", whole, "batch.seq_length=8"), "are for samples"),
         (("show", whole, "--sample", 1, "--document", 1), "give one of them"),
+        (("info", whole, "--packed", 8, "--long-documents", "burn"), "is 'burn': choose cut"),
     ):
         with pytest.raises(UserError, match=message):
             run(dataset_app, *wrong)
+
+    packs = run_json(dataset_app, "info", whole, "--packed", 64)["packs"]
+    assert packs["pieces"] >= 100 and 0.5 < packs["efficiency"] <= 1 and packs["left_out"] == 0
+    dropped = run_json(dataset_app, "info", whole, "--packed", 20, "--long-documents", "drop")["packs"]
+    assert dropped["left_out"] > 0 and dropped["seq_length"] == 20
+    assert "packs.efficiency: " in run(dataset_app, "info", whole, "--packed", 64)
 
     assert run(dataset_app, "show", whole, "--document", 7).startswith("--- document 7, ")
     shown = run(dataset_app, "show", whole, "batch.seq_length=64", "data.packing=cut", "--sample", 3)

@@ -13,14 +13,22 @@ from megalm.dataset.index_checks import AGAIN, check_index, pieces
 from megalm.dataset.indexed import IndexedDataset, bin_path, idx_path
 from megalm.dataset.loss_mask import mask_path
 from megalm.dataset.origins import origins_path
+from megalm.dataset.pack_stream import packs_of
+from megalm.dataset.packing import LongDocuments
 from megalm.dataset.writer import sha256_of
 from megalm.errors import UserError
 from megalm.tokenizer import Tokenizer
 
 
-def info(prefix: str | Path) -> dict[str, Any]:
-    """Return type, counts and sidecar (or None) of the dataset at `prefix`, in constant time."""
+def info(
+    prefix: str | Path, packed: int | None = None, long_documents: LongDocuments = "cut"
+) -> dict[str, Any]:
+    """Return type, counts and sidecar (or None) of the dataset at `prefix`, in constant time.
+
+    packed: also how its documents fill packs of so many tokens (see `packing`), in time by the number of documents.
+    """
     dataset = IndexedDataset(prefix)
+    packs = packs_of(dataset, packed, long_documents) if packed else None
     return {
         "prefix": str(prefix),
         "dtype": dataset.dtype.name,
@@ -30,6 +38,7 @@ def info(prefix: str | Path) -> dict[str, Any]:
         "bin_bytes": bin_path(prefix).stat().st_size,
         "idx_bytes": idx_path(prefix).stat().st_size,
         "sidecar": dataset.sidecar,
+        **({} if packs is None else {"packs": {"seq_length": packed, **packs.summary()}}),
     }
 
 

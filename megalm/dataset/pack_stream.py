@@ -1,6 +1,5 @@
 """Batches of packed documents as a pure function of the data, the seed and the sample numbers."""
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +10,6 @@ from megalm.dataset.indexed import IndexedDataset
 from megalm.dataset.packing import LongDocuments, Packs, pack_documents
 from megalm.dataset.stream import Batch, Piece, check_ids
 from megalm.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class PackStream(Blend):
@@ -43,6 +40,14 @@ class PackStream(Blend):
         self.vocab_size = vocab_size
         self.packs = [packs_of(dataset, seq_length, long_documents) for dataset in self.datasets]
         self.share_out([share for _, share in sources], [packs.count for packs in self.packs], seq_length)
+
+    def describe(self) -> list[str]:
+        """Return a line on each source: how many packs it has, and how full they are."""
+        return [
+            f"{dataset.prefix}: {packs.count} packs of {self.seq_length} tokens, {100 * (1 - packs.efficiency):.2f}% padding, "
+            f"{packs.dropped} of {dataset.num_documents} documents left out"
+            for dataset, packs in zip(self.datasets, self.packs, strict=True)
+        ]
 
     def batch(self, positions: NDArray[np.int64]) -> Batch:
         """Return the samples whose global numbers (from 0) are `positions`.
@@ -98,20 +103,11 @@ class PackStream(Blend):
 
 
 def packs_of(dataset: IndexedDataset, seq_length: int, long_documents: LongDocuments) -> Packs:
-    """Return the packs of a dataset, and log how well they are filled; UserError where there is none."""
+    """Return the packs of a dataset; UserError where there is none."""
     starts = dataset.document_starts(np.arange(dataset.num_documents + 1))
     packs = pack_documents(np.diff(starts), seq_length, long_documents)
     if not packs.count:
         raise UserError(
             f"no document of {dataset.prefix} fits a sample of {seq_length} tokens: cut long ones or raise seq_length"
         )
-    logger.info(
-        "%s: %d documents in %d packs of %d, %.2f%% padding, %d documents left out",
-        dataset.prefix,
-        dataset.num_documents - packs.dropped,
-        packs.count,
-        seq_length,
-        100 * (1 - packs.efficiency),
-        packs.dropped,
-    )
     return packs

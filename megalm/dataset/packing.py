@@ -37,6 +37,15 @@ class Packs:
         """Share of the packs that is not padding."""
         return float(self.labels_P.sum()) / max(1, self.count * self.capacity)
 
+    def summary(self) -> dict[str, float]:
+        """Return the figures by which packings are compared."""
+        return {
+            "packs": self.count,
+            "pieces": len(self.document_P),
+            "left_out": self.dropped,
+            "efficiency": self.efficiency,
+        }
+
 
 def pack_documents(lengths_D: Int64, capacity: int, long_documents: LongDocuments = "cut") -> Packs:
     """Pack documents of so many tokens into packs of `capacity` labels each.

@@ -18,6 +18,7 @@ from megalm.config import Config, data_parallel_size, dump_config
 from megalm.config.pipeline import bubble_fraction
 from megalm.config.schema import DataSource
 from megalm.dataset.inspect import verify_all
+from megalm.dataset.pack_stream import PackStream
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
@@ -60,6 +61,7 @@ def main(config: Config) -> dict[str, Any]:
     check_kernels(config)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
+    packed = train_stream.describe() if isinstance(train_stream, PackStream) else []
     if config.data.verify:
         sources = [source.path for source in [*config.data.train, *config.data.valid]]
         verify_all(sources, int(os.environ.get("RANK", 0)), world_size())
@@ -92,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
             notices += _resumed(run)
         if checkpoint is None or run.step < config.train.steps:
             _prepare_directory(run, lineage)
-        loop.notices = notices
+        loop.notices = [*packed, *notices]
         return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
 
 

@@ -9,7 +9,16 @@ import pytest
 from megalm.dataset import IndexedDatasetWriter
 from megalm.dataset.opening import open_text
 from megalm.testing import RankError
-from tests.train.runs import GLOBAL_BATCH, PP2, SEQUENCE, run_config, step_lines, train_in_world, write_tokens
+from tests.train.runs import (
+    GLOBAL_BATCH,
+    PP2,
+    SEQUENCE,
+    events,
+    run_config,
+    step_lines,
+    train_in_world,
+    write_tokens,
+)
 from tests.train.test_run import refusal
 
 PACKED = "data.packing=cut"
@@ -38,6 +47,8 @@ def test_a_run_on_packs_learns_and_gives_the_same_losses_under_another_layout(
     lines = {name: step_lines(tmp_path / name) for name in layouts}
     losses = {name: [line["loss"] for line in lines[name]] for name in layouts}
     assert losses["one"] == pytest.approx(losses["pp"], rel=1e-5)
+    (told,) = (event for event in events(tmp_path / "one") if "padding" in event)
+    assert re.search(r"train: \d+ packs of 32 tokens, \d\.\d\d% padding, 0 of 200 documents left out", told)
     assert losses["one"][-1] < losses["one"][0] - 0.3
 
     config = run_config(tmp_path, masked, PACKED)
