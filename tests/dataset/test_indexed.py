@@ -1,5 +1,6 @@
 """The .bin/.idx format: Megatron-Core reads ours, we read its, byte for byte, in bounded memory."""
 
+import hashlib
 import importlib
 import pickle
 from pathlib import Path
@@ -88,6 +89,14 @@ def test_lengths_longer_than_a_write_block_are_kept(write_dataset, monkeypatch):
     dataset = IndexedDataset(write_dataset("a", [2, 1, 3, 4, 5, 1, 1]))
     assert dataset.sequence_lengths.tolist() == [2, 1, 3, 4, 5, 1, 1]
     assert (dataset.sequence_pointers // 4).tolist() == [0, 2, 3, 6, 10, 15, 16]
+
+
+def test_zeros_at_the_end_are_in_the_file(tmp_path):
+    with IndexedDatasetWriter(tmp_path / "a", np.dtype("<u2")) as writer:
+        for ids in ([0, 0], [5, 0], [0, 0, 0]):
+            writer.add_document(np.array(ids))
+    assert (tmp_path / "a.bin").read_bytes() == np.array([0, 0, 5, 0, 0, 0, 0], "<u2").tobytes()
+    assert writer.sha256 == hashlib.sha256((tmp_path / "a.bin").read_bytes()).hexdigest()
 
 
 def test_tokens_outside_the_data_raise(write_dataset):

@@ -1,5 +1,7 @@
 """First-fit decreasing: the very packs that the plain algorithm gives, every label once, and fast enough for millions."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,8 @@ def test_every_label_that_is_kept_is_in_one_piece(long_documents):
     assert packs.dropped == (7 if long_documents == "drop" else 2)
     per_pack = np.add.reduceat(packs.labels_P, packs.borders[:-1])
     assert per_pack.max() <= 7 and per_pack.min() > 0
+    for first, stop in pairwise(packs.borders.tolist()):
+        assert (np.diff(packs.labels_P[first:stop]) <= 0).all(), "the longest stands first"
     assert packs.efficiency == pytest.approx(len(found) / (7 * packs.count))
 
 

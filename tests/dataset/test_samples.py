@@ -54,7 +54,9 @@ def test_pieces_joined_are_the_sample(folder, kind):
 def test_a_window_around_the_end_of_the_file_is_told_in_two_parts(write_dataset):
     stream = TokenStream([(write_dataset("a", [50, 0, 30, 20]), 1)], 40, seed=1)
     for sample in range(40):
-        told = np.concatenate([piece.ids() for piece in stream.pieces(sample)])
+        pieces = stream.pieces(sample)
+        assert all(piece.tokens for piece in pieces)
+        told = np.concatenate([piece.ids() for piece in pieces])
         assert np.array_equal(told, stream.batch(np.array([sample])).tokens_BS[0])
 
 
@@ -70,6 +72,9 @@ def test_a_runs_configuration_or_a_dataset_alone_is_opened_with_its_tokenizer(fo
     assert valid.datasets[0].prefix == folder / "b_train"
     alone, _ = open_for_show(folder / "a_train", ["data.packing=drop", "batch.seq_length=4000"], folder / "t")
     assert isinstance(alone, PackStream) and alone.seq_length == 4000
+    for way in ("drop", "cut"):
+        alone, _ = open_for_show(folder / "a_train", [f"data.packing={way}", "batch.seq_length=20"], None)
+        assert (alone.packs[0].dropped > 0) == (way == "drop")
 
 
 def test_what_cannot_be_shown_is_named(folder, tmp_path, write_dataset):
