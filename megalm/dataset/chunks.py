@@ -69,7 +69,7 @@ def tokenize_chunk(chunk: Chunk, recipe: Recipe, folder: Path) -> None:
     def flush() -> None:
         if waiting:
             run = run_path(folder, chunk.key, len(counts.runs))
-            counts.runs.append(write_run(run, Documents.join(waiting)))
+            counts.runs.append(write_run(run, waiting))
             waiting.clear()
 
     path, tokenizer = Path(chunk.path), _tokenizer(recipe.tokenizer)

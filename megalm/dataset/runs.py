@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,20 +29,16 @@ class Documents:
     """UTF-8; empty where documents have none."""
 
     @classmethod
-    def join(cls, parts: "Sequence[Documents]") -> "Documents":
-        """Return the documents of all `parts` (at least one)."""
-        columns = zip(*((part.rows, part.tokens, part.counts, part.names) for part in parts), strict=True)
-        return cls(*(np.concatenate(column) for column in columns))
-
-    def sorted(self) -> "Documents":
-        """Return the documents by key; those of equal key keep their order."""
-        order = np.argsort(self.rows["key"], kind="stable")
-        lengths = self.rows["tokens"]
-        return Documents(
-            self.rows[order],
-            _pick(self.tokens, lengths, order),
-            _pick(self.counts, lengths, order) if len(self.counts) else self.counts,
-            _pick(self.names, self.rows["name"], order) if len(self.names) else self.names,
+    def sorted(cls, parts: "Sequence[Documents]") -> "Documents":
+        """Return the documents of all `parts` (at least one) by key; those of equal key keep their order."""
+        rows = np.concatenate([part.rows for part in parts])
+        order = np.argsort(rows["key"], kind="stable")
+        lengths = [part.rows["tokens"] for part in parts]
+        return cls(
+            rows[order],
+            _pick([part.tokens for part in parts], lengths, order),
+            _pick([part.counts for part in parts], lengths, order),
+            _pick([part.names for part in parts], [part.rows["name"] for part in parts], order),
         )
 
 
@@ -54,9 +51,9 @@ class RunSize(NamedTuple):
     names: int
 
 
-def write_run(path: Path, documents: Documents) -> RunSize:
-    """Sort and save: rows, tokens, marks and names, one section after another."""
-    ordered = documents.sorted()
+def write_run(path: Path, parts: Sequence[Documents]) -> RunSize:
+    """Sort and save documents: rows, tokens, marks and names, one section after another."""
+    ordered = Documents.sorted(parts)
     sections = ordered.rows, ordered.tokens, ordered.counts, ordered.names
     with atomic.open_atomic(path) as file:
         for section in sections:
@@ -139,8 +136,14 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> None:
         buffer, offset = buffer[count:], offset + count
 
 
-def _pick(values: NDArray[Any], lengths: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the pieces of `values` that have these lengths, in another order."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    starts = (ends - lengths)[order].tolist()
-    return np.concatenate([values[a:b] for a, b in zip(starts, ends[order].tolist(), strict=True)])
+def _pick(
+    values: Sequence[NDArray[Any]], lengths: Sequence[NDArray[Any]], order: NDArray[np.int64]
+) -> NDArray[Any]:
+    """Return the pieces of all `values`, which have these lengths, in another order."""
+    if not any(map(len, values)):
+        return values[0]
+    pieces: list[NDArray[Any]] = []
+    for array, counts in zip(values, lengths, strict=True):
+        borders = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+        pieces += [array[a:b] for a, b in pairwise(borders)]
+    return np.concatenate([pieces[i] for i in order.tolist()])

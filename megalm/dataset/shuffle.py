@@ -47,10 +47,9 @@ def write_split(
     buckets = max(1, -(-tokens * writer.dtype.itemsize // BUCKET_BYTES))
     borders = [(split << SPLIT_SHIFT) + (i << SPLIT_SHIFT) // buckets for i in range(buckets + 1)]
     for _, high in pairwise(borders):
-        documents = Documents.join([reader.below(high) for reader in readers])
-        if len(documents.rows):
-            ordered = documents.sorted()
-            rows = ordered.rows
+        ordered = Documents.sorted([reader.below(high) for reader in readers])
+        rows = ordered.rows
+        if len(rows):
             origins = OriginColumns(rows["offset"], rows["file"], rows["name"], ordered.names)
             writer.add_documents(ordered.tokens, rows["tokens"], counts=ordered.counts, origins=origins)
             advance(len(ordered.tokens))
