@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.data.verify:
         sources = [source.path for source in [*config.data.train, *config.data.valid]]
         verify_all(sources, int(os.environ.get("RANK", 0)), world_size())
-    _check_budget(config, train_stream.samples_in_budget)
+    budget = _check_budget(config, train_stream.samples_in_budget)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
     copies = data_parallel_size(config, world_size())
     directory = Path(config.run.dir)
@@ -94,19 +94,24 @@ def main(config: Config) -> dict[str, Any]:
             notices += _resumed(run)
         if checkpoint is None or run.step < config.train.steps:
             _prepare_directory(run, lineage)
-        loop.notices = [*packed, *notices]
+        loop.notices = [*budget, *packed, *notices]
         return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
 
 
-def _check_budget(config: Config, samples: int | None) -> None:
-    """Refuse a run that is longer than the budgets of its sources."""
-    needed = config.train.steps * config.batch.global_batch_size
-    if samples is not None and needed > samples:
-        raise UserError(
-            f"train.steps {config.train.steps} x batch.global_batch_size {config.batch.global_batch_size} = {needed} samples, "
-            f"but the budgets in data.train come to {samples}: set train.steps to {samples // config.batch.global_batch_size} "
-            "or raise the budgets"
-        )
+def _check_budget(config: Config, samples: int | None) -> list[str]:
+    """Refuse a run that is longer than the budgets of its sources; tell of one that does not use them up."""
+    steps, batch = config.train.steps, config.batch.global_batch_size
+    needed = steps * batch
+    if samples is None or needed <= samples < needed + batch:
+        return []
+    if needed < samples:
+        return [
+            f"train.steps {steps} take {needed} of the {samples} samples that the budgets in data.train come to"
+        ]
+    raise UserError(
+        f"train.steps {steps} x batch.global_batch_size {batch} = {needed} samples, but the budgets in data.train come to "
+        f"{samples}: set train.steps to {samples // batch} or raise the budgets"
+    )
 
 
 def resolve(config: Config) -> tuple[Config, Tokenizer | None]:

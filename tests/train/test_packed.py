@@ -78,6 +78,13 @@ def test_budgets_that_end_before_the_run_are_refused_and_those_that_do_not_are_u
     assert len(told) == 1 and len(step_lines(tmp_path)) == 8
     assert "train.steps 8 x batch.global_batch_size 8 = 64 samples" in told[0]
     assert "come to 63: set train.steps to 7" in told[0]
+    assert not any("budgets" in event for event in events(tmp_path))
+    blend = f"[{{path: {data}/train, tokens: {3 * half}}}]"
+    config = run_config(tmp_path / "more", data, f"data.train={blend}", "train.exit_after_steps=1")
+    train_in_world(1, config)
+    assert "train.steps 8 take 64 of the 96 samples that the budgets in data.train come to" in events(
+        tmp_path / "more"
+    )
 
 
 @pytest.mark.parametrize(
