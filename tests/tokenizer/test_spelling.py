@@ -26,6 +26,14 @@ def test_words_that_spell_special_tokens_are_unknown_words():
     assert tokenizer.encode_with_offsets("</s> fox") == ([0, 3], [(0, 4), (5, 8)])
 
 
+def test_a_word_that_spells_a_special_token_only_behind_another_is_unknown():
+    content = json.loads(word_level().content)
+    content["normalizer"] = {"type": "Prepend", "prepend": "▁"}
+    tokenizer = HuggingFaceTokenizer(json.dumps(content), "</s>")
+    assert tokenizer.encode("</s>") == [0]
+    assert tokenizer.encode("the </s> fox") == [0, 0, 3]
+
+
 def test_ids_and_spellings_stay():
     tokenizer = word_level()
     assert tokenizer.special_tokens == {"</s>": 1, "<user>": 4}
@@ -62,6 +70,20 @@ def test_bpe_that_has_a_special_token_in_its_vocabulary(ignore_merges):
         assert end not in tokenizer.encode(text)
         assert end not in tokenizer.encode_ragged([text])[0]
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_special_token_that_merges_lead_to_is_out_of_reach_of_the_fast_encoder_too():
+    content = json.loads(byte_level().to_str())
+    model = content["model"]
+    for token in ("fo", "fox"):
+        model["vocab"].setdefault(token, len(model["vocab"]))
+    model["merges"] = [["f", "o"], ["fo", "x"], *(m for m in model["merges"] if "f" not in "".join(m))]
+    fox = model["vocab"]["fox"]
+    content["added_tokens"].append({**content["added_tokens"][0], "id": fox, "content": "fox"})
+    tokenizer = HuggingFaceTokenizer(json.dumps(content), EOD)
+    assert tokenizer._fast is not None
+    assert fox not in tokenizer.encode_ragged(["a fox", "fox"])[0]
+    assert tokenizer.encode_batch(["a fox"]) == [tokenizer.encode("a fox")]
 
 
 def test_what_stands_for_unknown_words_stays():
