@@ -100,6 +100,9 @@ class HuggingFaceTokenizer(PieceTokenizer):
 
     def _encode_all(self, texts: list[str]) -> list[list[int]]:
         """The ids of each of `texts` by the library itself."""
+        if sum(map(len, texts)) < LONG_TEXT and len(texts) < 2:
+            # no threads for little: the library warns of each fork after it has had some
+            return [self._encoder.encode(text, add_special_tokens=False).ids for text in texts]
         return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
     @cached_property

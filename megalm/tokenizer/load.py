@@ -42,12 +42,13 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
     wanted = eod_token or metadata.get("eod_token") or token_text(config.get("eos_token"))
     try:
         tokenizer = _open(file, config, metadata, wanted)
+        found = tokenizer.hash
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the libraries raise bare Exception, and panic, which is none
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is not a readable tokenizer ({reason}); train or copy it again") from error
-    if metadata.get("hash", tokenizer.hash) != tokenizer.hash:
+    if metadata.get("hash", found) != found:
         raise UserError(
             f"{file} was changed after {METADATA_NAME} was written; train or copy the tokenizer again"
         )

@@ -40,9 +40,7 @@ def hide_spelled(content: str, backend: tokenizers.Tokenizer, specials: dict[str
 
 def _gives(backend: tokenizers.Tokenizer, token: str, token_id: int) -> bool:
     texts = [context.format(token) for context in CONTEXTS]
-    return any(
-        token_id in encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
-    )
+    return any(token_id in backend.encode(text, add_special_tokens=False).ids for text in texts)
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:

@@ -113,7 +113,7 @@ def test_characters_are_of_the_same_class_for_both_engines(number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 2, 3])
+@pytest.mark.parametrize("number", range(len(PATTERNS)))
 def test_every_character_is_of_the_same_class_for_both_engines(number):
     private = [*range(0xE100, 0xF800), *range(0xF0100, 0xFFF00), *range(0x100000, 0x10FF00)]
     check_classes(number, sorted({*stable_characters()} - {*private}))
