@@ -8,10 +8,16 @@ from megalm import atomic
 from megalm.errors import UserError
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.huggingface import HuggingFaceTokenizer
-from megalm.tokenizer.load import CONFIG_NAME, METADATA_NAME, TOKENIZER_NAME, load_tokenizer, read_json
+from megalm.tokenizer.load import (
+    CONFIG_NAME,
+    METADATA_NAME,
+    TEMPLATE_NAME,
+    TOKENIZER_NAME,
+    load_tokenizer,
+    read_json,
+)
 from megalm.tokenizer.sentencepiece import SentencePieceTokenizer
 
-TEMPLATE_NAME = "chat_template.jinja"
 MODEL_NAME = "spiece.model"
 ROLES = {
     "unk_token": ("<unk>", "[UNK]"),

@@ -15,6 +15,7 @@ VOCABULARY_NAME = "vocab.txt"
 METADATA_NAME = "megalm.json"
 CONFIG_NAME = "tokenizer_config.json"
 ADDED_NAME = "added_tokens.json"
+TEMPLATE_NAME = "chat_template.jinja"
 GPT2_NAMES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 """Names of a GPT-2 vocabulary and of the merges that belong to it."""
 PATTERNS = (TOKENIZER_NAME, *GPT2_NAMES, SENTENCEPIECE_NAME, "*.model", "*.tiktoken", VOCABULARY_NAME)
@@ -60,7 +61,7 @@ def tokenizer_files(path: Path) -> list[Path]:
     file = _file_of(path)
     beside = [_merges_of(file)] if file.name in GPT2_NAMES else []
     if path.is_dir():
-        return sorted({*path.glob("*.json"), file, *beside})
+        return sorted({*path.glob("*.json"), *path.glob(TEMPLATE_NAME), file, *beside})
     if file.name != TOKENIZER_NAME:
         beside += [file.with_name(name) for name in (CONFIG_NAME, METADATA_NAME, ADDED_NAME)]
     return [file, *(other for other in beside if other.is_file())]

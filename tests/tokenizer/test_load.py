@@ -176,6 +176,7 @@ def test_of_several_tokenizers_in_a_directory_the_first_kind_is_taken_and_one_ha
 @pytest.mark.parametrize("by_file", [False, True])
 def test_a_copy_of_its_files_is_the_same_tokenizer(tmp_path, by_file):
     write_gpt2(tmp_path / "gpt2")
+    (tmp_path / "gpt2" / "chat_template.jinja").write_text("{{ messages }}")
     write_model("unigram nfkc", tmp_path / "model")
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"eos_token": "<s>"}')
     write_ranks(tmp_path / "cl100k_base.tiktoken").rename(write_model("llama", tmp_path / "ranks"))
@@ -194,6 +195,7 @@ def test_a_copy_of_its_files_is_the_same_tokenizer(tmp_path, by_file):
             shutil.copy(file, copy)
         found, expected = load_tokenizer(copy), load_tokenizer(source)
         assert (found.hash, found.eod_id) == (expected.hash, expected.eod_id)
+    assert (tmp_path / "copies" / "gpt2" / "chat_template.jinja").is_file() == (not by_file)
 
 
 TEXT = "Hé llo 😀👩‍👩‍👧 wörld 東京\u2028 x \ufffd y <|endoftext|>"
