@@ -14,6 +14,7 @@ setup(
     description="Train large language models on any layout of processes, with the same answer on each.",
     license="Apache-2.0",
     packages=find_packages(include=["megalm", "megalm.*"]),
+    package_data={"megalm.tokenizer": ["templates/*.jinja"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -30,6 +31,7 @@ setup(
         "tokenizers>=0.20",
         "gigatoken==0.10.0",  # the same ids many times faster, for the kinds that tests prove equal
         "sentencepiece>=0.2.3",
+        "jinja2>=3.1.6",  # older ones have ways out of the sandbox of chat templates
         "zstandard",
         "psutil",  # megatron-core writes no checkpoint without it, and does not ask for it
     ],
