@@ -7,9 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from megalm import cli_tokenizer_report
 from megalm.cli_options import AsJson, Inputs, SampleBy, TextKey, TokenizerPath, print_result
 
 tokenizer_app = typer.Typer(help="Train tokenizers and use them.", no_args_is_help=True)
+for command in (
+    cli_tokenizer_report.info,
+    cli_tokenizer_report.show,
+    cli_tokenizer_report.compare,
+    cli_tokenizer_report.chat,
+):
+    tokenizer_app.command(command.__name__)(command)
 
 Text = Annotated[str | None, typer.Argument(help="Read from standard input if left out.")]
 
@@ -94,14 +102,6 @@ def convert(
 
     tokenizer = convert_tokenizer(source, output, overwrite)
     print_result(as_json, {"output": str(output), **_describe(tokenizer)})
-
-
-@tokenizer_app.command("info")
-def tokenizer_info(tokenizer: TokenizerPath, as_json: AsJson = False) -> None:
-    """Print a tokenizer's size, end token and hash."""
-    from megalm.tokenizer import load_tokenizer
-
-    print_result(as_json, _describe(load_tokenizer(tokenizer)))
 
 
 def _describe(tokenizer: Any) -> dict[str, Any]:

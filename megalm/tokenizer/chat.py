@@ -11,7 +11,7 @@ from jinja2 import nodes
 
 from megalm.errors import UserError
 from megalm.tokenizer.base import Tokenizer
-from megalm.tokenizer.chat_ids import Match, SpecialEncoder
+from megalm.tokenizer.chat_ids import Match, Offsets, SpecialEncoder
 from megalm.tokenizer.chat_turns import Message, Turns, tracked_messages, tracked_values
 from megalm.tokenizer.load import CONFIG_NAME
 from megalm.tokenizer.sandbox import GENERATION, TemplateEnvironment, render
@@ -69,6 +69,18 @@ class ChatTemplate:
         Raises UserError for messages that are none, and for a template that refuses them, reads a variable that
         is missing, leaves its sandbox or does not end.
         """
+        encoded, _ = self.encode_with_offsets(messages, add_generation_prompt, tools, documents, **variables)
+        return encoded
+
+    def encode_with_offsets(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> tuple[Encoded, Offsets]:
+        """As `encode`, and the characters [start, stop) of the text that each token covers."""
         chat = tracked_messages(messages, self._specials)
         given = {
             **variables,
@@ -83,7 +95,7 @@ class ChatTemplate:
         else:
             turns = Turns(chat, lambda part, prompt: self._render(part, prompt, given), self._meant)
             spoken = turns.spoken(text, add_generation_prompt)
-        return Encoded(ids, _mask(offsets, spoken, len(text)), str.__str__(text))
+        return Encoded(ids, _mask(offsets, spoken, len(text)), str.__str__(text)), offsets
 
     def _meant(self, text: str) -> list[Match]:
         """The special tokens in `text` that the template wrote."""
