@@ -14,6 +14,8 @@ from megalm.tokenizer.report import CorpusReport, Measure, by_size
 
 PLOT_SUFFIXES = (".png", ".svg")
 MAX_PLOTTED_GROUPS = 25
+MUCH_UNKNOWN = 0.1
+"""Share of unknown tokens from which bytes a token says little."""
 # Told apart by hue, by lightness in a grey print, and by hatching.
 COLOURS = ("#1d4ed8", "#f59e0b", "#047857", "#f472b6", "#7c3aed", "#94a3b8")
 HATCHES = ("", "//", "..", "xx", "--", "\\\\")
@@ -92,12 +94,13 @@ def _draw(
     figure = Figure(figsize=(8, 1.6 + len(rows) * max(0.35, 0.2 * len(names))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    limit = _limit([measure for _, measures in rows for measure in measures])
     for number, name in enumerate(names):
-        values = [_bytes_per_token(measures[number]) for _, measures in rows]
+        column = [measures[number] for _, measures in rows]
         places = [row + (number - (len(names) - 1) / 2) * height for row in range(len(rows))]
         bars = axes.barh(
             places,
-            values,
+            [min(_bytes_per_token(measure), limit) for measure in column],
             height * 0.92,
             label=name,
             color=COLOURS[number % len(COLOURS)],
@@ -105,12 +108,15 @@ def _draw(
             edgecolor="white",
             linewidth=0.4,
         )
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, color="#334155")
+        for bar, measure in zip(bars, column, strict=True):
+            bar.set_alpha(0.35 if _unknown_rate(measure) > MUCH_UNKNOWN else 1)
+        axes.bar_label(bars, [_label(measure) for measure in column], padding=3, fontsize=8, color="#334155")
+    axes.set_xlim(0, limit * 1.35)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel("bytes a token (more is shorter sequences)", fontsize=9)
     axes.set_ylabel(key or "", fontsize=9)
-    axes.margins(x=0.1, y=0.02)
+    axes.margins(y=0.02)
     axes.grid(axis="x", color="#e2e8f0", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -122,3 +128,18 @@ def _draw(
 
 def _bytes_per_token(measure: Measure | None) -> float:
     return measure.bytes / measure.tokens if measure and measure.tokens else 0.0
+
+
+def _unknown_rate(measure: Measure | None) -> float:
+    return measure.unknown / measure.tokens if measure and measure.tokens else 0.0
+
+
+def _limit(measures: Sequence[Measure | None]) -> float:
+    """The longest bar: one unknown token may stand for a whole sentence, and would squeeze all others."""
+    known = [measure for measure in measures if _unknown_rate(measure) <= MUCH_UNKNOWN]
+    return max(map(_bytes_per_token, known or measures))
+
+
+def _label(measure: Measure | None) -> str:
+    rate = _unknown_rate(measure)
+    return f"{_bytes_per_token(measure):.2f}" + (f" ({rate:.0%} unknown)" if rate > MUCH_UNKNOWN else "")

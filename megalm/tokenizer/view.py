@@ -74,11 +74,11 @@ def to_terminal(shown: Sequence[Cell], with_ids: bool = False, marks_spoken: boo
         if marks_spoken and not cell.spoken:
             style = "bold dim" if cell.kind == "special" else "dim"
         label = f"‹{cell.token_id}›" if with_ids and cell.token_id is not None else ""
+        end = "\n" if cell.text.endswith("\n") else ""
         # A line's end is outside the colour, which would otherwise run to the edge of the screen.
-        for line in cell.text.splitlines(keepends=True):
-            text.append(line.rstrip("\n"), style=style)
-            text.append("\n" if line.endswith("\n") else "")
-        text.append(label, style="dim")
+        for number, line in enumerate(cell.text.removesuffix(end).split("\n")):
+            text.append("\n" if number else "").append(line, style=style)
+        text.append(label, style="dim").append(end)
         colour += cell.token_id is not None
     return text
 
