@@ -54,7 +54,11 @@ class SpecialEncoder:
 
     def _backend(self) -> Backend:
         assert isinstance(self._tokenizer, HuggingFaceTokenizer)
-        return backend_from_json(self._tokenizer.content)
+        backend = backend_from_json(self._tokenizer.content)
+        marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        # A plain vocabulary does not say which of its tokens are special.
+        backend.add_special_tokens([token for token in self._tokenizer.special_tokens if token not in marked])
+        return backend
 
     def _encode_aliased(self, text: str, meant: Sequence[Match]) -> tuple[list[int], Offsets]:
         mark = next((mark for mark in NONCHARACTERS if mark not in text), None)

@@ -86,13 +86,10 @@ class Turns:
         meant = self._meant(text)
         turns = []
         for number in self._spoken_by:
-            own = _of(text, number)
-            prompt_end = self._prompt_end(text, number, own)
-            if own is None:
-                if prompt_end is None:
-                    continue  # an empty message, and nothing shows where it stands
-                own = (prompt_end, prompt_end)
-            start, stop = own if prompt_end is None else (prompt_end, own[1])
+            turn = self._without_end(text, number)
+            if turn is None:
+                continue
+            start, stop = turn
             limit = min(
                 (a for a, _, source in _spans(text) if source > number and a >= stop), default=len(text)
             )
@@ -102,6 +99,14 @@ class Turns:
             turns.append((start, stop))
         return turns
 
+    def _without_end(self, text: str, number: int) -> Match | None:
+        """Where message `number` stands; None for an empty one of which nothing shows that."""
+        own = _of(text, number)
+        prompt_end = self._prompt_end(text, number, own)
+        if prompt_end is None:
+            return own
+        return prompt_end, own[1] if own else prompt_end
+
     def _end_token(self, text: str, add_generation_prompt: bool) -> str | None:
         """The special token that the template writes after the assistant's last message where the chat ends there."""
         last = self._spoken_by[-1]
@@ -110,10 +115,8 @@ class Turns:
                 text = self._render(self._messages[: last + 1], False)
             except UserError:
                 return None
-        own = _of(text, last)
-        closing = next(
-            (match for match in self._meant(text) if match[0] >= (own[1] if own else len(text))), None
-        )
+        turn = self._without_end(text, last)
+        closing = next((match for match in self._meant(text) if turn and match[0] >= turn[1]), None)
         return str.__str__(text[slice(*closing)]) if closing else None
 
     def _prompt_end(self, text: str, number: int, own: Match | None) -> int | None:

@@ -22,9 +22,11 @@ from megalm.tokenizer.tracked import Tracked, apply, concat, whole
 GENERATION = -2
 """Source of what stands in `{% generation %}` blocks."""
 
-# A loop's turn, a call, an operator or CHARACTERS_OF_WORK characters are a unit of work: some seconds in all.
-MAX_WORK = 2_000_000
+# About a microsecond is a unit of work: a loop's turn, an operator, CHARACTERS_OF_WORK characters.
+MAX_WORK = 1_000_000
 CHARACTERS_OF_WORK = 50
+WORK_OF_A_CALL = 10
+WORK_OF_AN_ENTRY = 4
 LEFT_OUT = ("random", "urlize", "pprint")
 TEXTLESS = frozenset(
     "length count first last list map select selectattr reject rejectattr items default d batch slice groupby sort "
@@ -94,7 +96,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return concat(map(_paid, pieces))
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        spend()
+        spend(WORK_OF_A_CALL)
         receiver = getattr(obj, "__self__", None)
         if not isinstance(receiver, str):
             return super().call(context, obj, *args, **kwargs)
@@ -223,7 +225,7 @@ def weight(value: Any) -> int:
         units = 1
         for entry in value:
             units += weight(entry) + (weight(value[entry]) if isinstance(value, dict) else 0)
-            spend()
+            spend(WORK_OF_AN_ENTRY)
         return units
     return 1
 
@@ -244,7 +246,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name not in TEXTLESS:
             _charge(name, value, (*args, *kwargs.values()))
             return apply(partial(function, *environment), value, *args, **kwargs)
-        spend(len(value) if isinstance(value, str) and name not in OF_ONE_STEP else 1)
+        spend(len(value) if isinstance(value, str) and name not in OF_ONE_STEP else WORK_OF_A_CALL)
         if name in SIZED:
             _charge(name, "", (*args, *kwargs.values()))
         return function(*environment, value, *args, **kwargs)
@@ -256,6 +258,8 @@ def _charge(name: str, value: Any, arguments: tuple[Any, ...]) -> None:
     """Count the work of a filter or method `name` of a text before it is done."""
     units = weight((value, arguments))
     spend(units)
+    if name == "format" and isinstance(value, str):
+        _check_width(value)
     if name in SIZED:
         spend(units * max((n for n in arguments if isinstance(n, int)), default=0))
     if name == "replace" and len(arguments) > 1:
