@@ -1,6 +1,7 @@
 """A text's tokens to look at: coloured in the terminal, or as one HTML file."""
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,11 +9,15 @@ from typing import Literal
 from rich.text import Text
 
 from megalm.tokenizer.base import Tokenizer
-from megalm.tokenizer.vocabulary import is_hidden, readable, unknown_id
+from megalm.tokenizer.vocabulary import is_hidden, is_text, readable, unknown_id
 
 CellKind = Literal["text", "part", "special", "unknown", "gap"]
 BACKGROUNDS = ("#bfdbfe", "#bbf7d0", "#fde68a", "#e9d5ff")
 STYLES = {"special": "bold black on #fca5a5", "unknown": "bold white on #b91c1c", "gap": "dim"}
+# Bytes that are no text by themselves: the last ones of a character, the first ones, and what is whole between them.
+_RUNS = re.compile(
+    "(?P<end>[\udc80-\udcbf]+)|(?P<begin>[\udcc0-\udcff][\udc80-\udcbf]*)|(?P<whole>[^\udc80-\udcff]+)"
+)
 NEWLINE = "⏎"
 BOUNDARY = "│"
 
@@ -48,16 +53,12 @@ def cells(
             made.append(Cell(None, "gap", _visible(text[position:start], " \n")))
         spoken = loss_mask is None or bool(loss_mask[number])
         data = tokenizer.token_bytes(token_id)
-        shown = _visible(text[start:stop])
-        kind: CellKind = "text"
-        if token_id in special:
-            kind = "unknown" if token_id == unknown else "special"
-        elif token_id == unknown:
-            kind = "unknown"
-        elif _shares(offsets, number):
-            kind, shown = "part", _part(data, text, offsets, number)
-        elif start == stop:
-            shown = _visible(data.decode("utf-8", "replace")) or "∅"
+        kind, shown = _kind(token_id, data, special, unknown), _visible(text[start:stop])
+        if kind == "part":
+            shown = _bytes_and_characters(data, text, offsets, number)
+        elif kind == "text" and (start == stop or _shares(offsets, number)):
+            # such as the space that some tokenizers put before a text, which takes the place of its first letter
+            shown = _visible(data.decode()) or "∅"
         made.append(Cell(token_id, kind, shown, data, spoken))
         position = max(position, stop)
     if position < len(text):
@@ -144,6 +145,14 @@ def _legend(shown: Sequence[Cell], marks_spoken: bool) -> str:
     return " ".join(entries)
 
 
+def _kind(token_id: int, data: bytes, special: set[int], unknown: int | None) -> CellKind:
+    if token_id == unknown:
+        return "unknown"
+    if token_id in special:
+        return "special"
+    return "text" if is_text(data) else "part"
+
+
 def _shares(offsets: Sequence[tuple[int, int]], number: int) -> bool:
     """Whether a token and one beside it cover the same character."""
     start, stop = offsets[number]
@@ -152,12 +161,21 @@ def _shares(offsets: Sequence[tuple[int, int]], number: int) -> bool:
     return before or after
 
 
-def _part(data: bytes, text: str, offsets: Sequence[tuple[int, int]], number: int) -> str:
-    """The bytes of a token that covers part of a character, and the character where it is complete."""
+def _bytes_and_characters(data: bytes, text: str, offsets: Sequence[tuple[int, int]], number: int) -> str:
+    """The whole characters of a token, the bytes of others, and with the last bytes of one the character."""
     start, stop = offsets[number]
-    spelled = " ".join(f"{byte:02X}" for byte in data) or "∅"
-    complete = number + 1 == len(offsets) or offsets[number + 1][0] >= stop
-    return f"‹{spelled}={_visible(text[start:stop])}›" if complete else f"‹{spelled}›"
+    is_last = number + 1 == len(offsets) or offsets[number + 1][0] >= stop
+    escaped = data.decode("utf-8", "surrogateescape")
+    spelled = ""
+    for run in _RUNS.finditer(escaped):
+        codes = " ".join(f"{ord(byte) - 0xDC00:02X}" for byte in run[0])
+        if run["whole"]:
+            spelled += _visible(run[0])
+        elif run["end"] and (is_last or run.end() < len(escaped)):
+            spelled += f"‹{codes}={_visible(text[start])}›"
+        else:
+            spelled += f"‹{codes}›"
+    return spelled
 
 
 def _visible(text: str, but: str = "") -> str:

@@ -54,7 +54,7 @@ def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     special = np.zeros(size, bool)
     special[list(tokenizer.special_tokens.values())] = True
     numbers = np.arange(size)
-    parts = np.array([i in fallback or not _is_text(piece) for i, piece in enumerate(data)], bool)
+    parts = np.array([i in fallback or not is_text(piece) for i, piece in enumerate(data)], bool)
     return Vocabulary(data, special, numbers == (-1 if unknown is None else unknown), parts & ~special)
 
 
@@ -128,7 +128,8 @@ def is_hidden(character: str) -> bool:
     )
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
+    """Whether `data` is whole characters of UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError:
