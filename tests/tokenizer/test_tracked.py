@@ -62,6 +62,13 @@ def test_pieces_of_a_text_keep_the_source_of_each_character(name, text):
     check(OPERATIONS[name](text), OPERATIONS[name](str.__str__(text) + ""))
 
 
+def test_pieces_are_found_behind_their_separator():
+    text = concat(["aXY", whole("YY", [SOURCE])])
+    assert [from_source(piece) for piece in text.split("XY")] == [[False], [True, True]]
+    text = concat([whole("YX", [SOURCE]), "XX"])
+    assert [from_source(piece) for piece in text.rsplit("XX", 1)] == [[True, True], []]
+
+
 @pytest.mark.parametrize("method", ["upper", "lower", "title", "capitalize"])
 @given(MIXED)
 def test_other_letters_keep_their_place(method, text):
