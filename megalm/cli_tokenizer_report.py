@@ -220,7 +220,9 @@ def _read_messages(path: Path) -> dict[str, Any]:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """Short names of tokenizers: the directory's or file's, the path as given where two would be the same."""
-    names = [path.parent.name if path.name == "tokenizer.json" else path.name for path in paths]
+    names = [
+        path.parent.name if path.stem in ("tokenizer", "vocab", "encoder") else path.name for path in paths
+    ]
     return [
         name if names.count(name) == 1 and name else str(path)
         for name, path in zip(names, paths, strict=True)

@@ -85,7 +85,7 @@ def to_terminal(shown: Sequence[Cell], with_ids: bool = False, marks_spoken: boo
 
 
 def to_plain(shown: Sequence[Cell], with_ids: bool = False, marks_spoken: bool = False) -> str:
-    """The tokens with `│` between them; with `marks_spoken`, those that are trained on in `[[ ]]`."""
+    """The tokens with `│` between them, unknown ones as `‹?=text›`; with `marks_spoken`, those that are trained on in `[[ ]]`."""
     pieces: list[str] = []
     inside = bounded = False
     for cell in shown:
@@ -96,7 +96,9 @@ def to_plain(shown: Sequence[Cell], with_ids: bool = False, marks_spoken: bool =
         elif token and bounded:
             pieces.append(BOUNDARY)
         end = "\n" if cell.text.endswith("\n") else ""
-        pieces += [cell.text.removesuffix(end), f"‹{cell.token_id}›" if with_ids and token else "", end]
+        text = cell.text.removesuffix(end)
+        text = f"‹?={text}›" if cell.kind == "unknown" else text
+        pieces += [text, f"‹{cell.token_id}›" if with_ids and token else "", end]
         inside, bounded = spoken, token and not end
     return "".join(pieces) + ("]]" if inside else "")
 

@@ -123,6 +123,7 @@ def test_plain_view_marks_borders_ids_and_what_is_trained_on():
         Cell(9, "text", "y", b"y", False),
     ]
     assert to_plain(some) == "The│·sea⏎\nis so│x│y"
+    assert to_plain([Cell(0, "unknown", "ꙮ", b"<unk>"), some[0]]) == "‹?=ꙮ›│The"
     assert to_plain(some, with_ids=True) == "The‹5›│·sea⏎‹6›\nis‹7› so‹8›│x‹9›│y‹9›"
     assert to_plain(some, marks_spoken=True) == "The[[·sea⏎\nis]] [[so]]x│y"
 
