@@ -1,5 +1,7 @@
 """The environment of chat templates: nothing leads out, nothing goes on for ever, texts stay tracked."""
 
+import tracemalloc
+
 import jinja2
 import pytest
 from jinja2.sandbox import SecurityError
@@ -92,6 +94,31 @@ DOUBLING = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x
 def test_work_without_end_stops(source):
     with pytest.raises(TooMuchWork):
         rendered(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '%50000000d' % 1 }}",
+        "{{ '%50000000d'|format(1) }}",
+        "{{ '{:50000000}'.format(1) }}",
+        "{{ 'x'.ljust(50000000) }}",
+        "{{ 'x'|center(50000000) }}",
+        "{{ 'a' * 60000000 }}",
+        "{{ ('a' * 9999).replace('a', 'b' * 9999) }}",
+        "{{ ('a' * 9999)|replace('a', 'b' * 9999) }}",
+        "{{ ('a' * 9999)|list|join('b' * 9999) }}",
+        "{{ ('b' * 9999).join('a' * 9999) }}",
+    ],
+)
+def test_too_large_a_text_is_refused_before_it_is_made(source):
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooMuchWork):
+            rendered(source)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_macro_that_calls_itself_and_a_huge_range_stop():
