@@ -62,11 +62,6 @@ class HuggingFaceTokenizer(PieceTokenizer):
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         return sorted(i for token, i in vocabulary.items() if token.startswith(prefix) and token != prefix)
 
-    @property
-    def content(self) -> str:
-        """The text of the `tokenizer.json`."""
-        return self._content
-
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         added = self._backend.get_added_tokens_decoder()
