@@ -13,10 +13,10 @@ from megalm.errors import UserError
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.chat_ids import Match, Offsets, SpecialEncoder
 from megalm.tokenizer.chat_turns import Message, Turns, tracked_messages, tracked_values
+from megalm.tokenizer.export import TEMPLATE_NAME
 from megalm.tokenizer.load import CONFIG_NAME
 from megalm.tokenizer.sandbox import GENERATION, TemplateEnvironment, render
 
-TEMPLATE_NAME = "chat_template.jinja"
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 BUNDLED = Path(__file__).with_name("templates")
 COMMON_BOS_TOKENS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")

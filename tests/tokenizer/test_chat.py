@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.chat import BUNDLED, ChatTemplate, bundled_templates, load_chat_template
+from megalm.tokenizer.load import tokenizer_files
 from tests.tokenizer.small_tokenizers import KINDS, SPECIAL_TOKENS, TEXTS, save
 
 CHATS = {
@@ -402,6 +403,7 @@ def test_templates_are_found_beside_the_tokenizer(saved, tmp_path):
     )
     (directory / "chat_template.jinja").write_text("file{{ eos_token }}")
     assert load_chat_template(directory, tokenizer).encode(question).text == "file<|eot_id|>"
+    assert directory / "chat_template.jinja" in tokenizer_files(directory), "a copy keeps its template"
     (tmp_path / "other.jinja").write_text("other{{ bos_token }}")
     other = load_chat_template(tmp_path / "other.jinja", tokenizer, config=directory)
     assert other.encode(question).text == "other<s>"
