@@ -1,6 +1,5 @@
 """Chat templates: messages to token ids and a loss mask, in Hugging Face's convention."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +9,12 @@ import jinja2
 from jinja2 import nodes
 
 from megalm.errors import UserError
+from megalm.tokenizer.added import token_text
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.chat_ids import Match, Offsets, SpecialEncoder
 from megalm.tokenizer.chat_turns import Message, Turns, tracked_messages, tracked_values
 from megalm.tokenizer.export import TEMPLATE_NAME
-from megalm.tokenizer.load import CONFIG_NAME
+from megalm.tokenizer.load import CONFIG_NAME, read_json
 from megalm.tokenizer.sandbox import GENERATION, TemplateEnvironment, render
 
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
@@ -194,23 +194,14 @@ def _find_source(path: Path, settings: Mapping[str, Any]) -> tuple[str | dict[st
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Hugging Face's settings of the tokenizer in the directory `path` or beside the file `path`; {} where there are none."""
-    file = (path if path.is_dir() else path.parent) / CONFIG_NAME
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no object; copy it again")
-    return content
+    return read_json((path if path.is_dir() else path.parent) / CONFIG_NAME)
 
 
 def _token_variables(settings: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
     """`bos_token`, `eos_token` and the like; a template may always write `bos_token`."""
     found = {}
     for key, token in settings.items():
-        spelled = token.get("content") if isinstance(token, dict) else token
+        spelled = token_text(token)
         if key.endswith("_token") and isinstance(spelled, str):
             found[key] = spelled
     known = tokenizer.special_tokens
