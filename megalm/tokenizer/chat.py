@@ -139,7 +139,7 @@ class ChatTemplate:
             raise UserError(
                 f"chat template {self.name} is no Jinja (line {error.lineno}: {error.message}); correct it"
             ) from error
-        except RecursionError as error:
+        except (RecursionError, MemoryError, SyntaxError) as error:  # of the Python that Jinja makes of it
             raise UserError(f"chat template {self.name} is nested too deeply; correct it") from error
 
 

@@ -124,6 +124,14 @@ def test_tools_and_calls_equal_those_of_transformers_and_calls_are_trained_on(sa
     )
 
 
+def test_values_of_none_are_as_if_they_were_not_there(saved, tokenizer):
+    source = "{{ 'name' in messages[0] }}{{ messages[0].name is defined }}{{ tools is none }}"
+    messages = [{"role": "user", "content": "a", "name": None}]
+    reference = AutoTokenizer.from_pretrained(saved["byte-level"])
+    expected = reference.apply_chat_template(messages, chat_template=source, tokenize=False)
+    assert made(source, tokenizer).encode(messages).text == expected == "FalseFalseTrue"
+
+
 def test_documents_and_variables_reach_the_template(tokenizer):
     source = "{{ documents[0].text }}{{ tools[0].name }}{{ date }}{{ bos_token }}{{ messages[0].content }}"
     found = made(source, tokenizer).encode(
@@ -347,6 +355,8 @@ def test_end_of_a_character_of_several_tokens_is_trained_on(tokenizer):
         ("{% if %}", "is no Jinja"),
         ("{% generation %}", "is no Jinja"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+        ("{{ " + "a" + ".a" * 300 + " }}", "nested too deeply"),
+        ("{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "nested too deeply"),
     ],
 )
 def test_what_a_template_does_wrong_is_told_in_one_line(tokenizer, source, said):
