@@ -318,6 +318,9 @@ def test_the_next_turns_header_is_not_the_end_of_a_turn(tokenizer):
     ended = made(source + "{{ eos_token }}", tokenizer)
     assert trained_text(tokenizer, ended.encode(messages)) == "sea"
     assert trained_text(tokenizer, ended.encode(messages[:2])) == "sea</s>"
+    once = made("{% for m in messages %}{{ m.role + m.content }}{% endfor %}{{ eos_token }}", tokenizer)
+    assert trained_text(tokenizer, once.encode(messages)) == "sea"
+    assert trained_text(tokenizer, once.encode(messages[:2])) == "sea</s>"
 
 
 def test_what_the_template_changes_of_an_answer_is_found_again(tokenizer):
