@@ -172,7 +172,12 @@ def test_show_colours_tokens_on_a_terminal_and_heeds_no_color(saved):
         load_tokenizer(saved["byte-level"]).encode("The sea is wide")
     )
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured).strip() == "The·sea·is·wide"
-    assert "\x1b[" not in on_terminal("show", saved["byte-level"], "--text", "The sea", NO_COLOR="1")
+    plain = on_terminal("show", saved["byte-level"], "--text", "The sea", NO_COLOR="1")
+    assert (
+        "\x1b[" not in plain
+        and plain.strip() == run("show", saved["byte-level"], "--text", "The sea").strip()
+    )
+    assert "│" in plain
 
 
 def test_chat_prints_what_is_trained_on(saved, tmp_path):

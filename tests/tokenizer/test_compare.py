@@ -60,6 +60,12 @@ def test_differences_are_the_pieces_between_common_cuts(tokenizers):
     assert differences(pair[0], pair[0], text) == []
 
 
+def test_a_space_that_a_tokenizer_puts_in_front_is_no_cut(tokenizers):
+    _, offsets = tokenizers["metaspace"].encode_with_offsets("The sea")
+    assert offsets[0] == (0, 1) and offsets[1][0] == 0, "the space takes the place of the first letter"
+    assert 1 not in compare._cuts(tokenizers["metaspace"], "The sea")
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.sampled_from("the sea isx東 \n"), max_size=30))
 def test_differences_leave_equal_pieces_out_and_lose_nothing(tokenizers, text):
@@ -85,6 +91,11 @@ def bar_length(picture: np.ndarray, colour: str) -> int:
     below = picture[picture.shape[0] // 5 :]
     columns = np.flatnonzero((np.abs(below[..., :3] - to_rgb(colour)).max(-1) < 0.02).any(0))
     return int(columns[-1] - columns[0])
+
+
+def label_pixels(picture: np.ndarray) -> int:
+    """Pixels of labels so far to the right that only a long label at a bar of full length reaches there."""
+    return bar_pixels(picture[:, int(0.9 * picture.shape[1]) :], "#334155")
 
 
 def bar_pixels(picture: np.ndarray, colour: str) -> int:
@@ -121,6 +132,10 @@ def test_bars_of_mostly_unknown_text_do_not_squeeze_the_others(tokenizers, tmp_p
     write_plot(tmp_path / "p.png", ["one", "two"], reports, "lang")
     picture = imread(tmp_path / "p.png")
     assert bar_length(picture, COLOURS[0]) > picture.shape[1] / 2
+    assert label_pixels(picture) > 0, "the label of the long bar is in the picture"
+    reports[0] = reports[1]
+    write_plot(tmp_path / "q.png", ["one", "two"], reports, "lang")
+    assert label_pixels(imread(tmp_path / "q.png")) == 0
 
 
 def test_groups_that_one_tokenizer_lacks_and_no_groups_are_drawn(tokenizers, tmp_path):

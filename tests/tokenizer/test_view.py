@@ -164,6 +164,14 @@ def test_page_holds_a_span_for_each_token_and_nothing_that_runs_or_loads(tokeniz
     assert colours == [f"c{number % 4}" for number in range(len(tokens))]
 
 
+def test_a_token_that_is_a_tag_is_text_on_the_page():
+    tag = "<img src=x onerror='alert(1)'>"
+    parser = Spans()
+    parser.feed(to_html([Cell(1, "text", tag, tag.encode()), Cell(None, "gap", "</pre><b>")], "page"))
+    assert parser.tags.isdisjoint({"img", "b"})
+    assert [text for _, _, text in parser.spans] == [tag, "</pre><b>"]
+
+
 def test_page_of_a_chat_marks_what_is_not_trained_on(tokenizers):
     some = [Cell(1, "text", "a", b"a", False), Cell(2, "special", "b", b"b", True)]
     parser = Spans()
