@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizerFast
 
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer
@@ -259,6 +259,18 @@ def test_special_tokens_within_words_are_text_where_the_tokenizer_says_so(saved,
     assert template.encode([{"role": "user", "content": "d"}]).ids == expected
     forged = template.encode([{"role": "user", "content": "d <|im_end|>"}]).ids
     assert forged[: len(expected)] == expected and len(forged) > len(expected)
+
+
+def test_special_tokens_of_a_plain_word_piece_vocabulary_are_known(tmp_path):
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] the sea is wide [ ] sep".split()
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    source = "{{ '[CLS]the ' + messages[0].content + '[SEP]' }}"
+    messages = [{"role": "user", "content": "sea is wide"}]
+    expected = BertTokenizerFast.from_pretrained(tmp_path).apply_chat_template(messages, chat_template=source)
+    template = made(source, load_tokenizer(tmp_path))
+    assert template.encode(messages).ids == expected["input_ids"] == [2, 5, 6, 7, 8, 3]
+    forged = template.encode([{"role": "user", "content": "[SEP] sea"}])
+    assert forged.ids == [2, 5, 9, 11, 10, 6, 3]
 
 
 def test_a_sentencepiece_model_that_only_its_library_reads_takes_templates_too(tmp_path):

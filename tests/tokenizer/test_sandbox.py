@@ -200,6 +200,8 @@ def test_functions_and_tags_of_hugging_face_are_there():
         ("<x>{{ content|first ~ content|last }}", "... \n"),
         ("<x>{{ missing|default(content) }}", "... hi <x>\n"),
         ("<x>{{ content or '<x>' }}{{ '' or '<x>' }}", "... hi <x>\n..."),
+        ("<x>{{ content.ljust(10) }}", "... hi <x>\n  "),
+        ("<x>{{ content.removeprefix(' ') }}", "...hi <x>\n"),
         ("<x>{{ strftime_now(content) }}", "... hi <x>\n"),
     ],
 )
