@@ -15,7 +15,6 @@ from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.chat import BUNDLED, ChatTemplate, bundled_templates, load_chat_template
 from megalm.tokenizer.load import tokenizer_files
-from megalm.tokenizer.training import train_tokenizer
 from tests.tokenizer.small_tokenizers import KINDS, SPECIAL_TOKENS, TEXTS, save
 
 CHATS = {
@@ -466,17 +465,6 @@ def test_wrong_files_and_names_are_told(saved, tokenizer, tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(UserError, match="is not UTF-8"):
         load_chat_template(tmp_path, tokenizer)
-
-
-@pytest.mark.parametrize(("tokens", "name"), [("chatml", "chatml"), ("llama3", "llama-3")])
-def test_trained_chat_tokens_serve_the_bundled_templates(tmp_path, tokens, name):
-    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
-    tokenizer = train_tokenizer([tmp_path / "a.txt"], tmp_path / "t", vocab_size=400, chat_tokens=tokens)
-    found = load_chat_template(name, tokenizer).encode(CHATS["exchange"])
-    specials = spelled(tokenizer, found.ids)
-    assert len(specials) == {"chatml": 4, "llama-3": 7}[name]
-    assert specials[0] == {"chatml": "<|im_start|>", "llama-3": "<|begin_of_text|>"}[name]
-    assert tokenizer.decode(found.ids) == found.text
 
 
 def test_a_bundled_template_asks_for_its_special_tokens(saved, tmp_path):
