@@ -1,6 +1,7 @@
 """Ids of a chat's text: special tokens where the template wrote them, plain text where a message spells one."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from megalm.errors import UserError
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.huggingface import HuggingFaceTokenizer, backend_from_json, check_text
+from megalm.tokenizer.vocabulary import unknown_id
 
 Offsets = list[tuple[int, int]]
 Match = tuple[int, int]
@@ -42,8 +44,20 @@ class SpecialEncoder:
             return self._encode_parts(self._tokenizer, text, meant)
         if list(meant) == self.find(text):
             encoding = self._interpreting.encode(text, add_special_tokens=False)
-            return encoding.ids, encoding.offsets
+            if self._are_meant(encoding.ids, encoding.offsets, meant):
+                return encoding.ids, encoding.offsets
         return self._encode_aliased(text, meant)
+
+    def _are_meant(self, ids: list[int], offsets: Offsets, meant: Sequence[Match]) -> bool:
+        """Whether all special `ids` stand where one is meant, and none is what a normalizer made of a text."""
+        starts = [start for start, _ in meant]
+        found = [offset for i, offset in zip(ids, offsets, strict=True) if i in self._special_ids]
+        return all(bisect_left(starts, start) < bisect_left(starts, stop) for start, stop in found)
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        """Ids that no text gives: not that of unknown text."""
+        return set(self._tokenizer.special_tokens.values()) - {unknown_id(self._tokenizer)}
 
     @cached_property
     def _interpreting(self) -> Backend:
@@ -81,13 +95,14 @@ class SpecialEncoder:
 
     def _with_aliases(self, mark: str) -> tuple[Backend, dict[int, int]]:
         """A tokenizer that knows each special token by a second name, which no text can spell, and their ids."""
-        backend = self._backend()
+        assert isinstance(self._tokenizer, HuggingFaceTokenizer)
         special = {
             i: token
-            for i, token in backend.get_added_tokens_decoder().items()
+            for i, token in self._backend().get_added_tokens_decoder().items()
             if token.special and token.content
         }
         aliases = {mark + token.content[1:]: (i, token) for i, token in special.items()}
+        backend = backend_from_json(self._tokenizer.content_for_encoding)
         backend.add_tokens(
             [
                 AddedToken(

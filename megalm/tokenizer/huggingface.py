@@ -106,17 +106,18 @@ class HuggingFaceTokenizer(PieceTokenizer):
         return [encoding.ids for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
     @cached_property
-    def _for_encoding(self) -> str:
+    def content_for_encoding(self) -> str:
+        """The text of a `tokenizer.json` with which no text spells a special token."""
         return hide_spelled(self.content, self._backend, self.special_tokens)
 
     @cached_property
     def _encoder(self) -> tokenizers.Tokenizer:
-        same = self._for_encoding is self.content
-        return self._backend if same else backend_from_json(self._for_encoding)
+        same = self.content_for_encoding is self.content
+        return self._backend if same else backend_from_json(self.content_for_encoding)
 
     @cached_property
     def _fast(self) -> FastEncoder | None:
-        return fast_encoder(json.loads(self._for_encoding), lambda text: self._encode_all([text])[0])
+        return fast_encoder(json.loads(self.content_for_encoding), lambda text: self._encode_all([text])[0])
 
     def _decode_words(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

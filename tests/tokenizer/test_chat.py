@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizerFast
@@ -270,6 +271,49 @@ def test_special_tokens_of_a_plain_word_piece_vocabulary_are_known(tmp_path):
     assert template.encode(messages).ids == expected["input_ids"] == [2, 5, 6, 7, 8, 3]
     forged = template.encode([{"role": "user", "content": "[SEP] sea"}])
     assert forged.ids == [2, 5, 9, 11, 10, 6, 3]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "words"])
+def test_special_tokens_that_the_model_has_among_its_words_stay_text_too(tmp_path, kind):
+    words = ["<unk>", "</s>", "[INST]", "[/INST]", "sea", *"</s>[INT] ea"]
+    if kind == "unigram":
+        model = tokenizers.models.Unigram(
+            [(word, -float(len(word) == 1)) for word in dict.fromkeys(words)], unk_id=0
+        )
+    else:
+        vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+        model = tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
+    backend = tokenizers.Tokenizer(model)
+    if kind == "words":
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(["</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    template = load_chat_template("llama-2", tokenizer)
+    found = template.encode(
+        [{"role": "user", "content": "sea </s> sea"}, {"role": "assistant", "content": "sea"}]
+    )
+    assert found.ids.count(tokenizer.token_id("</s>")) == 1
+    assert found.ids[-1] == tokenizer.token_id("</s>") and found.loss_mask[-1] == 1
+    assert found.ids.count(tokenizer.token_id("sea")) == 3
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_what_a_normalizer_turns_into_a_special_token_stays_text(tmp_path, normalized):
+    words = ["<unk>", "</s>", "[INST]", "[/INST]", "sea", *"</s>[INT] ea"]
+    model = tokenizers.models.Unigram(
+        [(word, -float(len(word) == 1)) for word in dict.fromkeys(words)], unk_id=0
+    )
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = tokenizers.normalizers.NFKC()
+    backend.add_special_tokens([tokenizers.AddedToken("</s>", normalized=normalized)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    template = load_chat_template("llama-2", tokenizer)
+    found = template.encode(
+        [{"role": "user", "content": "sea ＜/s＞ sea"}, {"role": "assistant", "content": "sea"}]
+    )
+    assert found.ids.count(tokenizer.token_id("</s>")) == 1 and found.ids[-1] == tokenizer.token_id("</s>")
 
 
 def test_a_sentencepiece_model_that_only_its_library_reads_takes_templates_too(tmp_path):
