@@ -1,10 +1,12 @@
-"""Small tokenizers of the kinds that chats are written with, saved as Hugging Face saves them."""
+"""Small tokenizers of the kinds that chats are written with, as Hugging Face saves them, and what chats with them hold."""
 
 import json
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from megalm.tokenizer.chat import ChatTemplate
 
 SPECIAL_TOKENS = [
     "<unk>",
@@ -76,3 +78,18 @@ def _trained(kind: str) -> tokenizers.Tokenizer:
     for byte in range(256):
         vocabulary.setdefault(f"<0x{byte:02X}>", len(vocabulary))
     return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+def spelled(tokenizer, ids: list[int]) -> list[str]:
+    """The special tokens among `ids`, in order; where text can be unknown, without that token."""
+    unknown = None if tokenizer.lossless else tokenizer.token_id("<unk>")
+    names = {i: token for token, i in tokenizer.special_tokens.items() if i != unknown}
+    return [names[i] for i in ids if i in names]
+
+
+def trained_text(tokenizer, encoded) -> str:
+    return tokenizer.decode([i for i, counts in zip(encoded.ids, encoded.loss_mask, strict=True) if counts])
+
+
+def made(source: str, tokenizer) -> ChatTemplate:
+    return ChatTemplate(source, tokenizer, {"bos_token": "<s>", "eos_token": "</s>"}, "of the test")
