@@ -1,0 +1,113 @@
+"""Cuts texts into the words that training counts, in the way in which the trained tokenizer will cut them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import regex
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+from megalm.errors import UserError
+
+_GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|"
+_GPT2_REST = r"| ?[^\s\p{L}\p{N}]+|%s\s+(?!\S)|\s+"
+_PUNCTUATION = r"\p{P}$+<=>^`|~"
+
+
+@dataclass(frozen=True)
+class Pretokenizer:
+    """A way to cut texts: as a pattern, to count with, and as the part of a `tokenizer.json`."""
+
+    pattern: str
+    backend: Callable[[], pre_tokenizers.PreTokenizer]
+
+
+def _byte_level(pattern: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
+    return lambda: pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+PRETOKENIZERS = {
+    "gpt2": Pretokenizer(
+        _GPT2_WORDS + r" ?\p{N}+" + _GPT2_REST % "", lambda: pre_tokenizers.ByteLevel(add_prefix_space=False)
+    ),
+    "gpt2-digits": Pretokenizer(
+        _GPT2_WORDS + r"\p{N}" + _GPT2_REST % r"\s+(?=\p{N})|",
+        lambda: pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+    ),
+    "gpt4": Pretokenizer(_GPT4 % "{1,3}", _byte_level(_GPT4 % "{1,3}")),
+    "gpt4-digits": Pretokenizer(_GPT4 % "", _byte_level(_GPT4 % "")),
+    "words": Pretokenizer(rf"[{_PUNCTUATION}]|[^\s{_PUNCTUATION}]+", pre_tokenizers.BertPreTokenizer),
+    "whitespace": Pretokenizer(r"\S+", pre_tokenizers.WhitespaceSplit),
+}
+"""Ways to cut texts by name.
+
+gpt2: letters, digits, other signs and spaces apart, a space before a word belonging to it (Radford et al. 2019); gpt4:
+as cl100k_base of tiktoken and Llama 3, whose numbers are groups of up to three digits; -digits: each digit alone;
+words: at spaces, each punctuation mark alone, as BERT; whitespace: at spaces.
+
+The pattern and the library's own cut agree on every character but those newer than the tables of either.
+"""
+
+NORMALIZERS: dict[str, Callable[[], normalizers.Normalizer]] = {
+    "nfc": normalizers.NFC,
+    "nfd": normalizers.NFD,
+    "nfkc": normalizers.NFKC,
+    "nfkd": normalizers.NFKD,
+    "lowercase": normalizers.Lowercase,
+    "strip-accents": lambda: normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.NFC()]
+    ),
+    "bert": lambda: normalizers.BertNormalizer(lowercase=True),
+    "bert-cased": lambda: normalizers.BertNormalizer(lowercase=False),
+}
+"""What texts go through before they are cut, by name; bert: control characters out, Chinese characters apart, lowercase
+without accents; bert-cased: the same in the case and with the accents that are there."""
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Normalizes a text and cuts it; small, so that it travels to worker processes."""
+
+    pretokenizer: str | None
+    """Of `PRETOKENIZERS`; None: every character is a word."""
+    normalizers: tuple[str, ...] = ()
+
+    def words(self, text: str) -> Sequence[str]:
+        """The words of `text`, in order."""
+        if self.normalizers:
+            text = normalizer_of(self.normalizers).normalize_str(text)
+        if self.pretokenizer is None:
+            return text
+        return _pattern(self.pretokenizer).findall(text)
+
+
+@lru_cache(maxsize=1)
+def normalizer_of(names: tuple[str, ...]) -> Any:
+    """The library's normalizer that does `names` one after the other; None for none."""
+    if not names:
+        return None
+    parts = [NORMALIZERS[name]() for name in names]
+    return parts[0] if len(parts) == 1 else normalizers.Sequence(parts)
+
+
+def check_name(what: str, name: str, known: Sequence[str]) -> None:
+    """Raise UserError unless `name` is one of `known`."""
+    if name not in known:
+        raise UserError(f"{what} is '{name}'; choose one of {', '.join(known)}")
+
+
+@lru_cache(maxsize=1)
+def _pattern(name: str) -> Any:
+    return regex.compile(PRETOKENIZERS[name].pattern)

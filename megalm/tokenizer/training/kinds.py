@@ -1,0 +1,86 @@
+"""What every kind of tokenizer that can be trained is made of."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megalm.errors import UserError
+from megalm.tokenizer.training.counting import Cut, WordCounts
+from megalm.tokenizer.training.merges import Ties
+
+EOD_TOKEN = "<|endoftext|>"
+BYTES = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be trained, checked and complete."""
+
+    kind: str
+    vocab_size: int | None
+    """Tokens, special ones included; None: all that occur."""
+    special_tokens: tuple[str, ...]
+    """In the order of their ids, which begin at 0."""
+    pretokenizer: str | None
+    normalizers: tuple[str, ...]
+    min_count: int
+    ties: Ties
+    character_coverage: float
+    byte_fallback: bool
+
+    def room(self, what: str, tokens: int) -> int:
+        """How many tokens fit beside `tokens` that must be there (`what` they are); UserError where they do not fit."""
+        needed = len(self.special_tokens) + tokens
+        if self.vocab_size is None or self.vocab_size < needed:
+            raise UserError(
+                f"vocab_size is {self.vocab_size}, but {what} and {len(self.special_tokens)} special tokens need at "
+                f"least {needed}; raise vocab_size"
+            )
+        return self.vocab_size - needed
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training has to work with."""
+
+    settings: Settings
+    counts: WordCounts
+    folder: Path
+    """For temporary files."""
+    progress: bool
+
+
+Files = dict[str, bytes]
+"""Contents of a tokenizer's files by their names."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of tokenizer."""
+
+    cut: Callable[[Settings], Cut]
+    """What cuts texts into the words to count."""
+    fit: Callable[[Training], Files]
+    """Makes the tokenizer of the words' counts."""
+    check: Callable[[Settings], object] = lambda settings: None
+    """Raises UserError for settings that cannot work, before anything is read."""
+    pretokenizers: Sequence[str | None] = (None,)
+    """Names to choose from; the first is the default."""
+    normalizers: Sequence[str] = ()
+    """Names to choose from."""
+    default_normalizers: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = (EOD_TOKEN,)
+    """Those that come first."""
+    eod_token: str = EOD_TOKEN
+    needs_text: bool = True
+    needs_size: bool = True
+    """Whether a vocabulary size must be given."""
+
+
+def check_apart(special_tokens: Sequence[str], tokens: Sequence[str]) -> None:
+    """Raise UserError where a special token is spelled as one of the ordinary `tokens` that cannot be left out."""
+    both = sorted(set(special_tokens) & set(tokens))
+    if both:
+        raise UserError(
+            f"special token '{both[0]}' is spelled as an ordinary token is; give it another spelling, such as <|{both[0]}|>"
+        )

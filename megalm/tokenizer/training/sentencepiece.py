@@ -1,0 +1,152 @@
+"""SentencePiece's unigram model (Kudo 2018) and BPE, trained by the library on counted words."""
+
+import io
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from megalm.errors import UserError
+from megalm.tokenizer.training.kinds import BYTES, Files, Kind, Settings, Training
+
+MODEL_NAME = "tokenizer.model"
+SPACE = "\u2581"
+UNKNOWN = "<unk>"
+LONGEST_WORD = 4192
+"""Bytes; longer words are left out, as the library leaves out longer lines."""
+THREADS = 16
+"""Sums of the unigram model depend on how many there are, so it is not the number of workers."""
+RULES = {
+    (): "identity",
+    ("nfkc",): "nfkc",
+    ("nfkc", "lowercase"): "nfkc_cf",
+    ("nmt-nfkc",): "nmt_nfkc",
+    ("nmt-nfkc", "lowercase"): "nmt_nfkc_cf",
+}
+"""The library's names of what texts go through first."""
+# A space begins a word; more of them stay before it. A tab never lies within a piece.
+_WORD = regex.compile(f"{SPACE}*[^{SPACE}\t]+|{SPACE}+")
+
+
+@dataclass(frozen=True)
+class SentencePieceCutter:
+    """Normalizes texts line by line and cuts them at spaces, as the library does in training."""
+
+    rule: str
+
+    def words(self, text: str) -> Sequence[str]:
+        """The words of `text`, spaces written as in pieces, a space before each line."""
+        lines = [line for line in regex.split(r"[\r\n]+", text) if line]
+        return _WORD.findall("\n".join(normalizer(self.rule).normalize(lines))) if lines else []
+
+
+@lru_cache(maxsize=1)
+def normalizer(rule: str) -> Any:
+    """The library's normalizer; with the rule "identity" every space survives, else runs of them become one."""
+    from sentencepiece import SentencePieceNormalizer
+
+    return SentencePieceNormalizer(
+        rule_name=rule,
+        add_dummy_prefix=True,
+        escape_whitespaces=True,
+        remove_extra_whitespaces=rule != "identity",
+    )
+
+
+def _check(settings: Settings) -> None:
+    if settings.normalizers not in RULES:
+        known = ", ".join(" then ".join(names) for names in RULES if names)
+        raise UserError(
+            f"SentencePiece cannot normalize by {' then '.join(settings.normalizers)}; choose none or {known}"
+        )
+    settings.room("a character and the bytes", 1 + BYTES * settings.byte_fallback)
+
+
+def _fit(training: Training) -> Files:
+    """Let the library train in a process of its own, which Ctrl-C ends at once."""
+    counts, settings = training.counts.at_least(training.settings.min_count), training.settings
+    source, target, problem = (training.folder / name for name in ("words.tsv", MODEL_NAME, "problem"))
+    with open(source, "wb") as file:
+        for word, count in zip(counts.words, counts.counts.tolist(), strict=True):
+            if len(word) <= LONGEST_WORD:
+                file.write(b"%s\t%d\n" % (word, count))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train, args=(settings, source, target, problem), daemon=True
+    )
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()
+        process.join()
+    if problem.exists():
+        raise UserError(
+            f"sentencepiece cannot train this: {problem.read_text().strip()} (vocab_size {settings.vocab_size}, "
+            f"character_coverage {settings.character_coverage:g}); change these or give more text"
+        )
+    if process.exitcode:
+        raise RuntimeError(f"the training of sentencepiece ended with code {process.exitcode}")
+    return {MODEL_NAME: target.read_bytes()}
+
+
+def _train(settings: Settings, source: Path, target: Path, problem: Path) -> None:
+    from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
+
+    eod, unknown, *others = settings.special_tokens
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            input=str(source),
+            input_format="tsv",
+            model_writer=model,
+            model_type="unigram" if settings.kind == "unigram" else "bpe",
+            vocab_size=settings.vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=settings.character_coverage,
+            byte_fallback=settings.byte_fallback,
+            split_digits=settings.pretokenizer == "digits",
+            allow_whitespace_only_pieces=settings.normalizers == (),
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=LONGEST_WORD,
+            num_threads=THREADS,
+            eos_id=0,
+            eos_piece=eod,
+            unk_id=1,
+            unk_piece=unknown,
+            bos_id=-1,
+            pad_id=-1,
+            control_symbols=others,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        problem.write_text(" ".join(str(error).split()))
+        return
+    # The words were normalized when they were counted; texts to encode are not.
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(model.getvalue())
+    proto.normalizer_spec.ParseFromString(
+        normalizer(RULES[settings.normalizers]).serialized_normalizer_spec()
+    )
+    proto.trainer_spec.ClearField("input")
+    target.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _kind() -> Kind:
+    return Kind(
+        cut=lambda settings: SentencePieceCutter(RULES[settings.normalizers]),
+        fit=_fit,
+        check=_check,
+        pretokenizers=("whitespace", "digits"),
+        normalizers=sorted({name for names in RULES for name in names}),
+        special_tokens=("<|endoftext|>", UNKNOWN),
+    )
+
+
+UNIGRAM = _kind()
+SENTENCEPIECE_BPE = _kind()
