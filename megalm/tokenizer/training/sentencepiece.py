@@ -11,9 +11,14 @@ from typing import Any
 import regex
 
 from megalm.errors import UserError
+from megalm.tokenizer.training.counting import WordCounts
 from megalm.tokenizer.training.kinds import BYTES, Files, Kind, Settings, Training
+from megalm.tokenizer.training.seeds import frequent_substrings
 
 MODEL_NAME = "tokenizer.model"
+WORDS_NAME, SEEDS_NAME, PROBLEM_NAME = "words.tsv", "seeds.tsv", "problem"
+LONGEST_PIECE = 16
+SEEDS = 1_000_000
 SPACE = "\u2581"
 UNKNOWN = "<unk>"
 LONGEST_WORD = 4192
@@ -28,8 +33,8 @@ RULES = {
     ("nmt-nfkc", "lowercase"): "nmt_nfkc_cf",
 }
 """The library's names of what texts go through first."""
-# A space begins a word; more of them stay before it. A tab never lies within a piece.
-_WORD = regex.compile(f"{SPACE}*[^{SPACE}\t]+|{SPACE}+")
+# A space begins a word; more of them stay before it. A tab or a zero never lies within a piece.
+_WORD = regex.compile(f"{SPACE}*[^{SPACE}\t\n\0]+|{SPACE}+")
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,10 @@ def _check(settings: Settings) -> None:
 
 def _fit(training: Training) -> Files:
     """Let the library train in a process of its own, which Ctrl-C ends at once."""
-    counts, settings = training.counts.at_least(training.settings.min_count), training.settings
-    source, target, problem = (training.folder / name for name in ("words.tsv", MODEL_NAME, "problem"))
-    with open(source, "wb") as file:
-        for word, count in zip(counts.words, counts.counts.tolist(), strict=True):
-            if len(word) <= LONGEST_WORD:
-                file.write(b"%s\t%d\n" % (word, count))
+    settings, folder = training.settings, training.folder
+    _write_words(training.counts.at_least(settings.min_count), folder, with_seeds=settings.kind == "unigram")
     process = multiprocessing.get_context("spawn").Process(
-        target=_train, args=(settings, source, target, problem), daemon=True
+        target=_train, args=(settings, folder), daemon=True
     )
     process.start()
     try:
@@ -83,6 +84,7 @@ def _fit(training: Training) -> Files:
     finally:
         process.kill()
         process.join()
+    problem = folder / PROBLEM_NAME
     if problem.exists():
         raise UserError(
             f"sentencepiece cannot train this: {problem.read_text().strip()} (vocab_size {settings.vocab_size}, "
@@ -90,22 +92,42 @@ def _fit(training: Training) -> Files:
         )
     if process.exitcode:
         raise RuntimeError(f"the training of sentencepiece ended with code {process.exitcode}")
-    return {MODEL_NAME: target.read_bytes()}
+    return {MODEL_NAME: (folder / MODEL_NAME).read_bytes()}
 
 
-def _train(settings: Settings, source: Path, target: Path, problem: Path) -> None:
+def _write_words(counts: WordCounts, folder: Path, with_seeds: bool) -> None:
+    """Write what the library reads: words with counts, and the pieces that a unigram model begins with.
+
+    Of counted words the library would find these itself, but by how many words each is in, not how often it occurs.
+    """
+    short = [i for i, word in enumerate(counts.words) if len(word) <= LONGEST_WORD]
+    words = [counts.words[i].decode() for i in short]
+    with open(folder / WORDS_NAME, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(
+            f"{word}\t{count}\n" for word, count in zip(words, counts.counts[short].tolist(), strict=True)
+        )
+    if with_seeds:
+        with open(folder / SEEDS_NAME, "w", encoding="utf-8", newline="\n") as file:
+            seeds = frequent_substrings(words, counts.counts[short], LONGEST_PIECE, SEEDS)
+            file.writelines(f"{piece}\t{count}\n" for piece, count in seeds)
+
+
+def _train(settings: Settings, folder: Path) -> None:
     from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
     eod, unknown, *others = settings.special_tokens
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
-            input=str(source),
+            input=str(folder / WORDS_NAME),
             input_format="tsv",
             model_writer=model,
             model_type="unigram" if settings.kind == "unigram" else "bpe",
             vocab_size=settings.vocab_size,
             hard_vocab_limit=False,
+            seed_sentencepieces_file=str(folder / SEEDS_NAME) if settings.kind == "unigram" else "",
+            seed_sentencepiece_size=SEEDS,
+            max_sentencepiece_length=LONGEST_PIECE,
             character_coverage=settings.character_coverage,
             byte_fallback=settings.byte_fallback,
             split_digits=settings.pretokenizer == "digits",
@@ -125,7 +147,8 @@ def _train(settings: Settings, source: Path, target: Path, problem: Path) -> Non
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        problem.write_text(" ".join(str(error).split()))
+        # less the place in the library's source
+        (folder / PROBLEM_NAME).write_text(" ".join(str(error).split()).rpartition("] ")[2])
         return
     # The words were normalized when they were counted; texts to encode are not.
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
@@ -133,8 +156,9 @@ def _train(settings: Settings, source: Path, target: Path, problem: Path) -> Non
     proto.normalizer_spec.ParseFromString(
         normalizer(RULES[settings.normalizers]).serialized_normalizer_spec()
     )
-    proto.trainer_spec.ClearField("input")
-    target.write_bytes(proto.SerializeToString(deterministic=True))
+    for name in ("input", "seed_sentencepieces_file"):
+        proto.trainer_spec.ClearField(name)
+    (folder / MODEL_NAME).write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _kind() -> Kind:
