@@ -3,7 +3,7 @@
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ from megalm.tokenizer.training.texts import Piece, texts
 WORDS_IN_MEMORY = 1 << 20
 """Distinct words that one process holds; more go to the disk."""
 BYTES_IN_MEMORY = 1 << 28
-"""Length of the words that one process holds."""
+"""Length of all words that one process holds."""
+BATCH_CHARACTERS = 1 << 20
 WORDS_A_BLOCK = 1 << 14
 FILES_AT_ONCE = 256
 
@@ -26,8 +27,8 @@ FILES_AT_ONCE = 256
 class Cut(Protocol):
     """What cuts a text into words; it travels to worker processes."""
 
-    def words(self, text: str) -> Sequence[str]:
-        """The words of `text`, in order."""
+    def count(self, texts: Iterable[str]) -> Mapping[bytes, int]:
+        """How often each word occurs in `texts`, spelled in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +89,24 @@ def count_words(
 def _count_bundle(
     bundle: Sequence[Piece], cut: Cut, folder: Path, number: int, text_key: str, sample_by: SampleBy
 ) -> None:
-    name = _bundle_name(number)
-    counts: Counter[str] = Counter()
-    runs = itertools.count()
-    length = 0
+    tally = Tally(folder, _bundle_name(number))
     for piece in bundle:
-        for text in texts(piece, text_key, sample_by):
-            words = cut.words(text)
-            counts.update(words)
-            length += len(text)
-            if _is_full(counts, length):
-                length = sum(map(len, counts))
-                if _is_full(counts, 2 * length):
-                    _write_run(folder / f"{name}-{next(runs):06d}.run", _encoded(counts))
-                    counts.clear()
-                    length = 0
-    _write_run(folder / f"{name}-{next(runs):06d}.run", _encoded(counts))
+        for batch in _batches(texts(piece, text_key, sample_by)):
+            counts = cut.count(batch)
+            tally.add(counts.keys(), counts.values())
+    tally.save()
 
 
-def _is_full(counts: dict[Any, int], length: int) -> bool:
-    return len(counts) >= WORDS_IN_MEMORY or length >= BYTES_IN_MEMORY
-
-
-def _encoded(counts: Counter[str]) -> Iterator[tuple[bytes, int]]:
-    return ((word.encode(), count) for word, count in counts.items())
+def _batches(source: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in source:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    yield batch
 
 
 class Tally:
@@ -125,18 +120,21 @@ class Tally:
         self._runs: list[Path] = []
         self._numbers = itertools.count()
 
-    def add(self, words: Sequence[bytes], counts: Sequence[int]) -> None:
-        """Add `counts`[i] to what `words`[i] has."""
+    def add(self, words: Iterable[bytes], counts: Iterable[int]) -> None:
+        """Add to what each of `words` has what stands beside it in `counts`."""
         known = self._counts
+        before = len(known)
         for word, count in zip(words, counts, strict=True):
             known[word] = known.get(word, 0) + count
-        self._length += sum(map(len, words))
-        if _is_full(known, self._length):
-            self._length = sum(map(len, known))
-            if _is_full(known, 2 * self._length):
-                self._runs.append(self._write(sorted(known.items())))
-                known.clear()
-                self._length = 0
+        self._length += sum(map(len, itertools.islice(reversed(known), len(known) - before)))
+        if len(known) >= WORDS_IN_MEMORY or self._length >= BYTES_IN_MEMORY:
+            self.save()
+
+    def save(self) -> None:
+        """Move what lies in memory to the disk."""
+        self._runs.append(self._write(sorted(self._counts.items())))
+        self._counts.clear()
+        self._length = 0
 
     def sums(self) -> Iterator[tuple[bytes, int]]:
         """Yield every word and its count, in the order of the words' bytes."""

@@ -2,7 +2,8 @@
 
 import io
 import multiprocessing
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +34,7 @@ RULES = {
     ("nmt-nfkc", "lowercase"): "nmt_nfkc_cf",
 }
 """The library's names of what texts go through first."""
+_LINE_END = regex.compile(r"[\r\n]+")
 # A space begins a word; more of them stay before it. A tab or a zero never lies within a piece.
 _WORD = regex.compile(f"{SPACE}*[^{SPACE}\t\n\0]+|{SPACE}+")
 
@@ -43,10 +45,14 @@ class SentencePieceCutter:
 
     rule: str
 
-    def words(self, text: str) -> Sequence[str]:
-        """The words of `text`, spaces written as in pieces, a space before each line."""
-        lines = [line for line in regex.split(r"[\r\n]+", text) if line]
-        return _WORD.findall("\n".join(normalizer(self.rule).normalize(lines))) if lines else []
+    def count(self, texts: Iterable[str]) -> Mapping[bytes, int]:
+        """How often each word occurs in `texts`, spaces written as in pieces, a space before each line."""
+        words: Counter[str] = Counter()
+        for text in texts:
+            lines = [line for line in _LINE_END.split(text) if line]
+            if lines:
+                words.update(_WORD.findall("\n".join(normalizer(self.rule).normalize(lines))))
+        return {word.encode(): count for word, count in words.items()}
 
 
 @lru_cache(maxsize=1)
