@@ -32,6 +32,7 @@ setup(
         "gigatoken==0.10.0",  # the same ids many times faster, for the kinds that tests prove equal
         "sentencepiece>=0.2.3",
         "jinja2>=3.1.6",  # older ones have ways out of the sandbox of chat templates
+        "regex",
         "zstandard",
         "psutil",  # megatron-core writes no checkpoint without it, and does not ask for it
     ],

@@ -15,6 +15,7 @@ Ties = Literal["ids", "bytes"]
 BYTES = 256
 BOUNDARY = -1
 INSIDE = -2
+ROOM = 1024
 SLACK = 20_000
 """Pairs followed beyond those that are sure to be needed."""
 
@@ -24,7 +25,6 @@ class Merge(NamedTuple):
 
     left: int
     right: int
-    merged: int
 
 
 class MergeLearner:
@@ -35,6 +35,8 @@ class MergeLearner:
     without a list of links. Only pairs at least as frequent as a threshold are followed, with the places where they
     were made; the others can only become rarer, for a pair arises where its younger token does and nowhere else. When
     none is left, the threshold falls and the cells are read again. Counts are 64-bit.
+
+    Two pairs never give one spelling: the inside of a token was merged as if it stood alone, and so in one way only.
     """
 
     def __init__(
@@ -49,11 +51,10 @@ class MergeLearner:
         """Take words as ids and `BOUNDARY`, which also begins and ends the array.
 
         weights: for each word in turn, how often it occurs. tokens: what the ids are spelled as. join: spells a merged
-        pair; two pairs of equal spelling give one token. forbidden: spellings that no merge may make. ties="bytes"
+        pair. forbidden: spellings that no merge may make. ties="bytes"
         wants tokens spelled as in GPT-2, a character a byte.
         """
         self.tokens = list(tokens)
-        self._ids = {token: i for i, token in enumerate(tokens)}
         self._join = join
         self._forbidden = frozenset(forbidden)
         self._rank: Callable[[int], Any] = self._rank_by_bytes if ties == "bytes" else int
@@ -62,7 +63,7 @@ class MergeLearner:
         place = np.int32 if len(cells) < 1 << 31 else np.int64
         self._word_of = (np.cumsum(cells == BOUNDARY, dtype=place) - 1).astype(np.int32)
         self._place = place
-        self._lengths = np.ones(len(self.tokens) + 1024, np.int64)
+        self._lengths = np.ones(len(self.tokens) + ROOM, np.int64)
         self._followed: dict[int, NDArray[Any]] = {}
         self._queue: list[tuple[int, Any, int]] = []
         self._threshold = 0
@@ -74,20 +75,18 @@ class MergeLearner:
 
         advance: told 1 for each new token.
         """
-        size = len(self.tokens) + count
         lowest = max(min_count, 1)
-        merges = []
+        merges: list[Merge] = []
         self._follow_frequent(count, lowest)
-        while len(self.tokens) < size:
+        while len(merges) < count:
             pair = self._most_frequent()
-            if pair is None:
-                if self._threshold <= lowest:
-                    break
-                self._follow_frequent(size - len(self.tokens), lowest)
-                continue
-            before = len(self.tokens)
-            merges.append(self._merge(pair))
-            advance(len(self.tokens) - before)
+            if pair is not None:
+                merges.append(self._merge(pair))
+                advance(1)
+            elif self._threshold > lowest:
+                self._follow_frequent(count - len(merges), lowest)
+            else:
+                break
         return merges
 
     def _most_frequent(self) -> int | None:
@@ -98,10 +97,7 @@ class MergeLearner:
         """
         while self._queue:
             bound, rank, pair = heapq.heappop(self._queue)
-            places = self._followed.get(pair)
-            if places is None:
-                continue
-            places = self._still_there(pair, places)
+            places = self._still_there(pair, self._followed[pair])
             count = self._occurrences(places)
             if count == -bound:
                 self._followed[pair] = places
@@ -120,22 +116,16 @@ class MergeLearner:
             places = _every_other(np.sort(places), self._lengths[left])
         spelling = self._join(self.tokens[left], self.tokens[right])
         length = int(self._lengths[left] + self._lengths[right])
-        merged = self._ids.get(spelling)
-        is_new = merged is None
-        if merged is None:
-            merged = self._new_token(spelling, length)
+        merged = self._new_token(spelling, length)
         self._cells[places + self._lengths[left]] = INSIDE
         self._cells[places + (length - 1)] = BOUNDARY - length
         self._cells[places] = merged
-        if not is_new:
-            places = np.flatnonzero(self._cells == merged).astype(self._place)
         self._follow_neighbours(merged, length, places)
-        return Merge(left, right, merged)
+        return Merge(left, right)
 
     def _new_token(self, spelling: str, length: int) -> int:
         number = len(self.tokens)
         self.tokens.append(spelling)
-        self._ids[spelling] = number
         if number >= len(self._lengths):
             self._lengths = np.concatenate([self._lengths, np.ones_like(self._lengths)])
         self._lengths[number] = length
@@ -146,7 +136,7 @@ class MergeLearner:
         before = self._cells[places - 1]
         inside = before != BOUNDARY
         before = before[inside]
-        starts = places[inside] - np.where(before >= 0, 1, BOUNDARY - before)
+        starts = places[inside] - np.where(before >= 0, 1, BOUNDARY - before).astype(self._place)
         lefts = self._cells[starts].astype(np.int64)
         rights = self._cells[places + length].astype(np.int64)
         # where the right neighbour is `token` itself, the pair was found from there
@@ -168,12 +158,17 @@ class MergeLearner:
             self._threshold = lowest
             return
         pairs, places, firsts, counts = self._grouped(pairs, starts)
-        wanted = max(1, min(len(counts) // 4, 2 * needed + SLACK))
+        wanted = self._wanted(len(counts), needed)
         threshold = int(np.partition(counts, -wanted)[-wanted])
         if self._threshold:
             threshold = min(threshold, self._threshold - 1)
         self._threshold = max(lowest, threshold)
         self._follow_groups(pairs, places, firsts, counts)
+
+    @staticmethod
+    def _wanted(distinct: int, needed: int) -> int:
+        """How many of the `distinct` pairs to follow: rare ones would cost memory for nothing, too few many readings."""
+        return max(1, min(distinct // 4, 2 * needed + SLACK))
 
     def _grouped(self, pairs: NDArray[np.int64], places: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Sort by pair; return pairs, places, where each pair begins, and how often each occurs."""
