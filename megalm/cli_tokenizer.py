@@ -42,7 +42,7 @@ def train(
         str | None,
         typer.Option(
             help="How texts are cut. bpe: gpt2, gpt4, gpt2-digits, gpt4-digits; unigram, sentencepiece-bpe: whitespace, "
-            "digits; word: words, whitespace."
+            "digits."
         ),
     ] = None,
     normalizer: Annotated[

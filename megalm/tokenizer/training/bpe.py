@@ -17,7 +17,7 @@ def _cut(settings: Settings) -> Cutter:
 
 def _check(settings: Settings) -> None:
     settings.room(f"{BYTES} bytes", BYTES)
-    check_apart(settings.special_tokens, BYTE_CHARACTERS)
+    check_apart(settings.special_tokens, BYTE_CHARACTERS.__contains__)
 
 
 def _fit(training: Training) -> Files:

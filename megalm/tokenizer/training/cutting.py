@@ -65,13 +65,12 @@ PRETOKENIZERS = {
     "gpt4": Pretokenizer(lambda: _GPT4 % "{1,3}", _byte_level(_GPT4 % "{1,3}")),
     "gpt4-digits": Pretokenizer(lambda: _GPT4 % "", _byte_level(_GPT4 % "")),
     "words": Pretokenizer(_words, pre_tokenizers.BertPreTokenizer),
-    "whitespace": Pretokenizer(lambda: r"\S+", pre_tokenizers.WhitespaceSplit),
 }
 """Ways to cut texts by name.
 
 gpt2: letters, digits, other signs and spaces apart, a space before a word belonging to it (Radford et al. 2019); gpt4:
 as cl100k_base of tiktoken and Llama 3, whose numbers are groups of up to three digits; -digits: each digit alone;
-words: at spaces, each punctuation mark alone, as BERT; whitespace: at spaces.
+words: at spaces, each punctuation mark alone, as BERT.
 
 The pattern and the library's own cut agree on all characters of Unicode 13; for others the library cuts.
 """

@@ -77,10 +77,11 @@ class Kind:
     """Whether a vocabulary size must be given."""
 
 
-def check_apart(special_tokens: Sequence[str], tokens: Sequence[str]) -> None:
-    """Raise UserError where a special token is spelled as one of the ordinary `tokens` that cannot be left out."""
-    both = sorted(set(special_tokens) & set(tokens))
-    if both:
-        raise UserError(
-            f"special token '{both[0]}' is spelled as an ordinary token is; give it another spelling, such as <|{both[0]}|>"
-        )
+def check_apart(special_tokens: Sequence[str], is_ordinary: Callable[[str], bool]) -> None:
+    """Raise UserError for a special token whose spelling a text can give an ordinary token."""
+    for token in special_tokens:
+        if is_ordinary(token):
+            raise UserError(
+                f"special token '{token}' is spelled as an ordinary token may be; choose another spelling, such as "
+                f"<|{token}|>"
+            )

@@ -9,6 +9,7 @@ from megalm.tokenizer.training.cutting import PRETOKENIZERS, Cutter, normalizer_
 from megalm.tokenizer.training.kinds import BYTES, EOD_TOKEN, Files, Kind, Settings, Training, check_apart
 
 UNKNOWN = "<unk>"
+_FALLBACK = [f"<0x{byte:02X}>" for byte in range(BYTES)]
 _NORMALIZERS = ("nfc", "nfd", "nfkc", "nfkd", "lowercase", "strip-accents")
 
 
@@ -26,9 +27,7 @@ def _frequent(training: Training, reserved: int) -> list[str]:
     """The words frequent enough, most frequent first, as many as fit beside `reserved` tokens."""
     settings, counts = training.settings, training.counts.at_least(training.settings.min_count)
     size = None if settings.vocab_size is None else settings.vocab_size - reserved
-    words = [counts.words[i].decode() for i in np.argsort(-counts.counts, kind="stable")]
-    taken = {*settings.special_tokens}
-    return [word for word in words if word not in taken][:size]
+    return [counts.words[i].decode() for i in np.argsort(-counts.counts, kind="stable")[:size]]
 
 
 def _check_room(tokens: int, what: str, settings: Settings) -> None:
@@ -40,16 +39,14 @@ def _fit_words(training: Training) -> Files:
     settings = training.settings
     tokens = [*settings.special_tokens, *_frequent(training, len(settings.special_tokens))]
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN))
-    assert settings.pretokenizer is not None
-    backend.pre_tokenizer = PRETOKENIZERS[settings.pretokenizer].backend()  # type: ignore[assignment]
+    backend.pre_tokenizer = PRETOKENIZERS["words"].backend()  # type: ignore[assignment]
     backend.normalizer = normalizer_of(settings.normalizers)
     return tokenizer_file(backend, settings.special_tokens)
 
 
 def _fit_characters(training: Training) -> Files:
     settings = training.settings
-    fallback = [f"<0x{byte:02X}>" for byte in range(BYTES)]
-    reserved = [*settings.special_tokens, *fallback]
+    reserved = [*settings.special_tokens, *_FALLBACK]
     tokens = [*reserved, *_frequent(training, len(reserved))]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], byte_fallback=True))
     backend.normalizer = normalizer_of(settings.normalizers)
@@ -57,8 +54,13 @@ def _fit_characters(training: Training) -> Files:
     return tokenizer_file(backend, settings.special_tokens)
 
 
+def _check_words(settings: Settings) -> None:
+    check_apart(settings.special_tokens, lambda token: len(Cutter("words").count([token])) == 1)
+    _check_room(1, "a word", settings)
+
+
 def _check_characters(settings: Settings) -> None:
-    check_apart(settings.special_tokens, [f"<0x{byte:02X}>" for byte in range(BYTES)])
+    check_apart(settings.special_tokens, lambda token: len(token) == 1 or token in _FALLBACK)
     _check_room(BYTES, f"{BYTES} bytes", settings)
 
 
@@ -72,15 +74,15 @@ def _fit_bytes(training: Training) -> Files:
 
 
 def _check_bytes(settings: Settings) -> None:
-    check_apart(settings.special_tokens, BYTE_CHARACTERS)
+    check_apart(settings.special_tokens, BYTE_CHARACTERS.__contains__)
     _check_room(BYTES, f"{BYTES} bytes", settings)
 
 
 WORD = Kind(
     cut=_cut,
     fit=_fit_words,
-    check=lambda settings: _check_room(1, "a word", settings),
-    pretokenizers=("words", "whitespace"),
+    check=_check_words,
+    pretokenizers=("words",),
     normalizers=_NORMALIZERS,
     special_tokens=(EOD_TOKEN, UNKNOWN),
     needs_size=False,

@@ -26,6 +26,10 @@ def _cut(settings: Settings) -> Cutter:
 
 def _check(settings: Settings) -> None:
     settings.room("a character", 1)
+    check_apart(
+        settings.special_tokens,
+        lambda token: token.startswith(CONTINUATION) or len(Cutter("words").count([token])) == 1,
+    )
     if len(settings.normalizers) != 1:
         raise UserError("WordPiece takes one normalizer, bert or bert-cased; name one of them")
 
@@ -39,7 +43,6 @@ def _fit(training: Training) -> Files:
     words = [words[i] for i in kept]
     inside = {character for word in words for character in word[1:]}
     base = [*sorted(alphabet), *(CONTINUATION + character for character in sorted(inside))]
-    check_apart(settings.special_tokens, base)
     room = settings.room(f"{len(base)} characters at the beginning of words and inside", len(base))
     tokens = [*settings.special_tokens, *base]
     learner = MergeLearner(
@@ -47,7 +50,6 @@ def _fit(training: Training) -> Files:
         training.counts.counts[kept],
         tokens,
         join=lambda left, right: left + right.removeprefix(CONTINUATION),
-        forbidden=settings.special_tokens,
     )
     with progress_bar("merge", room, training.progress) as advance:
         learner.learn(room, settings.min_count, advance)

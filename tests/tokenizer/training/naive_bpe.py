@@ -37,8 +37,9 @@ def learn(
 
 
 def _first(pairs: list[Pair], tokens: list[str], ties: str) -> Pair:
-    if ties == "bytes":
-        return max(pairs, key=lambda pair: tuple(token.encode() for token in pair))
+    if ties in ("bytes", "latin-1"):
+        encoding = "utf-8" if ties == "bytes" else ties
+        return max(pairs, key=lambda pair: tuple(token.encode(encoding) for token in pair))
     return min(pairs, key=lambda pair: tuple(map(tokens.index, pair)))
 
 
