@@ -80,7 +80,9 @@ def compare_bpe(texts: list[str], path: Path, folder: Path, pretokenizer: str, s
 
 def compare_sentencepiece(texts: list[str], path: Path, folder: Path, size: int) -> int:
     """Pieces, scores and types; lines too long for the library are left out on both sides."""
-    lines = [line for text in texts for line in text.replace("\r", "\n").split("\n") if len(line.encode()) < 4000]
+    lines = [
+        line for text in texts for line in text.replace("\r", "\n").split("\n") if len(line.encode()) < 4000
+    ]
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     train_tokenizer([path], folder / "t", "sentencepiece-bpe", size, overwrite=True)
     model = io.BytesIO()
@@ -100,7 +102,9 @@ def compare_sentencepiece(texts: list[str], path: Path, folder: Path, size: int)
         bos_id=-1,
         minloglevel=2,
     )
-    ours, theirs = (pieces_of(data) for data in ((folder / "t" / "tokenizer.model").read_bytes(), model.getvalue()))
+    ours, theirs = (
+        pieces_of(data) for data in ((folder / "t" / "tokenizer.model").read_bytes(), model.getvalue())
+    )
     return count_different(theirs, ours)
 
 
@@ -111,7 +115,9 @@ def pieces_of(data: bytes) -> list[tuple[str, float, int]]:
 
 
 def count_different(expected: list, found: list) -> int:
-    return sum(one != other for one, other in zip(expected, found, strict=False)) + abs(len(expected) - len(found))
+    return sum(one != other for one, other in zip(expected, found, strict=False)) + abs(
+        len(expected) - len(found)
+    )
 
 
 def told(title: str, differing: int) -> int:

@@ -1,10 +1,12 @@
 """SentencePiece's unigram model (Kudo 2018) and BPE, trained by the library on counted words."""
 
-import io
-import multiprocessing
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from megalm.tokenizer.training.kinds import BYTES, Files, Kind, Settings, Traini
 from megalm.tokenizer.training.seeds import frequent_substrings
 
 MODEL_NAME = "tokenizer.model"
-WORDS_NAME, SEEDS_NAME, PROBLEM_NAME = "words.tsv", "seeds.tsv", "problem"
+PROCESS = "megalm.tokenizer.training.sentencepiece_process"
+SETTINGS_NAME, WORDS_NAME, SEEDS_NAME, PROBLEM_NAME = "settings.json", "words.tsv", "seeds.tsv", "problem"
 LONGEST_PIECE = 16
 SEEDS = 1_000_000
 SPACE = "\u2581"
 UNKNOWN = "<unk>"
+TAB = "\x01"
+"""Stands for a tab, which ends a word in the library's file, while it trains: a control character that texts lack."""
 LONGEST_WORD = 4192
 """Bytes; longer words are left out, as the library leaves out longer lines."""
 THREADS = 16
@@ -35,8 +40,8 @@ RULES = {
 }
 """The library's names of what texts go through first."""
 _LINE_END = regex.compile(r"[\r\n]+")
-# A space begins a word; more of them stay before it. A tab or a zero never lies within a piece.
-_WORD = regex.compile(f"{SPACE}*[^{SPACE}\t\n\0]+|{SPACE}+")
+# A space begins a word; more of them stay before it. A zero never lies within a piece.
+_WORD = regex.compile(f"{SPACE}*[^{SPACE}\n\0]+|{SPACE}+")
 
 
 @dataclass(frozen=True)
@@ -81,23 +86,22 @@ def _fit(training: Training) -> Files:
     """Let the library train in a process of its own, which Ctrl-C ends at once."""
     settings, folder = training.settings, training.folder
     _write_words(training.counts.at_least(settings.min_count), folder, with_seeds=settings.kind == "unigram")
-    process = multiprocessing.get_context("spawn").Process(
-        target=_train, args=(settings, folder), daemon=True
-    )
-    process.start()
+    (folder / SETTINGS_NAME).write_text(json.dumps(asdict(settings)))
+    command = [sys.executable, "-m", PROCESS, str(folder)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     try:
-        process.join()
+        code = process.wait()
     finally:
         process.kill()
-        process.join()
+        process.wait()
     problem = folder / PROBLEM_NAME
     if problem.exists():
         raise UserError(
             f"sentencepiece cannot train this: {problem.read_text().strip()} (vocab_size {settings.vocab_size}, "
             f"character_coverage {settings.character_coverage:g}); change these or give more text"
         )
-    if process.exitcode:
-        raise RuntimeError(f"the training of sentencepiece ended with code {process.exitcode}")
+    if code:
+        raise RuntimeError(f"the training of sentencepiece ended with code {code}")
     return {MODEL_NAME: (folder / MODEL_NAME).read_bytes()}
 
 
@@ -107,7 +111,7 @@ def _write_words(counts: WordCounts, folder: Path, with_seeds: bool) -> None:
     Of counted words the library would find these itself, but by how many words each is in, not how often it occurs.
     """
     short = [i for i, word in enumerate(counts.words) if len(word) <= LONGEST_WORD]
-    words = [counts.words[i].decode() for i in short]
+    words = [counts.words[i].decode().replace("\t", TAB) for i in short]
     with open(folder / WORDS_NAME, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(
             f"{word}\t{count}\n" for word, count in zip(words, counts.counts[short].tolist(), strict=True)
@@ -116,55 +120,6 @@ def _write_words(counts: WordCounts, folder: Path, with_seeds: bool) -> None:
         with open(folder / SEEDS_NAME, "w", encoding="utf-8", newline="\n") as file:
             seeds = frequent_substrings(words, counts.counts[short], LONGEST_PIECE, SEEDS)
             file.writelines(f"{piece}\t{count}\n" for piece, count in seeds)
-
-
-def _train(settings: Settings, folder: Path) -> None:
-    from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
-
-    eod, unknown, *others = settings.special_tokens
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            input=str(folder / WORDS_NAME),
-            input_format="tsv",
-            model_writer=model,
-            model_type="unigram" if settings.kind == "unigram" else "bpe",
-            vocab_size=settings.vocab_size,
-            hard_vocab_limit=False,
-            seed_sentencepieces_file=str(folder / SEEDS_NAME) if settings.kind == "unigram" else "",
-            seed_sentencepiece_size=SEEDS,
-            max_sentencepiece_length=LONGEST_PIECE,
-            character_coverage=settings.character_coverage,
-            byte_fallback=settings.byte_fallback,
-            split_digits=settings.pretokenizer == "digits",
-            allow_whitespace_only_pieces=settings.normalizers == (),
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            max_sentence_length=LONGEST_WORD,
-            num_threads=THREADS,
-            eos_id=0,
-            eos_piece=eod,
-            unk_id=1,
-            unk_piece=unknown,
-            bos_id=-1,
-            pad_id=-1,
-            control_symbols=others,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        # less the place in the library's source
-        (folder / PROBLEM_NAME).write_text(" ".join(str(error).split()).rpartition("] ")[2])
-        return
-    # The words were normalized when they were counted; texts to encode are not.
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(model.getvalue())
-    proto.normalizer_spec.ParseFromString(
-        normalizer(RULES[settings.normalizers]).serialized_normalizer_spec()
-    )
-    for name in ("input", "seed_sentencepieces_file"):
-        proto.trainer_spec.ClearField(name)
-    (folder / MODEL_NAME).write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def _kind() -> Kind:

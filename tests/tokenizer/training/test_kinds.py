@@ -27,7 +27,16 @@ def make_lines(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     syllables = ["".join(rng.choice(part) for part in ("bdfgklmnprstvz", "aeiouäé")) for _ in range(40)]
     words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(120)]
-    words += [word.capitalize() for word in words[:30]] + ["it's", "1234", "20", "東京", "(x)", "a,b."]
+    words += [word.capitalize() for word in words[:30]] + [
+        "it's",
+        "1234",
+        "20",
+        "東京",
+        "(x)",
+        "a,b.",
+        "\tx",
+        "a\t\tb",
+    ]
     lines = [
         " ".join(rng.choices(words, weights=range(1, len(words) + 1), k=rng.randint(1, 9)))
         for _ in range(count)
@@ -152,6 +161,8 @@ def test_sentencepiece_models_are_those_trained_on_the_text_itself(
     theirs = sentencepiece.SentencePieceProcessor(model_proto=direct.SerializeToString())
     mine = sentencepiece.SentencePieceProcessor(model_proto=ours.SerializeToString())
     probes = [*make_lines(50, seed=9), "Ａﬁ  two   spaces ", " Ünbekannt 99"]
+    if rule == "identity":
+        assert mine.piece_to_id("\t") != mine.unk_id() and probes.append("a\t\tb\t") is None
     for probe in probes:
         assert mine.encode(probe, out_type=str) == theirs.encode(probe, out_type=str)
         assert load_tokenizer(tmp_path / "t").encode(probe) == mine.encode(probe)
