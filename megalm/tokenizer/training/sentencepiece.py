@@ -14,11 +14,11 @@ from typing import Any
 import regex
 
 from megalm.errors import UserError
+from megalm.tokenizer.load import SENTENCEPIECE_NAME
 from megalm.tokenizer.training.counting import WordCounts
 from megalm.tokenizer.training.kinds import BYTES, Files, Kind, Settings, Training
 from megalm.tokenizer.training.seeds import frequent_substrings
 
-MODEL_NAME = "tokenizer.model"
 PROCESS = "megalm.tokenizer.training.sentencepiece_process"
 SETTINGS_NAME, WORDS_NAME, SEEDS_NAME, PROBLEM_NAME = "settings.json", "words.tsv", "seeds.tsv", "problem"
 LONGEST_PIECE = 16
@@ -102,7 +102,7 @@ def _fit(training: Training) -> Files:
         )
     if code:
         raise RuntimeError(f"the training of sentencepiece ended with code {code}")
-    return {MODEL_NAME: (folder / MODEL_NAME).read_bytes()}
+    return {SENTENCEPIECE_NAME: (folder / SENTENCEPIECE_NAME).read_bytes()}
 
 
 def _write_words(counts: WordCounts, folder: Path, with_seeds: bool) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
+from megalm.tokenizer.load import SENTENCEPIECE_NAME
 from megalm.tokenizer.training.kinds import Settings
 from megalm.tokenizer.training.sentencepiece import (
     LONGEST_PIECE,
     LONGEST_WORD,
-    MODEL_NAME,
     PROBLEM_NAME,
     RULES,
     SEEDS,
@@ -71,7 +71,7 @@ def train(folder: Path) -> None:
         piece.piece = piece.piece.replace(TAB, "\t")
     for name in ("input", "seed_sentencepieces_file"):
         proto.trainer_spec.ClearField(name)
-    (folder / MODEL_NAME).write_bytes(proto.SerializeToString(deterministic=True))
+    (folder / SENTENCEPIECE_NAME).write_bytes(proto.SerializeToString(deterministic=True))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,16 @@ from megalm.errors import UserError
 from megalm.launch import available_cores
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs
-from megalm.tokenizer.load import METADATA_NAME, load_tokenizer
+from megalm.tokenizer.load import (
+    ADDED_NAME,
+    CONFIG_NAME,
+    GPT2_NAMES,
+    METADATA_NAME,
+    SENTENCEPIECE_NAME,
+    TOKENIZER_NAME,
+    VOCABULARY_NAME,
+    load_tokenizer,
+)
 from megalm.tokenizer.training.bpe import BPE
 from megalm.tokenizer.training.counting import WordCounts, count_words
 from megalm.tokenizer.training.cutting import check_name
@@ -44,7 +53,16 @@ CHAT_TOKENS = {
 """Special tokens of chat templates, by name."""
 MAX_WORDS = 4_000_000
 LARGEST_VOCABULARY = 1 << 22
-FILE_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "tokenizer_config.json")
+FILE_NAMES = (
+    TOKENIZER_NAME,
+    SENTENCEPIECE_NAME,
+    VOCABULARY_NAME,
+    *GPT2_NAMES,
+    *GPT2_NAMES.values(),
+    CONFIG_NAME,
+    ADDED_NAME,
+)
+"""What a tokenizer that is there may consist of."""
 
 logger = logging.getLogger(__name__)
 

@@ -107,6 +107,8 @@ def test_a_tokenizer_replaces_one_of_another_kind_whole(source, tmp_path):
     }
     with pytest.raises(UserError, match="holds a tokenizer.*--overwrite"):
         train_tokenizer([source], tmp_path / "t", "unigram", 300)
+    (tmp_path / "t" / "vocab.json").write_text("{}")
+    (tmp_path / "t" / "merges.txt").write_text("")
     unigram = train_tokenizer([source], tmp_path / "t", "unigram", 300, overwrite=True)
     assert everything(tmp_path / "t") == {"tokenizer.model", "megalm.json"}
     assert load_tokenizer(tmp_path / "t").hash == unigram.hash
