@@ -154,14 +154,27 @@ class Tally:
 
 def _most_frequent(tally: Tally, max_words: int) -> WordCounts:
     frequencies: Counter[int] = Counter()
-    for _, count in tally.sums():
+    words: list[bytes] = []
+    counts: list[int] = []
+    for word, count in tally.sums():
         frequencies[count] += 1
-    room, least = max_words, 0
-    for count in sorted(frequencies, reverse=True):
-        if frequencies[count] >= room:
-            least = count
-            break
-        room -= frequencies[count]
+        if len(words) <= max_words:
+            words.append(word)
+            counts.append(count)
+    if len(words) > max_words:
+        words, counts = _at_the_top(tally, frequencies, max_words)
+    occurrences = sum(count * number for count, number in frequencies.items())
+    left_out = 1 - sum(counts) / max(occurrences, 1)
+    return WordCounts(words, np.array(counts, np.int64), frequencies.total(), left_out)
+
+
+def _at_the_top(tally: Tally, frequencies: Counter[int], room: int) -> tuple[list[bytes], list[int]]:
+    """The `room` most frequent words; `frequencies` tells how many words occur how often."""
+    descending = iter(sorted(frequencies, reverse=True))
+    least = next(descending)
+    while frequencies[least] < room:
+        room -= frequencies[least]
+        least = next(descending)
     words: list[bytes] = []
     counts: list[int] = []
     for word, count in tally.sums():
@@ -170,9 +183,7 @@ def _most_frequent(tally: Tally, max_words: int) -> WordCounts:
         if count > least or (count == least and room >= 0):
             words.append(word)
             counts.append(count)
-    occurrences = sum(count * number for count, number in frequencies.items())
-    left_out = 1 - sum(counts) / max(occurrences, 1)
-    return WordCounts(words, np.array(counts, np.int64), frequencies.total(), left_out)
+    return words, counts
 
 
 def _added_up(sources: Iterable[Iterator[tuple[bytes, int]]]) -> Iterator[tuple[bytes, int]]:

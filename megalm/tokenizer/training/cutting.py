@@ -17,6 +17,7 @@ _GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+_PUNCTUATION = r"\p{P}$+<=>^`|~"
 _GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|"
 _GPT2_REST = r"| ?[^\s\p{L}\p{N}]+|%s\s+(?!\S)|\s+"
 
@@ -38,19 +39,6 @@ def _byte_level(pattern: str) -> Callable[[], pre_tokenizers.PreTokenizer]:
     )
 
 
-def _words() -> str:
-    """A pattern that takes for punctuation what the library does, whose table is older than that of patterns."""
-    signs = regex.findall(
-        r"[\p{P}\p{S}]", "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, 0x20000)))
-    )
-    framed = " ".join(f"a{sign}a" for sign in signs)
-    pieces = {
-        framed[begin:end] for _, (begin, end) in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(framed)
-    }
-    punctuation = "".join(regex.escape(sign) for sign in signs if sign in pieces)
-    return rf"[{punctuation}]|[^\s{punctuation}]+"
-
-
 PRETOKENIZERS = {
     "gpt2": Pretokenizer(
         lambda: _GPT2_WORDS + r" ?\p{N}+" + _GPT2_REST % "",
@@ -64,7 +52,7 @@ PRETOKENIZERS = {
     ),
     "gpt4": Pretokenizer(lambda: _GPT4 % "{1,3}", _byte_level(_GPT4 % "{1,3}")),
     "gpt4-digits": Pretokenizer(lambda: _GPT4 % "", _byte_level(_GPT4 % "")),
-    "words": Pretokenizer(_words, pre_tokenizers.BertPreTokenizer),
+    "words": Pretokenizer(lambda: rf"[^\s{_PUNCTUATION}]+|[{_PUNCTUATION}]", pre_tokenizers.BertPreTokenizer),
 }
 """Ways to cut texts by name.
 
@@ -72,7 +60,7 @@ gpt2: letters, digits, other signs and spaces apart, a space before a word belon
 as cl100k_base of tiktoken and Llama 3, whose numbers are groups of up to three digits; -digits: each digit alone;
 words: at spaces, each punctuation mark alone, as BERT.
 
-The pattern and the library's own cut agree on all characters of Unicode 13; for others the library cuts.
+The pattern and the library's own cut agree on all characters of Unicode 13 but a few punctuation marks.
 """
 
 NORMALIZERS: dict[str, Callable[[], normalizers.Normalizer]] = {
@@ -108,7 +96,7 @@ class Cutter:
                 text = normalizer_of(self.normalizers).normalize_str(text)
             if self.pretokenizer is None:
                 words.update(text)
-            elif not is_stable(text):
+            elif not self._knows(text):
                 cuts = _backend(self.pretokenizer).pre_tokenize_str(text)
                 words.update(text[begin:end] for _, (begin, end) in cuts)
             elif self.pretokenizer == "gpt2":
@@ -118,6 +106,23 @@ class Cutter:
         for word, count in words.items():
             spelled[word.encode()] += count
         return spelled
+
+    def _knows(self, text: str) -> bool:
+        """Whether the pattern cuts `text` as the library does."""
+        if text.isascii():
+            return True
+        return is_stable(text) and (self.pretokenizer != "words" or _disputed_marks().isdisjoint(text))
+
+
+@lru_cache(maxsize=1)
+def _disputed_marks() -> frozenset[str]:
+    """Signs that are punctuation for the pattern or the library, whose table is older, and not for the other."""
+    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x20000)]))
+    signs = regex.findall(r"[\p{P}\p{S}]", everything)
+    framed = " ".join(f"a{sign}a" for sign in signs)
+    cuts = PRETOKENIZERS["words"].backend().pre_tokenize_str(framed)
+    theirs = {framed[begin:end] for _, (begin, end) in cuts}
+    return frozenset(set(_pattern("words").findall(framed)) ^ theirs).intersection(signs)
 
 
 @lru_cache(maxsize=1)
