@@ -22,6 +22,7 @@ from megalm.tokenizer.training.seeds import frequent_substrings
 PROCESS = "megalm.tokenizer.training.sentencepiece_process"
 SETTINGS_NAME, WORDS_NAME, SEEDS_NAME, PROBLEM_NAME = "settings.json", "words.tsv", "seeds.tsv", "problem"
 LONGEST_PIECE = 16
+LEAST_COVERAGE = 0.98
 SEEDS = 1_000_000
 SPACE = "\u2581"
 UNKNOWN = "<unk>"
@@ -78,6 +79,10 @@ def _check(settings: Settings) -> None:
         known = ", ".join(" then ".join(names) for names in RULES if names)
         raise UserError(
             f"SentencePiece cannot normalize by {' then '.join(settings.normalizers)}; choose none or {known}"
+        )
+    if settings.character_coverage < LEAST_COVERAGE:
+        raise UserError(
+            f"character_coverage is {settings.character_coverage:g}; SentencePiece takes {LEAST_COVERAGE} to 1"
         )
     settings.room("a character and the bytes", 1 + BYTES * settings.byte_fallback)
 

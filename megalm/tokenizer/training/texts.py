@@ -117,11 +117,10 @@ def _blocks_of_file(piece: Piece) -> Iterator[str]:
 
 
 def _first_cut(file: IO[bytes], position: int) -> int:
-    """The first place to cut at, at least a line after `position` (or the beginning, or the end)."""
+    """The first place to cut at after `position` (or the beginning, or the end)."""
     if not position:
         return 0
     file.seek(position)
-    file.readline()
     before = file.readline()
     offset = file.tell()
     while line := file.readline():

@@ -169,7 +169,7 @@ def test_a_text_file_gives_the_same_words_in_any_pieces(tmp_path, monkeypatch):
 def test_blocks_of_a_text_file_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "BLOCK_BYTES", 1000)
     path = tmp_path / "a.txt"
-    path.write_text("some words in a line\n" * 5000)
+    path.write_text("東京 words in a line 東京\n" * 5000)
     whole = list(texts.texts(Piece(path), "text", "document"))
     assert max(map(len, whole)) < 1100 and "".join(whole) == path.read_text()
     jsonl = write_jsonl(tmp_path / "a.jsonl", ["some words in a line\n" * 5000])
