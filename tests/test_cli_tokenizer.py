@@ -50,10 +50,12 @@ def test_every_option_reaches_the_training(source, tmp_path):
 def test_options_of_sentencepiece_reach_the_training(source, tmp_path):
     told = train(source, tmp_path / "t", "--kind", "unigram", "--vocab-size", "60", "--no-byte-fallback")
     assert told["vocab_size"] <= 60 and not load_tokenizer(tmp_path / "t").lossless
-    few = train(
-        source, tmp_path / "u", "--kind", "unigram", "--vocab-size", "270", "--character-coverage", "0.5"
-    )
-    assert load_tokenizer(tmp_path / "u").token_id("1") is None and few["eod_id"] == 0
+    rare = tmp_path / "b.txt"
+    rare.write_text("abc abd\n" * 300 + "q\n")
+    for coverage, covered in (("0.98", False), ("1", True)):
+        options = ["--kind", "unigram", "--vocab-size", "270", "--character-coverage", coverage]
+        train(rare, tmp_path / coverage, *options)
+        assert (load_tokenizer(tmp_path / coverage).token_id("q") is not None) == covered
 
 
 def test_bytes_are_trained_without_inputs_and_replaced_if_asked(tmp_path):

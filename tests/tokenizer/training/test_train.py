@@ -48,6 +48,7 @@ def everything(folder: Path) -> set[str]:
         ({"min_count": 0}, "min_count is 0"),
         ({"min_count": 1000}, "min_count is 1000, but the most frequent word occurs"),
         ({"ties": "coin"}, "ties is 'coin'"),
+        ({"kind": "unigram", "character_coverage": 0.9}, "SentencePiece takes 0.98 to 1"),
         ({"character_coverage": 0.0}, "character_coverage is 0;"),
         ({"workers": 0}, "workers is 0"),
         ({"max_words": 0}, "max_words is 0"),
