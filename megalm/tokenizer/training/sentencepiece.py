@@ -93,7 +93,9 @@ def _fit(training: Training) -> Files:
     _write_words(training.counts.at_least(settings.min_count), folder, with_seeds=settings.kind == "unigram")
     (folder / SETTINGS_NAME).write_text(json.dumps(asdict(settings)))
     command = [sys.executable, "-m", PROCESS, str(folder)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # in a session of its own it does not hear Ctrl-C, and ends without a word
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         code = process.wait()
     finally:
