@@ -118,6 +118,10 @@ def _write_words(counts: WordCounts, folder: Path, with_seeds: bool) -> None:
     Of counted words the library would find these itself, but by how many words each is in, not how often it occurs.
     """
     short = [i for i, word in enumerate(counts.words) if len(word) <= LONGEST_WORD]
+    if not short:
+        raise UserError(
+            f"the text has no word of {LONGEST_WORD} bytes or less; give one with spaces or line ends"
+        )
     words = [counts.words[i].decode().replace("\t", TAB) for i in short]
     with open(folder / WORDS_NAME, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(

@@ -173,6 +173,9 @@ def test_words_longer_than_the_library_takes_are_left_out_of_sentencepiece(tmp_p
     path.write_text("\n".join(make_lines(50)) + "\n" + "zq" * 3000)
     tokenizer = train_tokenizer([path], tmp_path / "t", "sentencepiece-bpe", 400)
     assert tokenizer.token_id("zq") is None and tokenizer.token_id("▁x") is not None
+    path.write_text("zq" * 3000)
+    with pytest.raises(UserError, match="no word of 4192 bytes or less"):
+        train_tokenizer([path], tmp_path / "u", "unigram", 400)
 
 
 def test_wordpiece_is_byte_pair_encoding_with_marked_pieces(source, tmp_path):
