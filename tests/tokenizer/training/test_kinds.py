@@ -67,6 +67,9 @@ def test_any_text_round_trips(source, tmp_path, kind):
     probe = PROBE if tokenizer.token_id("\u2581x") is None else PROBE.replace("\u2581", "")
     assert tokenizer.decode(tokenizer.encode(probe)) == probe
     assert tokenizer.eod_id == 0 and tokenizer.eod_id not in tokenizer.encode(probe)
+    if (tmp_path / "t" / "tokenizer.json").exists():
+        backend = tokenizers.Tokenizer.from_file(str(tmp_path / "t" / "tokenizer.json"))
+        assert backend.decode(tokenizer.encode(probe), skip_special_tokens=False) == probe
     data = bytes(range(256)) * 2
     assert tokenizer.lossless and tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
 
@@ -283,7 +286,7 @@ def test_a_special_token_that_a_text_could_give_is_refused(source, tmp_path, kin
 
 def test_rare_pieces_are_left_out(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text(("often\n" * 10 + "seldom\n" * 3) * 2)
+    path.write_text(("often\n" * 10 + "netfo seldom\n" * 3) * 2)
     for kind, size, space in (
         ("bpe", 400, ""),
         ("wordpiece", 100, ""),
@@ -293,9 +296,9 @@ def test_rare_pieces_are_left_out(tmp_path):
         both = train_tokenizer([path], tmp_path / f"{kind}-1", kind, size)
         frequent = train_tokenizer([path], tmp_path / f"{kind}-7", kind, size, min_count=7)
         for tokenizer, token, there in (
-            (both, "seldom", True),
+            (both, "netfo", True),
             (both, "often", True),
-            (frequent, "seldom", False),
+            (frequent, "netfo", False),
             (frequent, "often", True),
         ):
             assert (tokenizer.token_id(space + token) is not None) == there
