@@ -1,9 +1,9 @@
 """Chat templates with tokenizers that were trained for them."""
 
 import pytest
-from megalm.tokenizer.training import train_tokenizer
 
 from megalm.tokenizer.chat import load_chat_template
+from megalm.tokenizer.training import train_tokenizer
 from tests.tokenizer.small_tokenizers import TEXTS
 
 CHAT = [
