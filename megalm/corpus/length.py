@@ -1,0 +1,31 @@
+"""Removes documents whose text is too short or too long."""
+
+from datatrove.data import Document
+from pydantic import Field
+
+from megalm.config.section import Section
+from megalm.corpus.step import Filter
+
+
+class LengthFilter(Filter):
+    """Keeps documents whose text has between `min_characters` and `max_characters` characters."""
+
+    name = "length"
+
+    class Settings(Section):
+        """Options of the step `length`."""
+
+        min_characters: int = Field(1, ge=0, description="Remove texts with fewer characters.")
+        max_characters: int | None = Field(
+            None, ge=1, description="Remove texts with more characters; by default none."
+        )
+
+    settings: Settings
+
+    def check(self, document: Document) -> str | None:
+        """A reason for a text that is too short or too long."""
+        if len(document.text) < self.settings.min_characters:
+            return "length.too_short"
+        if self.settings.max_characters is not None and len(document.text) > self.settings.max_characters:
+            return "length.too_long"
+        return None

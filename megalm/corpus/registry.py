@@ -1,0 +1,22 @@
+"""Which class stands behind a step's name in a recipe; each is imported when a recipe names it."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from megalm.config.suggest import nearest
+from megalm.errors import UserError
+
+if TYPE_CHECKING:
+    from megalm.corpus.step import Collective, Step
+
+STEPS = {
+    "length": "megalm.corpus.length:LengthFilter",
+}
+
+
+def step_class(name: str) -> "type[Step] | type[Collective]":
+    """The class of the step `name`; raises UserError for a name that is not known."""
+    if name not in STEPS:
+        raise UserError(f"unknown step `{name}`{nearest(name, STEPS)} (known: {', '.join(sorted(STEPS))})")
+    module, _, attribute = STEPS[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,88 @@
+"""Document shards: JSONL files that appear whole or not at all, and the pipeline steps that read and write them."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from megalm import atomic
+
+SUFFIX = ".jsonl.zst"
+_LEVEL = 3
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def shard_paths(folder: str | Path) -> list[Path]:
+    """The shards in `folder` in order."""
+    return sorted(Path(folder).glob(f"*{SUFFIX}"))
+
+
+def read_shard(path: str | Path) -> Iterator[Document]:
+    """Yield the documents of one shard."""
+    with open(path, "rb") as file:
+        stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        for line in io.BufferedReader(stream, 1 << 20):
+            value = orjson.loads(line)
+            yield Document(text=value["text"], id=value["id"], metadata=value.get("metadata") or {})
+
+
+def to_line(document: Document) -> bytes:
+    """The document as one line of JSON: id, text, metadata."""
+    value: dict[str, Any] = {"id": document.id, "text": document.text, "metadata": document.metadata}
+    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+    try:
+        return orjson.dumps(value, default=str, option=options)
+    except TypeError:  # half of a surrogate pair, which UTF-8 cannot hold
+        return orjson.dumps(_mend(value), default=str, option=options)
+
+
+class ReadShards(PipelineStep):
+    """Reads the shards of `folder`: task r of n has every n-th from the r-th on."""
+
+    type = "corpus"
+    name = "read shards"
+
+    def __init__(self, folder: str | Path):
+        super().__init__()
+        self.folder = Path(folder)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+        """Yield the documents of this task's shards."""
+        for path in shard_paths(self.folder)[rank::world_size]:
+            yield from read_shard(path)
+
+
+class WriteShards(PipelineStep):
+    """Writes the documents of a task as the shard `folder`/RANK.jsonl.zst, in one step at its end."""
+
+    type = "corpus"
+    name = "write shards"
+
+    def __init__(self, folder: str | Path):
+        super().__init__()
+        self.folder = Path(folder)
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+        """Write and pass on each document."""
+        compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        with (
+            atomic.open_atomic(self.folder / f"{rank:05d}{SUFFIX}") as file,
+            compressor.stream_writer(file, closefd=False) as stream,
+        ):
+            for document in data:
+                stream.write(to_line(document))
+                yield document
+
+
+def _mend(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_mend(key): _mend(item) for key, item in value.items()}
+    return [_mend(item) for item in value] if isinstance(value, list | tuple) else value

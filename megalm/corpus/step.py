@@ -1,0 +1,124 @@
+"""The base classes of all steps of a recipe: they count what comes in, what goes out and why documents are removed."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from megalm.config.section import Section
+from megalm.corpus.tally import Tally
+
+SettingsClass = type[Section]
+
+
+class Step(PipelineStep, ABC):
+    """A step of a recipe: `name` is its key there, `Settings` its options.
+
+    A subclass says in `apply` what becomes of a document. What must not travel to the worker processes with the step
+    (models, word lists) is made in `start`.
+    """
+
+    type = "corpus"
+    name: str = ""
+    Settings: ClassVar[SettingsClass] = Section
+    settings: Any
+
+    def __init__(self, settings: Section | None = None):
+        super().__init__()
+        self.settings = self.Settings() if settings is None else settings
+        self.tally = Tally(self.name)
+
+    def start(self) -> None:
+        """Called in the worker before the first document of a task."""
+
+    @abstractmethod
+    def apply(self, document: Document) -> str | None:
+        """Keep the document (None) or remove it (the reason, a short key such as "gopher.too_short")."""
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+        """Yield the documents that stay, counting all."""
+        self.tally = tally = Tally(self.name)
+        clock = time.perf_counter
+        begin = clock()
+        self.start()
+        tally.seconds += clock() - begin
+        for document in data:
+            tally.documents_in += 1
+            tally.characters_in += len(document.text)
+            begin = clock()
+            reason = self.apply(document)
+            tally.seconds += clock() - begin
+            if reason is None:
+                tally.documents_out += 1
+                tally.characters_out += len(document.text)
+                yield document
+            else:
+                self.removed(document, reason)
+
+    def removed(self, document: Document, reason: str) -> None:
+        """Count a removed document and perhaps keep it as a sample."""
+        self.tally.remove(reason, document.id, document.text, document.metadata)
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a counter that the report shows, for instance of e-mail addresses masked."""
+        self.tally.counters[name] += amount
+
+    def observe(self, name: str, value: float | str) -> None:
+        """Add a score or a label of a document to a histogram that the report shows."""
+        self.tally.observe(name, value)
+
+
+class Filter(Step):
+    """A step that keeps or removes documents and never changes their text."""
+
+    @abstractmethod
+    def check(self, document: Document) -> str | None:
+        """None keeps the document, else the reason; scores may be written to `document.metadata`."""
+
+    def apply(self, document: Document) -> str | None:
+        """As `check` says."""
+        return self.check(document)
+
+
+class Transform(Step):
+    """A step that changes documents in place."""
+
+    @abstractmethod
+    def change(self, document: Document) -> str | None:
+        """Change the document; a reason removes it."""
+
+    def apply(self, document: Document) -> str | None:
+        """As `change` says."""
+        return self.change(document)
+
+
+class Stage(NamedTuple):
+    """One pipeline of a collective, run as `tasks` tasks before the next stage begins."""
+
+    name: str
+    tasks: int
+    pipeline: list[PipelineStep]
+
+
+class Collective(ABC):
+    """A step that needs the whole corpus at once, such as removal of near-duplicates.
+
+    The documents reached so far lie as shards in `source`; the stages leave the shards of those that stay in
+    `target`, in the form that `megalm.corpus.shards` writes. Steps within the stages that derive from `Step` are
+    counted as others are.
+    """
+
+    name: str = ""
+    Settings: ClassVar[SettingsClass] = Section
+    settings: Any
+
+    def __init__(self, settings: Section | None = None):
+        self.settings = self.Settings() if settings is None else settings
+
+    @abstractmethod
+    def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:
+        """The stages in order; `work` is a directory of their own, `tasks` the number of shards in `source`."""
