@@ -1,5 +1,6 @@
 """Document shards: JSONL files that appear whole or not at all, and the pipeline steps that read and write them."""
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator
@@ -70,14 +71,41 @@ class WriteShards(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Write and pass on each document."""
-        compressor = zstandard.ZstdCompressor(level=_LEVEL)
-        with (
-            atomic.open_atomic(self.folder / f"{rank:05d}{SUFFIX}") as file,
-            compressor.stream_writer(file, closefd=False) as stream,
-        ):
+        with open_shard(self.folder, rank) as stream:
             for document in data:
                 stream.write(to_line(document))
                 yield document
+
+
+class Removals:
+    """Writes the removed documents of a task as one shard, step and reason in their metadata."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._stream: Any = None
+
+    @contextlib.contextmanager
+    def opened(self, rank: int) -> Iterator[None]:
+        """Take documents while the block runs; the shard appears at its end."""
+        with open_shard(self.folder, rank) as self._stream:
+            yield
+        self._stream = None
+
+    def write(self, document: Document, step: str, reason: str) -> None:
+        """Keep a removed document."""
+        metadata = document.metadata | {"removed_by": step, "reason": reason}
+        self._stream.write(to_line(Document(document.text, document.id, metadata=metadata)))
+
+
+@contextlib.contextmanager
+def open_shard(folder: Path, rank: int) -> Iterator[Any]:
+    """Yield a stream for lines that become the shard of `rank` when the block ends well."""
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    with (
+        atomic.open_atomic(folder / f"{rank:05d}{SUFFIX}") as file,
+        compressor.stream_writer(file, closefd=False) as stream,
+    ):
+        yield stream
 
 
 def _mend(value: Any) -> Any:

@@ -10,6 +10,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from megalm.config.section import Section
+from megalm.corpus.shards import Removals
 from megalm.corpus.tally import Tally
 
 SettingsClass = type[Section]
@@ -31,6 +32,11 @@ class Step(PipelineStep, ABC):
         super().__init__()
         self.settings = self.Settings() if settings is None else settings
         self.tally = Tally(self.name)
+        self.removals: Removals | None = None
+
+    def files(self) -> list[Path]:
+        """Files that the step reads (lists, models); a build refuses to go on when one of them has changed."""
+        return []
 
     def start(self) -> None:
         """Called in the worker before the first document of a task."""
@@ -60,8 +66,10 @@ class Step(PipelineStep, ABC):
                 self.removed(document, reason)
 
     def removed(self, document: Document, reason: str) -> None:
-        """Count a removed document and perhaps keep it as a sample."""
+        """Count a removed document, perhaps keep it as a sample, and write it out where the recipe says so."""
         self.tally.remove(reason, document.id, document.text, document.metadata)
+        if self.removals is not None:
+            self.removals.write(document, self.name, reason)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to a counter that the report shows, for instance of e-mail addresses masked."""
@@ -118,6 +126,10 @@ class Collective(ABC):
 
     def __init__(self, settings: Section | None = None):
         self.settings = self.Settings() if settings is None else settings
+
+    def files(self) -> list[Path]:
+        """Files that the step reads beside the documents; a build refuses to go on when one of them has changed."""
+        return []
 
     @abstractmethod
     def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:
