@@ -14,6 +14,7 @@ from typer.main import get_command
 
 import megalm
 from megalm import launch
+from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
 from megalm.cli_plan import plan
 from megalm.cli_tokenizer import tokenizer_app
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
 app.command("plan")(plan)

@@ -39,14 +39,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Values of overrides are read as YAML. Anything wrong raises UserError with one line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such configuration file")
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a UTF-8 text file") from None
+    data = read_yaml(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -56,9 +49,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "configuration") -> Config:
     """The same from a dictionary in memory."""
-    data = _copy(data)
-    for override in overrides:
-        _apply(data, override)
+    data = override(data, overrides)
     model = data.get("model")
     if isinstance(model, dict) and model.get("preset"):
         data["model"] = _fill(model, model_preset(str(model["preset"])))
@@ -66,8 +57,8 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str
         config = Config.model_validate(data)
     except ValidationError as error:
         location = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
-        keys = {override.partition("=")[0]: f"override {override!r}" for override in overrides}
-        raise UserError(f"{keys.get(location, where)}: {_explain(error)}") from None
+        keys = {change.partition("=")[0]: f"override {change!r}" for change in overrides}
+        raise UserError(f"{keys.get(location, where)}: {explain(error)}") from None
     check(config)
     return config
 
@@ -75,6 +66,26 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str
 def dump_config(config: Config, path: str | Path) -> None:
     """Write the resolved configuration as YAML, in one step."""
     atomic.write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
+
+
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested dictionaries with `a.b.c=value` applied."""
+    data = _copy(data)
+    for change in overrides:
+        _apply(data, change)
+    return data
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds; raises UserError for a file that is not there or is none."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a UTF-8 text file") from None
 
 
 def _fill(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -132,12 +143,12 @@ def _number(text: str) -> Any:
         return text
 
 
-def _explain(error: ValidationError) -> str:
-    """Turn pydantic's first complaint into one line that names the field, the value and the mend."""
+def explain(error: ValidationError, section: type[BaseModel] = Config) -> str:
+    """Turn pydantic's first complaint about a `section` into one line: the field, the value and the mend."""
     first = error.errors(include_url=False)[0]
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"][:-1])
+        known = _known_keys(section, first["loc"][:-1])
         return f"unknown key `{location}`{nearest(str(first['loc'][-1]), known)} (known: {', '.join(known)})"
     if first["type"] == "missing":
         return f"`{location}` is missing"
@@ -146,9 +157,8 @@ def _explain(error: ValidationError) -> str:
     return f"`{location}` = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `location`."""
-    section: Any = Config
+def _known_keys(section: Any, location: tuple[Any, ...]) -> list[str]:
+    """Field names of the section at `location` within `section`."""
     for part in location:
         if isinstance(part, str) and part in getattr(section, "model_fields", {}):
             section = section_in(section.model_fields[part].annotation)

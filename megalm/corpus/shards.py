@@ -13,6 +13,8 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from megalm import atomic
+from megalm.corpus.pages import raw_page
+from megalm.errors import UserError
 
 SUFFIX = ".jsonl.zst"
 _LEVEL = 3
@@ -52,11 +54,15 @@ class ReadShards(PipelineStep):
     def __init__(self, folder: str | Path):
         super().__init__()
         self.folder = Path(folder)
+        self.documents = 0
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Yield the documents of this task's shards."""
+        self.documents = 0
         for path in shard_paths(self.folder)[rank::world_size]:
-            yield from read_shard(path)
+            for document in read_shard(path):
+                self.documents += 1
+                yield document
 
 
 class WriteShards(PipelineStep):
@@ -73,6 +79,11 @@ class WriteShards(PipelineStep):
         """Write and pass on each document."""
         with open_shard(self.folder, rank) as stream:
             for document in data:
+                if raw_page(document) is not None:
+                    raise UserError(
+                        f"document {document.id} is a raw page whose text is not extracted; "
+                        "put the step `extract` before what needs the text"
+                    )
                 stream.write(to_line(document))
                 yield document
 

@@ -105,7 +105,10 @@ class Transform(Step):
 
 
 class Stage(NamedTuple):
-    """One pipeline of a collective, run as `tasks` tasks before the next stage begins."""
+    """One pipeline of a collective, run as `tasks` tasks before the next stage begins.
+
+    What its last step yields, if anything, are documents.
+    """
 
     name: str
     tasks: int

@@ -1,0 +1,91 @@
+"""The commands `megalm corpus ...`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+corpus_app = typer.Typer(
+    help="Make clean documents out of raw sources, and look into them.", no_args_is_help=True
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
+
+
+@corpus_app.command("build")
+def build(
+    recipe: Annotated[str, typer.Argument(help="YAML file of the corpus.", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Values to change, e.g. output=corpora/web", metavar="KEY=VALUE"),
+    ] = None,
+    executor: Annotated[str | None, typer.Option(help="Where tasks run: local, slurm or ray.")] = None,
+    tasks: Annotated[int | None, typer.Option(help="Tasks, and so shards.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Tasks at a time.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove what another build left there.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a corpus; repeat the command to go on after a kill."""
+    from megalm.corpus.build import build_corpus
+    from megalm.corpus.recipe import load_recipe
+    from megalm.corpus.report import damage_in
+
+    options = {"executor.kind": executor, "tasks": tasks, "executor.workers": workers}
+    changes = [f"{key}={value}" for key, value in options.items() if value is not None]
+    loaded = load_recipe(recipe, [*(overrides or []), *changes])
+    report = build_corpus(loaded, overwrite=overwrite, progress=True)
+    if report is None:
+        jobs = json.loads((loaded.output / "work" / "slurm.json").read_text())
+        line = f"submitted as SLURM jobs {', '.join(jobs)}" if jobs else "all tasks are done"
+        typer.echo(json.dumps({"output": str(loaded.output), "jobs": jobs}) if as_json else line)
+        return
+    if damage := damage_in(report):
+        print(f"megalm: warning: {damage}", file=sys.stderr)
+    if as_json:
+        typer.echo(json.dumps({"output": str(loaded.output), **report}))
+        return
+    for line in _funnel(report):
+        typer.echo(line)
+    typer.echo(f"{loaded.output}  {report['documents']:,} documents  {report['characters']:,} characters")
+
+
+@corpus_app.command("show")
+def show(
+    path: Annotated[Path, typer.Argument(help="A corpus (the output of a recipe) or one shard.")],
+    removed: Annotated[
+        bool, typer.Option("--removed", help="Show the documents that steps removed.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="Only those removed for this reason.")] = None,
+    document: Annotated[int, typer.Option(min=0, help="Number of the first document, from 0.")] = 0,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many; by default 1, or all in a terminal.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Page through documents, with the reason for each decision."""
+    from megalm.corpus.show import render, show_documents
+
+    paged = count is None and sys.stdout.isatty() and not as_json
+    entries = show_documents(path, removed, reason, document, None if paged else count or 1)
+    if as_json:
+        typer.echo(json.dumps({"documents": list(entries)}))
+    elif paged:
+        typer.echo_via_pager(f"{render(entry)}\n" for entry in entries)
+    else:
+        for entry in entries:
+            typer.echo(render(entry))
+
+
+def _funnel(report: dict[str, Any]) -> list[str]:
+    """A line for each source and step: documents in and out, and the commonest reasons."""
+    lines = [f"{'+' + source['step']:24} {source['documents_out']:>12,}" for source in report["sources"]]
+    for step in report["steps"]:
+        removed = sorted(step["removed"].items(), key=lambda pair: (-pair[1], pair[0]))
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in removed[:4])
+        more = f", {len(removed) - 4} more" if len(removed) > 4 else ""
+        lines.append(f"{step['step']:24} {step['documents_out']:>12,}  {reasons}{more}".rstrip())
+    return lines

@@ -1,0 +1,167 @@
+"""Builds a corpus from a recipe: stage after stage of tasks, going on where a killed build was."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from datatrove.utils.logging import logger
+
+from megalm import atomic
+from megalm.corpus.executors import queued_slurm_jobs, run_local, run_ray, submit_slurm
+from megalm.corpus.plan import Plan
+from megalm.corpus.progress import stage_progress
+from megalm.corpus.recipe import Recipe
+from megalm.corpus.report import (
+    Report,
+    WriteReport,
+    merge_counts,
+    read_report,
+    report_path,
+    stage_folder,
+    sweep,
+)
+from megalm.corpus.shards import ReadShards, Removals, WriteShards
+from megalm.corpus.step import Stage, Step
+from megalm.corpus.tasks import ReadSources, TaskEnd, begin_progress
+from megalm.errors import UserError
+
+
+def build_corpus(recipe: Recipe, overwrite: bool = False, progress: bool = False) -> Report | None:
+    """Make the corpus that `recipe` describes, in its `output` directory.
+
+    OUTPUT/documents holds the shards, each complete or absent; OUTPUT/report.json, written last, what was counted.
+    After a kill the same call does only the tasks that are missing and gives the same bytes, with any number of
+    workers. A complete corpus is left as it is.
+
+    Returns the report, or None where the tasks were handed to SLURM and are still to run. Raises UserError where
+    something else was built in `output`, unless `overwrite`.
+    """
+    plan = Plan.make(recipe)
+    output = recipe.output
+    work = output / "work"
+    with _locked(work):
+        _refuse_queued(work)
+        if overwrite:
+            _clear(output)
+        if plan.check_same(work):
+            if (report := read_report(output)) is not None:
+                return report
+        else:
+            _refuse_foreign(output)
+            plan.save(work)
+        sweep(output)
+        atomic.write_text(output / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
+        logger.remove()
+        return _run(recipe, make_stages(recipe, plan), progress)
+
+
+def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
+    """The stages of a build in order: steps in a row share one, a collective brings its own."""
+    output, tasks = recipe.output, len(plan.tasks)
+    stages: list[Stage] = []
+    source: Path | None = None
+    rest = list(recipe.steps)
+    while True:
+        steps: list[Step] = []
+        while rest and isinstance(step := rest[0], Step):
+            steps.append(step)
+            rest.pop(0)
+        if source is None or steps:
+            name = f"{len(stages):02d}-{'steps' if source else 'read'}"
+            target = stage_folder(output, name) / "data" / "documents" if rest else output / "documents"
+            reader = ReadShards(source) if source else ReadSources(recipe.sources, output / "work")
+            stages.append(_finish(recipe, Stage(name, tasks, [reader, *steps, WriteShards(target)])))
+            source = target
+        if not rest:
+            return [*stages, _report_stage(recipe, stages)]
+        collective = rest.pop(0)
+        assert not isinstance(collective, Step) and source is not None
+        name = f"{len(stages):02d}-{collective.name}"
+        own = stage_folder(output, name) / "data"
+        target = own / "documents" if rest else output / "documents"
+        for number, stage in enumerate(collective.stages(source, own, target, tasks)):
+            label = name if number == 0 else f"{len(stages):02d}-{collective.name}"
+            label = f"{label}-{stage.name}" if number else label
+            stages.append(_finish(recipe, stage._replace(name=label)))
+        source = target
+
+
+def _finish(recipe: Recipe, stage: Stage) -> Stage:
+    """The stage with its counts written at the end of each task."""
+    folder = stage_folder(recipe.output, stage.name)
+    removals = Removals(recipe.output / "removed" / stage.name) if recipe.file.keep_removed else None
+    end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals)
+    return stage._replace(pipeline=[*stage.pipeline, end])
+
+
+def _report_stage(recipe: Recipe, stages: list[Stage]) -> Stage:
+    names = [stage.name for stage in stages]
+    return Stage("report", 1, [WriteReport(recipe.output, names, recipe.resolved())])
+
+
+def _run(recipe: Recipe, stages: list[Stage], progress: bool) -> Report | None:
+    settings = recipe.file.executor
+    folders = [stage_folder(recipe.output, stage.name) for stage in stages]
+    for stage, folder in zip(stages, folders, strict=True):
+        begin_progress(folder / "progress", stage.tasks)
+    if settings.kind == "slurm":
+        with_logs = [(stage, folder / "logs") for stage, folder in zip(stages, folders, strict=True)]
+        jobs = submit_slurm(with_logs, settings)
+        atomic.write_text(recipe.output / "work" / "slurm.json", json.dumps(jobs))
+        return None
+    run = run_local if settings.kind == "local" else run_ray
+    documents: int | None = None
+    for stage, folder in zip(stages, folders, strict=True):
+        shown = progress and stage.name != "report"
+        with stage_progress(stage.name, folder, stage.tasks, documents, shown):
+            run(stage, folder / "logs", settings)
+        if kept := merge_counts(folder / "counts")["kept"]:
+            documents = kept[0].documents_out
+    return read_report(recipe.output)
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier build; a kill amid the removal leaves a plan that nothing can go on from."""
+    plan = output / "work" / "plan.json"
+    if not plan.exists():
+        return
+    atomic.write_text(plan, "{}")
+    report_path(output).unlink(missing_ok=True)
+    for path in (output / "documents", output / "removed", *(output / "work").iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+    plan.unlink()
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Refuse a directory where documents lie that no plan accounts for."""
+    if any((output / "documents").glob("*")):
+        raise UserError(
+            f"{output / 'documents'} holds files that no build of a corpus made; choose another output"
+        )
+
+
+def _refuse_queued(work: Path) -> None:
+    path = work / "slurm.json"
+    if path.exists() and (jobs := queued_slurm_jobs(json.loads(path.read_text()))):
+        raise UserError(
+            f"SLURM jobs {', '.join(jobs)} of this build still wait or run; let them end, or scancel them"
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another build is at work in {folder}; wait for it or choose another output"
+            ) from None
+        yield

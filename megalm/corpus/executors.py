@@ -1,0 +1,144 @@
+"""Runs the tasks of stages on datatrove's executors: processes of this machine, SLURM or Ray."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.utils.logging import logger
+
+from megalm.corpus.recipe import ExecutorSettings, SlurmSettings
+from megalm.corpus.step import Stage
+from megalm.dataset.tasks import Task, run_tasks
+from megalm.errors import UserError
+from megalm.launch import available_cores
+
+
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's local executor on a pool that survives what its own does not.
+
+    Its own waits for ever when a worker is killed (out of memory), and leaves workers and a manager process behind
+    when it is killed itself. Here a killed worker ends the build with an error, and workers end with their parent.
+    """
+
+    def run(self) -> None:  # type: ignore[override]
+        """Run the tasks that are not marked as completed."""
+        tasks = [Task(_run_rank, (self, rank), 1) for rank in self.get_incomplete_ranks()]
+        if tasks:
+            run_tasks(tasks, min(self.workers, len(tasks)), lambda size: None)
+
+
+class SlurmExecutor(SlurmPipelineExecutor):
+    """datatrove's SLURM executor, without options that were left empty."""
+
+    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
+        """The options of sbatch."""
+        return {
+            name: value
+            for name, value in super().get_sbatch_args(max_array).items()
+            if value or name == "requeue"
+        }
+
+
+def run_local(stage: Stage, logs: Path, settings: ExecutorSettings) -> None:
+    """Run the tasks of a stage on this machine; finished ones are not repeated."""
+    workers = settings.workers or available_cores()
+    LocalExecutor(pipeline=stage.pipeline, tasks=stage.tasks, workers=workers, logging_dir=str(logs)).run()
+
+
+def run_ray(stage: Stage, logs: Path, settings: ExecutorSettings) -> None:
+    """Run the tasks of a stage on a Ray cluster; finished ones are not repeated."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("executor.kind is ray, and Ray is not installed; pip install ray") from None
+    from datatrove.executor import RayPipelineExecutor
+
+    if not ray.is_initialized():
+        ray.init(address=settings.ray.address)
+    executor = RayPipelineExecutor(
+        pipeline=stage.pipeline,
+        tasks=stage.tasks,
+        workers=settings.workers or -1,
+        logging_dir=str(logs),
+        cpus_per_task=settings.ray.cpus_per_task,
+        mem_per_cpu_gb=settings.ray.mem_per_cpu_gb,
+    )
+    executor.run()
+    if missing := executor.get_incomplete_ranks():
+        raise RuntimeError(f"{len(missing)} of {stage.tasks} tasks failed on Ray; their logs are in {logs}")
+
+
+def submit_slurm(stages: Sequence[tuple[Stage, Path]], settings: ExecutorSettings) -> list[str]:
+    """Submit each stage, with its directory of logs, as a job that waits for the one before; return the jobs' ids."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "executor.kind is slurm, and there is no sbatch here; run this on a login node of the cluster"
+        )
+    slurm = settings.slurm
+    executor: SlurmExecutor | None = None
+    jobs = []
+    for stage, logs in stages:
+        executor = SlurmExecutor(
+            pipeline=stage.pipeline,
+            tasks=stage.tasks,
+            workers=settings.workers or -1,
+            logging_dir=str(logs),
+            job_name=f"megalm-{stage.name}",
+            depends=executor,
+            **_slurm_options(slurm),
+        )
+        try:
+            executor.launch_job()
+        except subprocess.CalledProcessError as error:
+            raise UserError(
+                f"sbatch refused the job (exit code {error.returncode}); see its message above"
+            ) from None
+        if executor.job_id != -1:
+            jobs.append(str(executor.job_id))
+    return jobs
+
+
+def queued_slurm_jobs(jobs: Sequence[str]) -> list[str]:
+    """Those of `jobs` that still wait or run."""
+    if not jobs or shutil.which("squeue") is None:
+        return []
+    answer = subprocess.run(
+        ["squeue", "--noheader", "--format=%A %F"], capture_output=True, text=True, timeout=60
+    )
+    return sorted(set(jobs) & set(answer.stdout.split()))
+
+
+def _slurm_options(slurm: SlurmSettings) -> dict[str, Any]:
+    # Jobs find the interpreter's own programs even where no environment is activated.
+    setup = slurm.setup or f'export PATH="{Path(sys.executable).parent}:$PATH"'
+    return {
+        "partition": slurm.partition,
+        "time": slurm.time,
+        "cpus_per_task": slurm.cpus_per_task,
+        "mem_per_cpu_gb": slurm.mem_per_cpu_gb,
+        "tasks_per_job": slurm.tasks_per_job,
+        "max_array_size": slurm.max_array_size,
+        "qos": slurm.qos,
+        "env_command": setup,
+        "sbatch_args": {"kill-on-invalid-dep": "yes", **slurm.sbatch},
+    }
+
+
+def _run_rank(executor: LocalExecutor, rank: int) -> None:
+    """Run one task; what it would print goes into a file beside its log."""
+    folder = Path(executor.logging_dir.path) / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = folder / f"task_{rank:05d}.err"
+    with open(name, "w", encoding="utf-8") as errors, contextlib.redirect_stderr(errors):
+        try:
+            executor._run_for_rank(rank, local_rank=1)
+        finally:
+            logger.remove()
+    if not os.path.getsize(name):
+        os.unlink(name)

@@ -1,0 +1,135 @@
+"""What a build has to do: its input files, and the parts of them that each task reads."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import megalm
+from megalm import atomic
+from megalm.corpus.recipe import Recipe
+from megalm.corpus.sources.base import InputFile, Part
+from megalm.errors import UserError
+
+LARGEST_PLAN = 100_000  # tasks; each costs some files in the work directory
+
+
+class Plan(NamedTuple):
+    """The parts of each task, and all that makes one build differ from another."""
+
+    tasks: list[list[Part]]
+    identity: dict[str, Any]
+
+    @classmethod
+    def make(cls, recipe: Recipe) -> "Plan":
+        """List the inputs and deal them out in order; the same for any executor and number of workers."""
+        parts: list[Part] = []
+        files: list[InputFile] = []
+        for number, source in enumerate(recipe.sources):
+            found = source.files()
+            files += found
+            for file in found:
+                parts += source.cut(number, file, _part_size(recipe, file))
+        count = recipe.file.tasks or -(-sum(part.size for part in parts) // recipe.file.task_bytes)
+        tasks = deal(parts, max(1, min(count, len(parts))))
+        if len(tasks) > LARGEST_PLAN:
+            raise UserError(
+                f"the inputs make {len(tasks)} tasks; raise task_bytes, now {recipe.file.task_bytes}"
+            )
+        identity = {
+            "megalm": megalm.__version__,
+            "recipe": recipe.resolved(),
+            "tasks": len(tasks),
+            "inputs": [[file.path, file.size, file.modified_ns] for file in files],
+            "step_files": [_state(path) for step in recipe.steps for path in step.files()],
+        }
+        return cls(tasks, identity)
+
+    def save(self, folder: Path) -> None:
+        """Write the parts of each task, then the identity, which says that all are there."""
+        for number, parts in enumerate(self.tasks):
+            atomic.write_text(folder / "parts" / f"{number:05d}.json", json.dumps(parts))
+        atomic.write_text(folder / "plan.json", json.dumps(self.identity, indent=1))
+
+    def check_same(self, folder: Path) -> bool:
+        """Whether this very build was begun in `folder`; raises UserError where another one was."""
+        path = folder / "plan.json"
+        if not path.exists():
+            return False
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if not before:
+            raise UserError(f"{folder.parent} was half removed; build anew with --overwrite")
+        now = json.loads(json.dumps(self.identity))
+        if before == now:
+            return True
+        raise UserError(
+            f"{folder.parent} was built from something else: {_difference(before, now)}; "
+            "choose another output, or build anew with --overwrite"
+        )
+
+
+def read_parts(folder: Path, rank: int) -> list[Part]:
+    """The parts of a task of a saved plan."""
+    entries = json.loads((folder / "parts" / f"{rank:05d}.json").read_text(encoding="utf-8"))
+    return [Part(source, InputFile(*file), start, stop) for source, file, start, stop in entries]
+
+
+def deal(parts: Sequence[Part], count: int) -> list[list[Part]]:
+    """Cut the row of parts into `count` pieces of about equal size, none empty if there are parts enough."""
+    total = sum(part.size for part in parts) or 1
+    tasks: list[list[Part]] = [[] for _ in range(count)]
+    before, task = 0, 0
+    for number, part in enumerate(parts):
+        wanted = min(before * count // total, count - 1)
+        forced = count - (len(parts) - number)  # so many tasks are left that each part needs its own
+        if tasks[task]:
+            task = min(max(task, wanted, forced), task + 1)
+        tasks[task].append(part)
+        before += part.size
+    return tasks
+
+
+def _part_size(recipe: Recipe, file: InputFile) -> int:
+    if recipe.file.tasks is None:
+        return recipe.file.task_bytes
+    return max(1 << 16, -(-file.size // recipe.file.tasks))
+
+
+def _state(path: Path) -> list[Any]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; check the path") from None
+    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first thing that differs, in a few words."""
+    for kind, title in (("inputs", "input"), ("step_files", "file")):
+        old, new = ({path: state for path, *state in identity[kind]} for identity in (before, now))
+        for path in [*old, *new]:
+            if path not in new:
+                return f"{title} {path} is gone"
+            if path not in old:
+                return f"{title} {path} is new"
+            if old[path] != new[path]:
+                return f"{title} {path} has changed since"
+    return _changed("", before, now) or "something changed"
+
+
+def _changed(where: str, before: Any, now: Any) -> str | None:
+    if before == now:
+        return None
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        inner = (_changed(f"{where}.{key}".strip("."), before.get(key), now.get(key)) for key in keys)
+        return next((text for text in inner if text), None)
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        inner = (_changed(f"{where}.{n}", *pair) for n, pair in enumerate(zip(before, now, strict=True)))
+        return next((text for text in inner if text), None)
+    return f"{where} was {_short(before)} and is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

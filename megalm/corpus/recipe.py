@@ -1,0 +1,146 @@
+"""The recipe of a corpus: where documents come from, the steps they go through, and where all that runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field, ValidationError
+
+from megalm.config.load import explain, override, read_yaml
+from megalm.config.section import Section
+from megalm.corpus.registry import step_class
+from megalm.corpus.sources import source_class
+from megalm.corpus.sources.base import Source
+from megalm.corpus.step import Collective, Step
+from megalm.errors import UserError
+
+
+class SlurmSettings(Section):
+    """How the tasks of a build become SLURM jobs: an array of jobs a stage, each stage after the one before."""
+
+    partition: str = Field("", description="Partition; by default the cluster's own.")
+    time: str = Field("24:00:00", description="Time limit of a job.")
+    cpus_per_task: int = Field(1, ge=1, description="Cores of a task; more give it more memory.")
+    mem_per_cpu_gb: int = Field(4, ge=1, description="Memory of a core, in GB.")
+    tasks_per_job: int = Field(1, ge=1, description="Tasks that one job runs in turn.")
+    max_array_size: int = Field(
+        1001, ge=1, description="The cluster's limit on the size of an array of jobs."
+    )
+    qos: str = Field("", description="Quality of service; by default the cluster's own.")
+    setup: str = Field(
+        "", description="Shell commands that make megalm's environment ready, run in each job."
+    )
+    sbatch: dict[str, str] = Field({}, description="Further options of sbatch, e.g. {account: name}.")
+
+
+class RaySettings(Section):
+    """How the tasks of a build use a Ray cluster."""
+
+    address: str = Field("auto", description="Address of the cluster; auto finds the one of this machine.")
+    cpus_per_task: int = Field(1, ge=1, description="Cores of a task.")
+    mem_per_cpu_gb: float = Field(2, gt=0, description="Memory of a core, in GB.")
+
+
+class ExecutorSettings(Section):
+    """Where the tasks run."""
+
+    kind: Literal["local", "slurm", "ray"] = Field("local", description="local processes, slurm or ray.")
+    workers: int | None = Field(
+        None, ge=1, description="Tasks at a time; by default the cores (local) or no limit (slurm, ray)."
+    )
+    slurm: SlurmSettings = Field(SlurmSettings(), description="Options of kind slurm.")
+    ray: RaySettings = Field(RaySettings(), description="Options of kind ray.")
+
+
+class RecipeFile(Section):
+    """The file as written; sources and steps are read by the classes they name."""
+
+    output: str = Field(description="Directory of the corpus.")
+    sources: list[dict[str, Any]] = Field(min_length=1, description="Where documents come from.")
+    steps: list[str | dict[str, dict[str, Any] | None]] = Field(
+        [], description="What is done with them, in order: a name, or a name with options."
+    )
+    tasks: int | None = Field(
+        None, ge=1, description="Tasks, and so shards; by default one for each `task_bytes` of input."
+    )
+    task_bytes: int = Field(64 << 20, ge=1, description="Input of a task, where `tasks` is not given.")
+    keep_removed: bool = Field(
+        False, description="Write the removed documents too, with step and reason, into OUTPUT/removed."
+    )
+    executor: ExecutorSettings = Field(ExecutorSettings(), description="Where the tasks run.")
+
+
+class Recipe(NamedTuple):
+    """A recipe with its sources and steps made."""
+
+    file: RecipeFile
+    sources: list[Source]
+    steps: list[Step | Collective]
+
+    @property
+    def output(self) -> Path:
+        """Directory of the corpus, absolute."""
+        return Path(self.file.output).expanduser().absolute()
+
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every option spelled out; the executor is left out, for it does not change the corpus."""
+        return {
+            **self.file.model_dump(mode="json", include={"output", "tasks", "task_bytes", "keep_removed"}),
+            "sources": [source.model_dump(mode="json") for source in self.sources],
+            "steps": [{step.name: step.settings.model_dump(mode="json")} for step in self.steps],
+        }
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the YAML file `path` and apply `key=value` overrides; raises UserError with one line."""
+    path = Path(path)
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected keys (output, sources, steps, ...), found {type(data).__name__}")
+    return parse_recipe(data, overrides, str(path))
+
+
+def parse_recipe(data: dict[str, Any], overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+    """The same from a dictionary in memory."""
+    file = _validated(RecipeFile, override(data, overrides), where)
+    sources = [_source(entry, f"{where}: sources.{number}") for number, entry in enumerate(file.sources)]
+    steps = [_step(entry, f"{where}: steps.{number}") for number, entry in enumerate(file.steps)]
+    return Recipe(file, sources, steps)
+
+
+def _source(entry: dict[str, Any], where: str) -> Source:
+    kind = entry.get("kind")
+    if not isinstance(kind, str):
+        raise UserError(f"{where}: `kind` is missing; say what the files are, e.g. kind: warc")
+    return _validated(_named(source_class, kind, where), entry, where)
+
+
+def _step(entry: str | dict[str, dict[str, Any] | None], where: str) -> Step | Collective:
+    if isinstance(entry, str):
+        entry = {entry: None}
+    if len(entry) != 1:
+        names = ", ".join(entry) or "nothing"
+        raise UserError(
+            f"{where}: one step with its options is expected, found {names}; write a dash for each step"
+        )
+    ((name, options),) = entry.items()
+    step = _named(step_class, name, where)
+    return step(_validated(step.Settings, options or {}, f"{where}.{name}"))
+
+
+def _named(find: Any, name: str, where: str) -> Any:
+    try:
+        return find(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except ImportError as error:
+        raise UserError(
+            f"{where}: `{name}` needs a package that is not installed ({error}); pip install 'megalm[corpus]'"
+        ) from error
+
+
+def _validated(section: type[BaseModel], data: dict[str, Any], where: str) -> Any:
+    try:
+        return section.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error, section)}") from None
