@@ -74,7 +74,10 @@ def show(
     if as_json:
         typer.echo(json.dumps({"documents": list(entries)}))
     elif paged:
-        typer.echo_via_pager(f"{render(entry)}\n" for entry in entries)
+        for entry in entries:
+            typer.echo(render(entry))
+            if typer.prompt("Enter for the next, q to end", default="", show_default=False) == "q":
+                break
     else:
         for entry in entries:
             typer.echo(render(entry))

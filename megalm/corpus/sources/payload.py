@@ -1,10 +1,27 @@
 """The body of an HTTP answer: its encodings undone within a bound, and whether it is a page."""
 
+import re
 import zlib
 
+_END_OF_HEADERS = re.compile(rb"\r?\n\r?\n")
 _PAGES = ("text/html", "application/xhtml")
 _UNKNOWN = ("", "application/octet-stream", "unknown/unknown", "application/x-unknown-content-type")
 _MARKS = (b"<!doctype", b"<html", b"<head", b"<body", b"<title", b"<meta", b"<?xml", b"<div", b"<p>", b"<!--")
+
+
+def split_http(block: bytes) -> tuple[int | None, dict[str, str], bytes]:
+    """Status, headers (names in lower case) and body of an answer; no status where the block is none."""
+    if not block.startswith(b"HTTP/"):
+        return None, {}, block
+    end = _END_OF_HEADERS.search(block)
+    head, body = (block, b"") if end is None else (block[: end.start()], block[end.end() :])
+    lines = head.decode("utf-8", "replace").splitlines()
+    status = lines[0].split(maxsplit=2)[1:2]
+    headers = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return int(status[0]) if status and status[0].isdigit() else 200, headers, body
 
 
 def decode_payload(data: bytes, transfer: str, encodings: str, limit: int) -> bytes | None:

@@ -9,8 +9,8 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megalm.corpus.pages import page_document
-from megalm.corpus.sources.base import InputFile, Part, Source, decode
-from megalm.corpus.sources.payload import decode_payload, is_html
+from megalm.corpus.sources.base import DAMAGES, InputFile, Part, Source, decode, open_stream
+from megalm.corpus.sources.payload import decode_payload, is_html, split_http
 
 _GZIP = b"\x1f\x8b\x08"
 _RECORD = b"WARC/"
@@ -30,25 +30,23 @@ class Warc(Source):
 
     def read(self, part: Part, counters: Counter[str]) -> Iterator[Document]:
         """Yield the pages of a file."""
-        for record, payload in read_records(part.file, self.max_document_bytes, counters):
-            kind = record.record_type.name
-            if kind not in ("response", "resource"):
-                continue
-            headers = record.http_headers
-            status = headers.status_code if headers is not None else None
+        for record, block in read_records(part.file, "pages", self.max_document_bytes, counters):
+            status, headers, payload = split_http(block)
             if status is not None and not 200 <= status < 300:
                 counters["not_ok"] += 1
                 continue
-            get = headers.get if headers is not None else lambda name, default="": default
             body = decode_payload(
-                payload, get("Transfer-Encoding", ""), get("Content-Encoding", ""), self.max_document_bytes
+                payload,
+                headers.get("transfer-encoding", ""),
+                headers.get("content-encoding", ""),
+                self.max_document_bytes,
             )
             if body is None:
                 counters["too_large"] += 1
                 continue
-            content_type = get("Content-Type", "") or (
-                record.headers.get("Content-Type", "") if kind == "resource" else ""
-            )
+            content_type = headers.get("content-type", "")
+            if status is None:  # a resource: the block is the page
+                content_type = record.headers.get("Content-Type", "")
             if not is_html(record.headers.get("WARC-Identified-Payload-Type", ""), content_type, body):
                 counters["not_html"] += 1
                 continue
@@ -69,14 +67,13 @@ class Wet(Source):
 
     def read(self, part: Part, counters: Counter[str]) -> Iterator[Document]:
         """Yield the texts of a file."""
-        for record, payload in read_records(part.file, self.max_document_bytes, counters):
-            if record.record_type.name == "conversion":
-                metadata = {
-                    "source": self.label,
-                    "url": record.headers.get("WARC-Target-URI", ""),
-                    "date": record.headers.get("WARC-Date", ""),
-                }
-                yield Document(decode(payload, counters), record_id(record, part.file), metadata=metadata)
+        for record, payload in read_records(part.file, "texts", self.max_document_bytes, counters):
+            metadata = {
+                "source": self.label,
+                "url": record.headers.get("WARC-Target-URI", ""),
+                "date": record.headers.get("WARC-Date", ""),
+            }
+            yield Document(decode(payload, counters), record_id(record, part.file), metadata=metadata)
 
 
 def record_id(record: Any, file: InputFile) -> str:
@@ -85,41 +82,61 @@ def record_id(record: Any, file: InputFile) -> str:
     return id.strip("<>").removeprefix("urn:uuid:") or f"{file.name}#{record.stream_pos}"
 
 
-def read_records(file: InputFile, limit: int, counters: Counter[str]) -> Iterator[tuple[Any, bytes]]:
-    """Yield each whole record with its payload, still in the transfer's encodings.
+def read_records(
+    file: InputFile, wanted: Literal["pages", "texts"], limit: int, counters: Counter[str]
+) -> Iterator[tuple[Any, bytes]]:
+    """Yield each whole record of responses and resources, or of extracted texts, with its block of bytes.
 
     The library stops at the first damage; reading goes on at the next place that looks like the beginning of a
     record. Counted: `broken` (a stretch without a readable record), `truncated` (shorter than its header says) and
     `too_large` (over `limit` bytes).
     """
-    from fastwarc.warc import ArchiveIterator
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
 
+    kinds = (
+        (WarcRecordType.response, WarcRecordType.resource)
+        if wanted == "pages"
+        else (WarcRecordType.conversion,)
+    )
     damaged = False
     start: int | None = 0
     with open(file.path, "rb") as stream:
+        # Lenient reading takes files with bare line feeds, but would hide damage in others.
+        first = _first_line(file.path)
+        lenient = first.startswith(_RECORD) and not first.endswith(b"\r\n")
         while start is not None:
             last = start
+            readable = False
             stream.seek(start)
             try:
-                for record in ArchiveIterator(stream, auto_decode="none", quirks_mode=True):
-                    last = start + record.stream_pos
-                    expected = record.content_length
-                    if expected > limit:
-                        counters["too_large"] += 1
-                        continue
-                    payload = record.reader.read()
-                    if len(payload) != expected:
-                        counters["truncated"] += 1
-                        continue
+                for record in ArchiveIterator(stream, parse_http=False, quirks_mode=lenient):
+                    last, readable = start + record.stream_pos, True
                     counters["broken"] += damaged
                     damaged = False
-                    yield record, payload
+                    if record.record_type not in kinds:
+                        continue
+                    if record.content_length > limit:
+                        counters["too_large"] += 1
+                        continue
+                    block = record.reader.read()
+                    if str(len(block)) != (record.headers.get("Content-Length") or "").strip():
+                        counters["truncated"] += 1
+                    else:
+                        yield record, block
                 break
             except OSError:
-                counters["broken"] += damaged and last == start
-                damaged = True
+                counters["broken"] += not readable
+                damaged = readable  # what broke may be the very record that reading starts from next
                 start = _next_record(stream, last + 1)
     counters["broken"] += damaged
+
+
+def _first_line(path: str) -> bytes:
+    try:
+        with open_stream(path) as stream:
+            return stream.readline(1024)
+    except DAMAGES:
+        return b"\r\n"
 
 
 def _next_record(stream: IO[bytes], position: int) -> int | None:
