@@ -23,14 +23,17 @@ class Plan(NamedTuple):
     @classmethod
     def make(cls, recipe: Recipe) -> "Plan":
         """List the inputs and deal them out in order; the same for any executor and number of workers."""
-        parts: list[Part] = []
-        files: list[InputFile] = []
-        for number, source in enumerate(recipe.sources):
-            found = source.files()
-            files += found
-            for file in found:
-                parts += source.cut(number, file, _part_size(recipe, file))
-        count = recipe.file.tasks or -(-sum(part.size for part in parts) // recipe.file.task_bytes)
+        found = [source.files() for source in recipe.sources]
+        files = [file for one in found for file in one]
+        total = sum(file.size for file in files)
+        size = max(1, -(-total // recipe.file.tasks) if recipe.file.tasks else recipe.file.task_bytes)
+        parts = [
+            part
+            for number, source in enumerate(recipe.sources)
+            for file in found[number]
+            for part in source.cut(number, file, size)
+        ]
+        count = recipe.file.tasks or -(-total // size)
         tasks = deal(parts, max(1, min(count, len(parts))))
         if len(tasks) > LARGEST_PLAN:
             raise UserError(
@@ -87,12 +90,6 @@ def deal(parts: Sequence[Part], count: int) -> list[list[Part]]:
         tasks[task].append(part)
         before += part.size
     return tasks
-
-
-def _part_size(recipe: Recipe, file: InputFile) -> int:
-    if recipe.file.tasks is None:
-        return recipe.file.task_bytes
-    return max(1 << 16, -(-file.size // recipe.file.tasks))
 
 
 def _state(path: Path) -> list[Any]:
