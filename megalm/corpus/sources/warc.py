@@ -1,5 +1,6 @@
 """WARC files of crawled pages, and WET files of their texts; what is damaged in them is skipped and counted."""
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from megalm.corpus.sources.payload import decode_payload, is_html, split_http
 
 _GZIP = b"\x1f\x8b\x08"
 _RECORD = b"WARC/"
+_END_OF_HEADERS = re.compile(rb"\r?\n\r?\n")
+_LENGTH = re.compile(rb"\ncontent-length:\s*(\d{1,18})", re.IGNORECASE)
 _BLOCK = 1 << 20
 
 
@@ -111,18 +114,20 @@ def read_records(
             try:
                 for record in ArchiveIterator(stream, parse_http=False, quirks_mode=lenient):
                     last, readable = start + record.stream_pos, True
+                    length = (record.headers.get("Content-Length") or "").strip()
                     counters["broken"] += damaged
-                    damaged = False
-                    if record.record_type not in kinds:
+                    damaged = not length.isdigit()
+                    if damaged or record.record_type not in kinds:
                         continue
                     if record.content_length > limit:
                         counters["too_large"] += 1
                         continue
                     block = record.reader.read()
-                    if str(len(block)) != (record.headers.get("Content-Length") or "").strip():
+                    if len(block) != int(length):
                         counters["truncated"] += 1
                     else:
                         yield record, block
+                counters["broken"] += readable and _something_follows(stream, last)
                 break
             except OSError:
                 counters["broken"] += not readable
@@ -137,6 +142,25 @@ def _first_line(path: str) -> bytes:
             return stream.readline(1024)
     except DAMAGES:
         return b"\r\n"
+
+
+def _something_follows(stream: IO[bytes], position: int) -> bool:
+    """Whether the file goes on after the record at `position`, where the library took the rest for its end."""
+    stream.seek(position)
+    data = stream.read(_BLOCK)
+    if data.startswith(_RECORD):
+        end, length = _END_OF_HEADERS.search(data), _LENGTH.search(data)
+        if end is None or length is None:
+            return False
+        stream.seek(position + end.end() + int(length[1]))
+        return bool(stream.read(64).strip())
+    if not data.startswith(_GZIP):
+        return False
+    member = zlib.decompressobj(31)
+    while data and not member.eof:
+        member.decompress(data, _BLOCK)
+        data = member.unconsumed_tail or (b"" if member.eof else stream.read(_BLOCK))
+    return member.eof and bool(member.unused_data.strip(b"\0") or stream.read(1))
 
 
 def _next_record(stream: IO[bytes], position: int) -> int | None:
