@@ -14,7 +14,7 @@ from megalm import cli, launch
 from megalm.config import load
 from megalm.errors import UserError
 
-HEAVY = ("torch", "numpy", "tokenizers", "transformers", "megatron", "matplotlib", "yaml")
+HEAVY = ("torch", "numpy", "tokenizers", "transformers", "megatron", "matplotlib", "yaml", "datatrove")
 MODEL = "model:\n  num_layers: 2\n  hidden_size: 32\n  num_attention_heads: 4\n  vocab_size: 256\n"
 
 
@@ -55,6 +55,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ["embed"],
         ["tokenizer", "train"],
         ["dataset", "build"],
+        ["corpus", "build"],
         ["doctor"],
         ["plan"],
         ["bench"],

@@ -3,11 +3,7 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from megalm.corpus import registry
 from megalm.corpus.recipe import parse_recipe
-from tests.corpus.steps import NAMES
 
 WORDS = "the quick brown fox jumps over a lazy zebra while seven wizards watch".split()
 
@@ -47,10 +43,3 @@ def documents_of(output: Path) -> dict[str, bytes]:
         step["seconds"] = 0
     report["recipe"]["output"] = ""
     return files | {"report": json.dumps(report).encode()}
-
-
-@pytest.fixture
-def own_steps(monkeypatch):
-    """The steps of tests/corpus/steps.py by name."""
-    for name, place in NAMES.items():
-        monkeypatch.setitem(registry.STEPS, name, place)
