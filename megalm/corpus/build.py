@@ -26,7 +26,7 @@ from megalm.corpus.report import (
 )
 from megalm.corpus.shards import ReadShards, Removals, WriteShards
 from megalm.corpus.step import Stage, Step
-from megalm.corpus.tasks import ReadSources, TaskEnd, begin_progress
+from megalm.corpus.tasks import Ended, ReadSources, TaskEnd, begin_progress
 from megalm.errors import UserError
 
 
@@ -74,10 +74,10 @@ def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
             name = f"{len(stages):02d}-{'steps' if source else 'read'}"
             target = stage_folder(output, name) / "data" / "documents" if rest else output / "documents"
             reader = ReadShards(source) if source else ReadSources(recipe.sources, output / "work")
-            stages.append(_finish(recipe, Stage(name, tasks, [reader, *steps, WriteShards(target)])))
+            stages.append(Stage(name, tasks, [reader, *steps, WriteShards(target)]))
             source = target
         if not rest:
-            return [*stages, _report_stage(recipe, stages)]
+            return _finish(recipe, stages)
         collective = rest.pop(0)
         assert not isinstance(collective, Step) and source is not None
         name = f"{len(stages):02d}-{collective.name}"
@@ -86,21 +86,22 @@ def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
         for number, stage in enumerate(collective.stages(source, own, target, tasks)):
             label = name if number == 0 else f"{len(stages):02d}-{collective.name}"
             label = f"{label}-{stage.name}" if number else label
-            stages.append(_finish(recipe, stage._replace(name=label)))
+            stages.append(stage._replace(name=label))
         source = target
 
 
-def _finish(recipe: Recipe, stage: Stage) -> Stage:
-    """The stage with its counts written at the end of each task."""
-    folder = stage_folder(recipe.output, stage.name)
-    removals = Removals(recipe.output / "removed" / stage.name) if recipe.file.keep_removed else None
-    end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals)
-    return stage._replace(pipeline=[*stage.pipeline, end])
-
-
-def _report_stage(recipe: Recipe, stages: list[Stage]) -> Stage:
-    names = [stage.name for stage in stages]
-    return Stage("report", 1, [WriteReport(recipe.output, names, recipe.resolved())])
+def _finish(recipe: Recipe, stages: list[Stage]) -> list[Stage]:
+    """The stages with their counts written at the end of each task, and the report at the end of all."""
+    finished = []
+    ended: list[Ended] = []
+    for stage in stages:
+        folder = stage_folder(recipe.output, stage.name)
+        removals = Removals(recipe.output / "removed" / stage.name) if recipe.file.keep_removed else None
+        before = ended[-1] if ended else None
+        end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals, before)
+        finished.append(stage._replace(pipeline=[*stage.pipeline, end]))
+        ended.append(Ended(folder / "counts", stage.tasks))
+    return [*finished, Stage("report", 1, [WriteReport(recipe.output, ended, recipe.resolved())])]
 
 
 def _run(recipe: Recipe, stages: list[Stage], progress: bool) -> Report | None:

@@ -14,6 +14,7 @@ import megalm
 from megalm import atomic
 from megalm.corpus.shards import shard_paths
 from megalm.corpus.tally import Tally
+from megalm.corpus.tasks import Ended
 
 Report = dict[str, Any]
 DAMAGE = {
@@ -30,7 +31,7 @@ class WriteReport(PipelineStep):
     type = "corpus"
     name = "report"
 
-    def __init__(self, output: Path, stages: Sequence[str], recipe: dict[str, Any]):
+    def __init__(self, output: Path, stages: Sequence[Ended], recipe: dict[str, Any]):
         super().__init__()
         self.output = output
         self.stages = list(stages)
@@ -38,9 +39,12 @@ class WriteReport(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Yield nothing."""
-        report = make_report(self.output, self.stages, self.recipe)
         for stage in self.stages:
-            shutil.rmtree(stage_folder(self.output, stage) / "data", ignore_errors=True)
+            stage.check()
+        names = [stage.counts.parent.name for stage in self.stages]
+        report = make_report(self.output, names, self.recipe)
+        for name in names:
+            shutil.rmtree(stage_folder(self.output, name) / "data", ignore_errors=True)
         sweep(self.output)
         write_report(self.output, report)
         yield from ()

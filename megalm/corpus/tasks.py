@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -47,6 +47,22 @@ class ReadSources(PipelineStep):
                 yield document
 
 
+class Ended(NamedTuple):
+    """A stage that must be through before another begins: where its tasks leave their counts, and how many they are."""
+
+    counts: Path
+    tasks: int
+
+    def check(self) -> None:
+        """Raise RuntimeError where tasks are missing: a cluster may start a stage in spite of them."""
+        found = len(list(self.counts.glob("*.json")))
+        if found != self.tasks:
+            raise RuntimeError(
+                f"{self.tasks - found} of {self.tasks} tasks of the stage {self.counts.parent.name} are missing; "
+                "see its logs, and give the command again"
+            )
+
+
 class TaskEnd(PipelineStep):
     """Drives a task's pipeline to its end, then writes what its steps counted as `folder`/RANK.json."""
 
@@ -54,9 +70,15 @@ class TaskEnd(PipelineStep):
     name = "task end"
 
     def __init__(
-        self, steps: Sequence[PipelineStep], folder: Path, progress: Path, removals: Removals | None
+        self,
+        steps: Sequence[PipelineStep],
+        folder: Path,
+        progress: Path,
+        removals: Removals | None,
+        before: Ended | None,
     ):
         super().__init__()
+        self.before = before
         self.steps = list(steps)
         self.folder = folder
         self.progress = progress
@@ -70,6 +92,8 @@ class TaskEnd(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Let all documents pass, then record the task."""
+        if self.before is not None:
+            self.before.check()
         kept = Tally("kept")
         if self.removals is None:
             yield from self._watch(data, kept, rank)

@@ -11,8 +11,9 @@ import sys
 import pytest
 
 from megalm import cli
-from megalm.corpus.build import build_corpus
+from megalm.corpus.build import build_corpus, make_stages
 from megalm.corpus.executors import LocalExecutor
+from megalm.corpus.plan import Plan
 from megalm.corpus.shards import read_shard, shard_paths
 from megalm.errors import UserError
 from tests.corpus.recipes import documents_of, make_inputs, make_recipe
@@ -274,6 +275,17 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_afterwards(
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert cli.main(["corpus", "build", str(tmp_path / "recipe.yaml")]) == 0
     assert documents_of(tmp_path / "out") == whole
+
+
+def test_no_stage_begins_while_tasks_of_the_one_before_are_missing(inputs, tmp_path):
+    """As on a cluster that starts a job in spite of a failed one: its shards would silently lack documents."""
+    recipe = make_recipe(inputs, tmp_path / "out", ["sort"])
+    assert killed_build(LocalExecutor, "mark_rank_as_completed", 3, recipe)
+    for stage in make_stages(recipe, Plan.make(recipe))[1:]:
+        with pytest.raises(RuntimeError, match="of 6 tasks of the stage .* are missing"):
+            for step in stage.pipeline[-1:]:
+                list(step.run(iter(()), 0, stage.tasks))
+    assert not shard_paths(tmp_path / "out" / "documents")
 
 
 def test_two_builds_at_once_are_refused(inputs, tmp_path):
