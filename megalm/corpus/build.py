@@ -21,6 +21,7 @@ from megalm.corpus.report import (
     merge_counts,
     read_report,
     report_path,
+    stage_data,
     stage_folder,
     sweep,
 )
@@ -72,7 +73,7 @@ def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
             rest.pop(0)
         if source is None or steps:
             name = f"{len(stages):02d}-{'steps' if source else 'read'}"
-            target = stage_folder(output, name) / "data" / "documents" if rest else output / "documents"
+            target = stage_data(output, name) / "documents" if rest else output / "documents"
             reader = ReadShards(source) if source else ReadSources(recipe.sources, output / "work")
             stages.append(Stage(name, tasks, [reader, *steps, WriteShards(target)]))
             source = target
@@ -80,13 +81,10 @@ def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
             return _finish(recipe, stages)
         collective = rest.pop(0)
         assert not isinstance(collective, Step) and source is not None
-        name = f"{len(stages):02d}-{collective.name}"
-        own = stage_folder(output, name) / "data"
+        own = stage_data(output, f"{len(stages):02d}-{collective.name}")
         target = own / "documents" if rest else output / "documents"
-        for number, stage in enumerate(collective.stages(source, own, target, tasks)):
-            label = name if number == 0 else f"{len(stages):02d}-{collective.name}"
-            label = f"{label}-{stage.name}" if number else label
-            stages.append(stage._replace(name=label))
+        for stage in collective.stages(source, own, target, tasks):
+            stages.append(stage._replace(name=f"{len(stages):02d}-{collective.name}-{stage.name}"))
         source = target
 
 

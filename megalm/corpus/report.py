@@ -43,16 +43,20 @@ class WriteReport(PipelineStep):
             stage.check()
         names = [stage.counts.parent.name for stage in self.stages]
         report = make_report(self.output, names, self.recipe)
-        for name in names:
-            shutil.rmtree(stage_folder(self.output, name) / "data", ignore_errors=True)
+        shutil.rmtree(self.output / "work" / "data", ignore_errors=True)
         sweep(self.output)
         write_report(self.output, report)
         yield from ()
 
 
 def stage_folder(output: Path, stage: str) -> Path:
-    """Where a stage keeps its logs, counts and data."""
+    """Where a stage keeps its logs and counts."""
     return output / "work" / stage
+
+
+def stage_data(output: Path, stage: str) -> Path:
+    """Where a stage, or a collective, leaves what later ones read; removed at the end."""
+    return output / "work" / "data" / stage
 
 
 def make_report(output: Path, stages: Sequence[str], recipe: dict[str, Any]) -> Report:
