@@ -15,6 +15,7 @@ from megalm import atomic
 from megalm.corpus.plan import read_parts
 from megalm.corpus.shards import ReadShards, Removals
 from megalm.corpus.sources.base import Part, Source
+from megalm.corpus.sources.http import is_url
 from megalm.corpus.step import Step
 from megalm.corpus.tally import Tally
 from megalm.errors import UserError
@@ -146,6 +147,8 @@ def begin_progress(path: Path, tasks: int) -> None:
 
 
 def _check_unchanged(part: Part) -> None:
+    if is_url(part.file.path):
+        return
     try:
         status = os.stat(part.file.path)
     except FileNotFoundError:

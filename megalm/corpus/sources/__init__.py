@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 KINDS = {
     "warc": "megalm.corpus.sources.warc:Warc",
     "wet": "megalm.corpus.sources.warc:Wet",
+    "commoncrawl": "megalm.corpus.sources.commoncrawl:CommonCrawl",
     "html": "megalm.corpus.sources.html:Html",
     "text": "megalm.corpus.sources.text:PlainText",
     "book": "megalm.corpus.sources.book:Book",

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from urllib.parse import urlsplit
 
 import zstandard
 from datatrove.data import Document
 from pydantic import Field
 
 from megalm.config.section import Section
+from megalm.corpus.sources.http import HttpFile, is_url
 from megalm.errors import UserError
 
 COMPRESSED = (".gz", ".zst")
@@ -55,7 +57,7 @@ class Source(Section):
 
     kind: str = Field(description="What the files are.")
     path: str | list[str] = Field(
-        description="Files, directories (read with all below them) or patterns such as crawl/*.warc.gz."
+        description="Files, directories (read with all below them), patterns such as crawl/*.warc.gz, or addresses."
     )
     name: str = Field(
         "",
@@ -67,8 +69,6 @@ class Source(Section):
 
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Endings of the files taken from directories, before .gz or .zst; all files if empty."""
-    gives_pages: ClassVar[bool] = False
-    """Whether documents are raw pages whose text is still to be extracted."""
 
     @property
     def label(self) -> str:
@@ -79,6 +79,10 @@ class Source(Section):
         """The files named, in order of path; raises UserError where there is none."""
         found: dict[str, InputFile] = {}
         for pattern in [self.path] if isinstance(self.path, str) else self.path:
+            if is_url(pattern):
+                size = HttpFile(pattern).size() or 0
+                found[pattern] = InputFile(pattern, urlsplit(pattern).path.strip("/"), size, 0)
+                continue
             for path, root in self._match(pattern):
                 status = path.stat()
                 name = path.relative_to(root).as_posix()
@@ -126,16 +130,19 @@ class Source(Section):
             yield from ((match, match.parent) for match in map(Path, matches) if match.is_file())
 
 
+def open_binary(path: str) -> Any:
+    """The bytes of a file or an address."""
+    return io.BufferedReader(HttpFile(path), _BLOCK) if is_url(path) else open(path, "rb")
+
+
 def open_stream(path: str) -> Any:
-    """The uncompressed bytes of a file; reading may raise one of DAMAGES."""
+    """The uncompressed bytes of a file or an address; reading may raise one of DAMAGES."""
     if path.endswith(".gz"):
-        return gzip.open(path)
+        return gzip.open(open_binary(path) if is_url(path) else path)
     if path.endswith(".zst"):
-        file = open(path, "rb")  # noqa: SIM115 - closed with the reader
-        return io.BufferedReader(
-            zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), _BLOCK
-        )
-    return open(path, "rb")
+        reader = zstandard.ZstdDecompressor().stream_reader(open_binary(path), read_across_frames=True)
+        return io.BufferedReader(reader, _BLOCK)
+    return open_binary(path)
 
 
 def read_whole(path: str, limit: int, counters: Counter[str]) -> bytes | None:

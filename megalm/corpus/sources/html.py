@@ -19,7 +19,6 @@ class Html(Source):
         "", description="What stands before a file's path in its page's url, e.g. https://example.org/."
     )
     suffixes = (".html", ".htm", ".xhtml")
-    gives_pages = True
 
     def read(self, part: Part, counters: Counter[str]) -> Iterator[Document]:
         """Yield the page."""

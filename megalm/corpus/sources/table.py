@@ -9,7 +9,7 @@ import orjson
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.sources.base import InputFile, Part, Source, decode, read_lines
+from megalm.corpus.sources.base import InputFile, Part, Source, decode, open_binary, read_lines
 from megalm.corpus.sources.text import cut_lines
 
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ class Parquet(Table):
 
         number = 0
         try:
-            with parquet.ParquetFile(part.file.path) as file:
+            with parquet.ParquetFile(open_binary(part.file.path)) as file:
                 for batch in file.iter_batches(batch_size=256):
                     for row in batch.to_pylist():
                         document = self.row_document(part.file, number, row, counters)

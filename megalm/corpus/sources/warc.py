@@ -10,7 +10,7 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megalm.corpus.pages import page_document
-from megalm.corpus.sources.base import DAMAGES, InputFile, Part, Source, decode, open_stream
+from megalm.corpus.sources.base import InputFile, Part, Source, decode, open_binary
 from megalm.corpus.sources.payload import decode_payload, is_html, split_http
 
 _GZIP = b"\x1f\x8b\x08"
@@ -29,7 +29,6 @@ class Warc(Source):
 
     kind: Literal["warc"] = Field("warc", description="What the files are.")
     suffixes = (".warc",)
-    gives_pages = True
 
     def read(self, part: Part, counters: Counter[str]) -> Iterator[Document]:
         """Yield the pages of a file."""
@@ -103,9 +102,9 @@ def read_records(
     )
     damaged = False
     start: int | None = 0
-    with open(file.path, "rb") as stream:
+    with open_binary(file.path) as stream:
         # Lenient reading takes files with bare line feeds, but would hide damage in others.
-        first = _first_line(file.path)
+        first = _first_line(stream)
         lenient = first.startswith(_RECORD) and not first.endswith(b"\r\n")
         while start is not None:
             last = start
@@ -136,12 +135,15 @@ def read_records(
     counters["broken"] += damaged
 
 
-def _first_line(path: str) -> bytes:
-    try:
-        with open_stream(path) as stream:
-            return stream.readline(1024)
-    except DAMAGES:
-        return b"\r\n"
+def _first_line(stream: IO[bytes]) -> bytes:
+    head = stream.read(4096)
+    if head.startswith(_GZIP):
+        try:
+            head = zlib.decompressobj(31).decompress(head, 1024)
+        except zlib.error:
+            return b""
+    line, end, _ = head.partition(b"\n")
+    return line + end
 
 
 def _something_follows(stream: IO[bytes], position: int) -> bool:
