@@ -14,6 +14,7 @@ CORPUS = [
     "fastwarc",
     "warcio",
     "brotli",  # pages stored as a server compressed them
+    "protego",  # robots.txt, with wildcards
     "pyarrow",
     "trafilatura==2.3.1",
     "lxml_html_clean",  # trafilatura imports it and does not ask for it

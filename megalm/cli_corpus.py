@@ -83,6 +83,24 @@ def show(
             typer.echo(render(entry))
 
 
+@corpus_app.command("crawl")
+def crawl(
+    url: Annotated[str, typer.Argument(help="Where to begin; only pages of its host are read.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="WARC file to write, e.g. site.warc.gz.")],
+    max_pages: Annotated[int, typer.Option(min=1, help="Stop after so many pages.")] = 100,
+    delay: Annotated[float, typer.Option(min=0, help="Seconds between two requests.")] = 1.0,
+    agent: Annotated[str | None, typer.Option(help="What the crawler calls itself.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the pages of one site, as its robots.txt allows; repeat the command to go on after a kill."""
+    from megalm.corpus.crawl import AGENT
+    from megalm.corpus.crawl import crawl as crawl_site
+
+    counts = crawl_site(url, output, max_pages, delay, agent or AGENT)
+    line = "  ".join(f"{name} {count:,}" for name, count in counts.items())
+    typer.echo(json.dumps({"output": str(output), **counts}) if as_json else f"{output}  {line}")
+
+
 def _funnel(report: dict[str, Any]) -> list[str]:
     """A line for each source and step: documents in and out, and the commonest reasons."""
     lines = [f"{'+' + source['step']:24} {source['documents_out']:>12,}" for source in report["sources"]]

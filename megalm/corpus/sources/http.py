@@ -93,7 +93,7 @@ class HttpFile(io.RawIOBase):
                     raise UserError(
                         f"{self.url}: the server answered {error.code} {error.reason}; check the address"
                     ) from None
-                reason, wait = f"{error.code} {error.reason}", _retry_after(error.headers.get("Retry-After"))
+                reason, wait = f"{error.code} {error.reason}", retry_after(error.headers.get("Retry-After"))
             except (OSError, http.client.HTTPException) as error:
                 reason, wait = str(error) or type(error).__name__, None
             self._drop()
@@ -136,7 +136,7 @@ class HttpFile(io.RawIOBase):
             self._response = None
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds to wait by a Retry-After header, which holds a number or a date."""
     if not value:
         return None
