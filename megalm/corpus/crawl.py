@@ -96,6 +96,10 @@ class _Crawler:
         for position, url, body in _stored(partial):
             end = position
             visited.append((url, body))
+        if visited and host_of(visited[0][0]) != host_of(self.start):
+            raise UserError(
+                f"{partial} is of a crawl of {host_of(visited[0][0])}; choose another output, or remove it"
+            )
         self.file.truncate(end)
         for url, body in visited[:-1]:
             self.counts["pages"] += 1

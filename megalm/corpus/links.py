@@ -9,24 +9,20 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 def links_in(page: bytes, url: str) -> list[str]:
     """Where the page at `url` links to, in order, once each; nothing that it asks robots not to follow."""
-    from resiliparse.parse.html import HTMLTree
+    from lxml import etree
 
-    document: Any = HTMLTree.parse(page.decode("utf-8", "replace")).document
-    if document is None:
+    seen = _Links()
+    parser = etree.HTMLParser(target=seen, recover=True, huge_tree=True, encoding="utf-8")
+    try:
+        parser.feed(page.decode("utf-8", "replace").encode())
+        parser.close()
+    except etree.LxmlError:
+        pass  # no markup at all, or its end; what came before counts
+    if seen.nofollow:
         return []
-    for meta in document.query_selector_all('meta[name="robots" i]'):
-        directives = {word.strip() for word in meta.getattr("content", "").lower().split(",")}
-        if directives & {"nofollow", "none"}:
-            return []
-    bases = document.query_selector_all("base[href]")
-    base = urljoin(url, bases[0].getattr("href", "")) if len(bases) else url
-    found: dict[str, None] = {}
-    for link in document.query_selector_all("a[href]"):
-        if "nofollow" in link.getattr("rel", "").lower().split():
-            continue
-        if (target := normalize(base, link.getattr("href", ""))) is not None:
-            found[target] = None
-    return list(found)
+    base = urljoin(url, seen.base)
+    targets = (normalize(base, link) for link in seen.links)
+    return list(dict.fromkeys(target for target in targets if target is not None))
 
 
 def normalize(base: str, link: str) -> str | None:
@@ -48,3 +44,25 @@ def normalize(base: str, link: str) -> str | None:
 def host_of(url: str) -> str:
     """Host and port of an address; http and https of a host are one."""
     return urlsplit(url).netloc
+
+
+class _Links:
+    """Takes the start of each element, so that no tree is made of the page."""
+
+    def __init__(self) -> None:
+        self.links: list[str] = []
+        self.base = ""
+        self.nofollow = False
+
+    def start(self, tag: str, attributes: Any) -> None:
+        if tag == "a" and "nofollow" not in attributes.get("rel", "").lower().split():
+            if "href" in attributes:
+                self.links.append(attributes["href"])
+        elif tag == "base":
+            self.base = self.base or attributes.get("href", "")
+        elif tag == "meta" and attributes.get("name", "").lower() == "robots":
+            directives = {word.strip() for word in attributes.get("content", "").lower().split(",")}
+            self.nofollow |= bool(directives & {"nofollow", "none"})
+
+    def close(self) -> None:
+        pass

@@ -12,6 +12,7 @@ from megalm.corpus.pages import raw_page
 from megalm.errors import UserError
 from tests.corpus.sources.mirror import serving
 from tests.corpus.sources.reading import read
+from tests.corpus.sources.test_warc import MEMBERS
 
 PAGES = {
     "index.html": '<a href="a.html">a</a> <a href="/b.html#part">b</a> <a href="secret/x.html">x</a>'
@@ -164,6 +165,10 @@ def test_links_are_normalized_and_nests_and_garbage_are_survived():
 def test_mistakes_are_refused(site, tmp_path):
     with pytest.raises(UserError, match="is no address of a page"):
         crawl("example.org", tmp_path / "out.warc.gz")
+    (tmp_path / "other.warc.gz.partial").write_bytes(MEMBERS[0])
+    with pytest.raises(UserError, match="is of a crawl of site; choose another output"):
+        crawl(f"{site.url}/index.html", tmp_path / "other.warc.gz")
+    assert (tmp_path / "other.warc.gz.partial").read_bytes() == MEMBERS[0]
     (tmp_path / "out.warc.gz").write_text("mine")
     with pytest.raises(UserError, match="exists"):
         crawl(site.url, tmp_path / "out.warc.gz")
