@@ -160,7 +160,7 @@ def test_a_build_with_workers_survives_kill_9_of_itself_or_of_a_worker(inputs, t
         "sources": [{"kind": "jsonl", "path": str(inputs)}],
         "steps": [bomb, "shout"],
         "tasks": 6,
-        "executor": {"workers": 3},
+        "executor": {"workers": 2},
     }
     done = build_apart(tmp_path, keys)
     assert (tmp_path / "spent").exists()

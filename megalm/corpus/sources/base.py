@@ -168,7 +168,7 @@ def read_lines(
             offset = start
             if start:
                 stream.seek(start - 1)  # a line that `start` cuts belongs to the part before
-                offset += _skip_line(stream) - 1
+                offset += _skip_line(stream, None if stop is None else stop - start + 1) - 1
             while stop is None or offset < stop:
                 line = stream.readline(limit + 1)
                 if not line:
@@ -176,7 +176,7 @@ def read_lines(
                 begin, offset = offset, offset + len(line)
                 if len(line) > limit and not line.endswith(b"\n"):
                     counters["too_large"] += 1
-                    offset += _skip_line(stream)
+                    offset += _skip_line(stream, None if stop is None else stop - offset)
                 else:
                     yield begin, line
         except DAMAGES:
@@ -193,10 +193,10 @@ def decode(data: bytes, counters: Counter[str]) -> str:
         return data.decode("utf-8", "replace")
 
 
-def _skip_line(stream: Any) -> int:
-    """Pass over the rest of a line in blocks; how many bytes it was."""
+def _skip_line(stream: Any, most: int | None) -> int:
+    """Pass over the rest of a line, or at least `most` bytes of it, in blocks; how many bytes it was."""
     skipped = 0
-    while block := stream.readline(_BLOCK):
+    while (most is None or skipped < most) and (block := stream.readline(_BLOCK)):
         skipped += len(block)
         if block.endswith(b"\n"):
             break
