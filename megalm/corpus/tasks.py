@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,13 @@ class ReadSources(PipelineStep):
         for part in read_parts(self.folder, rank):
             _check_unchanged(part)
             tally = self.tallies[part.source]
-            for document in self.sources[part.source].read(part, tally.counters):
+            documents = self.sources[part.source].read(part, tally.counters)
+            while True:
+                begin = time.perf_counter()
+                document = next(documents, None)
+                tally.seconds += time.perf_counter() - begin
+                if document is None:
+                    break
                 tally.documents_out += 1
                 tally.characters_out += len(document.text)
                 yield document
