@@ -11,6 +11,19 @@ if TYPE_CHECKING:
 
 STEPS = {
     "length": "megalm.corpus.length:LengthFilter",
+    "url_blocklist": "megalm.corpus.url_rules:UrlBlocklist",
+    "url_words": "megalm.corpus.url_rules:UrlWords",
+    "extract": "megalm.corpus.extract:Extract",
+    "normalize": "megalm.corpus.normalize:Normalize",
+    "language": "megalm.corpus.language:Language",
+    "gopher_quality": "megalm.corpus.gopher_quality:GopherQuality",
+    "gopher_repetition": "megalm.corpus.gopher_repetition:GopherRepetition",
+    "c4": "megalm.corpus.c4:C4",
+    "fineweb": "megalm.corpus.fineweb:FineWeb",
+    "symbol_lines": "megalm.corpus.symbols:SymbolLines",
+    "symbols": "megalm.corpus.symbols:Symbols",
+    "bad_words": "megalm.corpus.bad_words:BadWords",
+    "pii": "megalm.corpus.pii:Pii",
 }
 
 

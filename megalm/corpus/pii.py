@@ -1,0 +1,93 @@
+"""The step `pii`: masks personal data and secrets, keeping the document."""
+
+from datatrove.data import Document
+from pydantic import Field
+
+from megalm.config.section import Section
+from megalm.corpus.pii_patterns import FINDERS, Kind, Match
+from megalm.corpus.step import Transform
+
+MASKS: dict[Kind, str] = {
+    "secret": "<SECRET>",
+    "email": "<EMAIL>",
+    "iban": "<IBAN>",
+    "card": "<CARD>",
+    "ip": "<IP>",
+    "phone": "<PHONE>",
+}
+
+
+class Pii(Transform):
+    """Puts a mask such as <EMAIL> in the place of personal data; counts by kind, in the tally and the metadata."""
+
+    name = "pii"
+
+    class Settings(Section):
+        """Options of the step `pii`: which kinds are masked, and by what."""
+
+        email: bool = Field(True, description="Mask e-mail addresses.")
+        phone: bool = Field(
+            True,
+            description="Mask phone numbers: international, North American, or after a word such as `phone`.",
+        )
+        ip: bool = Field(True, description="Mask public IP addresses; private ones stay.")
+        card: bool = Field(True, description="Mask numbers of payment cards (Luhn sum).")
+        iban: bool = Field(True, description="Mask international bank account numbers (remainder by 97).")
+        secret: bool = Field(
+            True, description="Mask keys of well-known services, private keys and passwords in addresses."
+        )
+        masks: dict[Kind, str] = Field(
+            {}, description="Other masks than <EMAIL>, <PHONE>, <IP>, ... for single kinds."
+        )
+
+    settings: Settings
+
+    def change(self, document: Document) -> str | None:
+        """Mask; no document is removed."""
+        kinds = [kind for kind in FINDERS if getattr(self.settings, kind)]
+        text, counts = mask(document.text, kinds, MASKS | self.settings.masks)
+        if counts:
+            document.text = text
+            document.metadata["pii"] = counts
+            for kind, count in counts.items():
+                self.count(kind, count)
+        return None
+
+
+def mask(text: str, kinds: list[Kind], masks: dict[Kind, str]) -> tuple[str, dict[str, int]]:
+    """The text with what is of one of `kinds` masked, and how many of each there were."""
+    if text.isspace() or not text:
+        return text, {}
+    matches: list[Match] = []
+    for kind in kinds:
+        matches += FINDERS[kind](text)
+    if not matches:
+        return text, {}
+    order = {kind: place for place, kind in enumerate(FINDERS)}
+    parts, counts, end = [], dict[str, int](), 0
+    for match in _without_overlaps(sorted(matches, key=lambda m: (order[m.kind], m.begin))):
+        parts += [text[end : match.begin], masks[match.kind]]
+        counts[match.kind] = counts.get(match.kind, 0) + 1
+        end = match.end
+    return "".join([*parts, text[end:]]), counts
+
+
+def _without_overlaps(matches: list[Match]) -> list[Match]:
+    taken: list[Match] = []
+    last_kind_ends = 0
+    for match in sorted(_earlier_kinds_first(matches)):
+        if match.begin >= last_kind_ends:
+            taken.append(match)
+            last_kind_ends = match.end
+    return taken
+
+
+def _earlier_kinds_first(matches: list[Match]) -> list[Match]:
+    covered = set[int]()
+    kept = []
+    for match in matches:
+        places = range(match.begin, match.end)
+        if covered.isdisjoint(places):
+            covered.update(places)
+            kept.append(match)
+    return kept
