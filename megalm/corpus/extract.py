@@ -23,7 +23,7 @@ _NOT_NESTING = frozenset(
     "p li dt dd tr td th thead tbody tfoot option optgroup colgroup rt rp".split()
 )
 _NOT_TEXT = (b"\x1f\x8b", b"PK\x03\x04", b"%PDF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"\x7fELF")
-_TAGS_WORTH_COUNTING = 2000
+_TAGS_WORTH_COUNTING = 10_000
 
 
 class Extract(Transform):
@@ -150,7 +150,7 @@ def is_plain_text(content_type: str) -> bool:
 
 def deeper_than(page: str, max_depth: int) -> bool:
     """Whether elements are nested more than `max_depth` deep."""
-    if page.count("<") <= min(max_depth, _TAGS_WORTH_COUNTING):
+    if page.count("<") <= max(max_depth, _TAGS_WORTH_COUNTING):
         return False
     depth = 0
     for close, name in _TAG.findall(page):

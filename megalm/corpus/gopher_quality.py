@@ -82,9 +82,10 @@ class GopherQuality(Rule):
         return None
 
     def _kinds(self, tokens: list[str]) -> str | None:
-        # A token is a word of letters alone, a number or a mark.
+        # A token is a number, a mark, or a word, which ends with a letter but for abbreviations.
         if below(
-            sum(token[0].isalpha() for token in tokens) / len(tokens), self.settings.min_alphabetic_words
+            sum(token[-1].isalpha() or token[0].isalpha() for token in tokens) / len(tokens),
+            self.settings.min_alphabetic_words,
         ):
             return "gopher_quality.few_alphabetic_words"
         found = (

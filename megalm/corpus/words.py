@@ -12,13 +12,15 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-_OTHERS = r"\d+(?:[.,:]\d+)*|\.{2,}|_+|[^\w\s]"  # numbers, ellipses, single marks
-_ASCII_TOKEN = re.compile(rf"[A-Za-z]+(?:'[A-Za-z]+)*|{_OTHERS}")
+# Addresses, abbreviations such as U.S., numbers, ellipses, single marks.
+_FIRST = r"https?://[^\s<>]+|(?<!\w)(?:[A-Za-z]\.){2,}(?!\w)"
+_LAST = r"\d+(?:[.,:]\d+)*|\.{2,}|_+|[^\w\s]"
+_ASCII_TOKEN = re.compile(rf"{_FIRST}|[A-Za-z]+|(?<=[A-Za-z])'[A-Za-z]+|{_LAST}")
 # Vowel signs, accents and joiners belong to the letters before them.
 _LETTERS = rf"[[\p{{L}}\p{{M}}\u200c\u200d]--[{_UNSPACED}]]+"
-_TOKEN = regex.compile(rf"{_LETTERS}(?:['’]{_LETTERS})*|[{_UNSPACED}]|{_OTHERS}", regex.V1)
+_TOKEN = regex.compile(rf"{_FIRST}|{_LETTERS}|(?<=\p{{L}})['’]{_LETTERS}|[{_UNSPACED}]|{_LAST}", regex.V1)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*(?!\S)|[。！？｡।॥؟۔።]")
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?!\S)|[。！？｡।॥؟۔።]")
 
 
 class Split:
@@ -29,13 +31,13 @@ class Split:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """Words, numbers and each mark of punctuation, in order."""
+        """Words, numbers and each mark of punctuation, in order; as spaCy, `it's` is two."""
         return (_ASCII_TOKEN if self.text.isascii() else _TOKEN).findall(self.text)
 
     @cached_property
     def words(self) -> list[str]:
         """The tokens that hold a letter or a digit."""
-        return [token for token in self.tokens if token[0].isalnum()]
+        return [token for token in self.tokens if token[0].isalnum() or token[-1].isalpha()]
 
     @cached_property
     def token_ids(self) -> np.ndarray:
@@ -80,12 +82,15 @@ def words_of(document: Document) -> list[str]:
     return split(document).words
 
 
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Where each sentence of `text` begins and ends: behind a mark that ends one; an unended rest is one."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    last = len(text.rstrip())
+    if last > (ends[-1] if ends else 0):
+        ends.append(last)
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
 def count_sentences(text: str) -> int:
-    """How many sentences `text` has: ends of sentences, and an unended rest."""
-    text = text.rstrip()
-    last = 0
-    count = 0
-    for match in _SENTENCE_END.finditer(text):
-        count += 1
-        last = match.end()
-    return count + (last < len(text))
+    """How many sentences `text` has."""
+    return len(sentence_spans(text))
