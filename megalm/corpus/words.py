@@ -13,12 +13,13 @@ _UNSPACED = (
     "\U00020000-\U0003ffff"
 )
 # Addresses, abbreviations such as U.S., numbers, ellipses, single marks.
-_FIRST = r"https?://[^\s<>]+|(?<!\w)(?:[A-Za-z]\.){2,}(?!\w)"
+_FIRST = r"https?://[^\s<>]+|(?<!\w)(?:[A-Z]\.)+(?!\w)"
 _LAST = r"\d+(?:[.,:]\d+)*|\.{2,}|_+|[^\w\s]"
-_ASCII_TOKEN = re.compile(rf"{_FIRST}|[A-Za-z]+|(?<=[A-Za-z])'[A-Za-z]+|{_LAST}")
+_ASCII_TOKEN = re.compile(rf"{_FIRST}|\d*[A-Za-z][A-Za-z\d]*|(?<=[A-Za-z])'[A-Za-z]+|{_LAST}")
 # Vowel signs, accents and joiners belong to the letters before them.
-_LETTERS = rf"[[\p{{L}}\p{{M}}\u200c\u200d]--[{_UNSPACED}]]+"
-_TOKEN = regex.compile(rf"{_FIRST}|{_LETTERS}|(?<=\p{{L}})['’]{_LETTERS}|[{_UNSPACED}]|{_LAST}", regex.V1)
+_LETTERS = rf"[[\p{{L}}\p{{M}}\u200c\u200d]--[{_UNSPACED}]]"
+_WORD = rf"\d*{_LETTERS}(?:{_LETTERS}|\d)*"
+_TOKEN = regex.compile(rf"{_FIRST}|{_WORD}|(?<=\p{{L}})['’]{_LETTERS}+|[{_UNSPACED}]|{_LAST}", regex.V1)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?!\S)|[。！？｡।॥؟۔።]")
 
