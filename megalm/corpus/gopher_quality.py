@@ -82,11 +82,8 @@ class GopherQuality(Rule):
         return None
 
     def _kinds(self, tokens: list[str]) -> str | None:
-        # A token is a number, a mark, or a word, which ends with a letter but for abbreviations.
-        if below(
-            sum(token[-1].isalpha() or token[0].isalpha() for token in tokens) / len(tokens),
-            self.settings.min_alphabetic_words,
-        ):
+        alphabetic = sum(1 for token in tokens if token[0].isalpha() or any(map(str.isalpha, token)))
+        if below(alphabetic / len(tokens), self.settings.min_alphabetic_words):
             return "gopher_quality.few_alphabetic_words"
         found = (
             sum(word in tokens for word in self.settings.stop_words) if self.settings.min_stop_words else 0
