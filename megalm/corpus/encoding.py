@@ -10,7 +10,7 @@ _META = re.compile(rb"<(?:meta|\?xml)[^>]{0,300}?(?:charset|encoding)\s*=\s*[\"'
 _DECLARATION_BYTES = 4096
 _DETECTION_BYTES = 1 << 16
 # 7-bit encodings look like ASCII, so that only a declaration tells them.
-_SEVEN_BIT = ("iso-2022-jp",)
+_SEVEN_BIT = ("iso2022_jp",)
 
 
 def decode(data: bytes, content_type: str = "") -> tuple[str, str]:
@@ -18,8 +18,8 @@ def decode(data: bytes, content_type: str = "") -> tuple[str, str]:
 
     In this order: a byte order mark; UTF-8, if all bytes are valid UTF-8 (hardly ever true of another encoding,
     while declarations are often wrong); the charset of the HTTP header `content_type`; that of the page; what
-    the bytes look like. Names are those of the WHATWG Encoding Standard, as browsers read them: "latin1" is
-    windows-1252.
+    the bytes look like. Labels mean what the WHATWG Encoding Standard says, as in browsers: "latin1" is
+    windows-1252. The name is Python's.
     """
     for mark, name in _BOMS:
         if data.startswith(mark):

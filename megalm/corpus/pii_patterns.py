@@ -15,13 +15,14 @@ _EMAIL = re.compile(
     r"(?<![\w.+%'-])[A-Za-z0-9_][\w.+%'-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     r"([A-Za-z]{2,24})(?![\w@-])"
 )
+_IN_URL = re.compile(r"//[^\s/@]*$")  # user and host of an address such as ssh://git@host
 _FILE_ENDINGS = frozenset("png jpg jpeg gif svg webp css js json html htm py txt pdf".split())
 
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::|:?[0-9A-Fa-f]{1,4})(?::[0-9A-Fa-f]{1,4}){0,5}(?![\w:])"
 )
-_VERSION = re.compile(r"(?:\bv|ver|version|release|build|§|section|chapter)[ .:]{0,2}$", re.IGNORECASE)
+_VERSION = re.compile(r"(?:\b(?:v|ver|version|release|build|section|chapter)|§)[ .:]{0,2}$", re.IGNORECASE)
 
 _DIGITS = re.compile(r"(?<![\w.+-])(?:\d[ -]?){12,18}\d(?![\w-])")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
@@ -42,15 +43,15 @@ _IBAN_LENGTHS = dict(
 )
 
 _PHONE = re.compile(
-    r"(?<![\w.,/:+-])(?:"
+    r"(?<![\w.,/:+-])(?<!\d )(?:"
     r"\+[1-9]\d{0,3}(?:[ .()/-]{0,2}\d){6,14}"  # international, ITU-T E.164: up to 15 digits
-    r"|00[1-9]\d{0,2}(?:[ .()/-]{1,2}\d{1,5}){2,6}"
+    r"|00[1-9]\d{0,2}(?:[ .()/-]{1,2}\d{1,8}){2,6}"
     r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}"  # North American Numbering Plan
     r")(?![\w-]|[.,/:]\d)"
 )
 _CALLED_PHONE = re.compile(
     r"(?<!\w)(?:tel(?:efon|ephone)?|phone|fon|fax|mobile|mobil|handy|cell|whatsapp|call)"
-    r"(?: ?(?:no|number|nr)\b)?[.:]{0,2} ?(\(?\d(?:[ .()/-]{0,2}\d){5,14})(?![\w-]|[.,/:]\d)",
+    r"(?: ?(?:no|number|nr)\b)?[.:]{0,2} ?(\(?\d(?:[ .()/-]{0,3}\d){5,14})(?![\w-]|[.,/:]\d)",
     re.IGNORECASE,
 )
 
@@ -93,7 +94,10 @@ def find_emails(text: str) -> list[Match]:
     return [
         Match(m.start(), m.end(), "email")
         for m in _EMAIL.finditer(text)
-        if m[1].lower() not in _FILE_ENDINGS and ".." not in m[0] and ".@" not in m[0]
+        if m[1].lower() not in _FILE_ENDINGS
+        and ".." not in m[0]
+        and ".@" not in m[0]
+        and not _IN_URL.search(text[max(0, m.start() - 80) : m.start()])
     ]
 
 
@@ -169,7 +173,7 @@ def is_public(ip: str) -> bool:
 def is_card(number: str) -> bool:
     """Whether the digits are those of a card: issuer's prefix, length and Luhn sum (ISO/IEC 7812)."""
     digits = number.replace(" ", "").replace("-", "")
-    if not _issued(digits) or len(set(digits)) < 3:
+    if not _issued(digits):
         return False
     total = 0
     for place, digit in enumerate(reversed(digits)):

@@ -89,7 +89,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     last = len(text.rstrip())
     if last > (ends[-1] if ends else 0):
         ends.append(last)
-    return list(zip([0, *ends[:-1]], ends, strict=True))
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def count_sentences(text: str) -> int:
