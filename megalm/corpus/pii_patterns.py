@@ -5,7 +5,8 @@ No pattern here takes more than linear time: repetitions are bounded, and matche
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Kind = Literal["secret", "email", "iban", "card", "ip", "phone"]
@@ -18,14 +19,17 @@ _EMAIL = re.compile(
 _IN_URL = re.compile(r"//[^\s/@]*$")  # user and host of an address such as ssh://git@host
 _FILE_ENDINGS = frozenset("png jpg jpeg gif svg webp css js json html htm py txt pdf".split())
 
-_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
+# Where numbers with separators stand: the costly patterns below look there alone.
+_RUN = re.compile(r"[+(]?\d[\d .()/-]{5,}\d")
+_IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 _IPV6 = re.compile(
     r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::|:?[0-9A-Fa-f]{1,4})(?::[0-9A-Fa-f]{1,4}){0,5}(?![\w:])"
 )
+_TWO_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _VERSION = re.compile(r"(?:\b(?:v|ver|version|release|build|section|chapter)|§)[ .:]{0,2}$", re.IGNORECASE)
 
 _DIGITS = re.compile(r"(?<![\w.+-])(?:\d[ -]?){12,18}\d(?![\w-])")
-_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
+_IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 # SWIFT's registry of IBAN formats: characters in each country's.
 _IBAN_LENGTHS = dict(
     zip(
@@ -49,9 +53,10 @@ _PHONE = re.compile(
     r"|(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[ .-])[2-9]\d\d[ .-]\d{4}"  # North American Numbering Plan
     r")(?![\w-]|[.,/:]\d)"
 )
-_CALLED_PHONE = re.compile(
+_CALLED_PHONE = re.compile(r"\(?\d(?:[ .()/-]{0,3}\d){5,14}(?![\w-]|[.,/:]\d)")
+_CALL = re.compile(
     r"(?<!\w)(?:tel(?:efon|ephone)?|phone|fon|fax|mobile|mobil|handy|cell|whatsapp|call)"
-    r"(?: ?(?:no|number|nr)\b)?[.:]{0,2} ?(\(?\d(?:[ .()/-]{0,3}\d){5,14})(?![\w-]|[.,/:]\d)",
+    r"(?: ?(?:no|number|nr))?[.:]{0,2} ?$",
     re.IGNORECASE,
 )
 
@@ -70,6 +75,7 @@ _SECRET = re.compile(
     r"|eyJ[A-Za-z0-9_-]{8,512}\.eyJ[A-Za-z0-9_-]{8,2048}\.[A-Za-z0-9_-]{16,1024}"  # JSON Web Tokens
     r")(?![A-Za-z0-9_])"
 )
+_SECRET_HINTS = "AKIA ASIA ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat- xox AIza k_live_ sk- hf_ npm_ pypi- SG. eyJ".split()
 _AWS_SECRET = re.compile(
     r"aws.{0,20}secret.{0,20}?[\"' :=]{1,6}([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])", re.IGNORECASE
 )
@@ -105,17 +111,17 @@ def find_ips(text: str) -> list[Match]:
     """Public IP addresses of both versions; private, local and reserved ones and versions of programs are none."""
     found = [
         Match(m.start(), m.end(), "ip")
-        for m in _IPV4.finditer(text)
+        for m in _in_runs(_IPV4, text)
         if is_public(m[0]) and not _VERSION.search(text[max(0, m.start() - 12) : m.start()])
     ]
-    if ":" in text:
+    if _TWO_COLONS.search(text):
         found += [Match(m.start(), m.end(), "ip") for m in _IPV6.finditer(text) if is_public(m[0])]
     return found
 
 
 def find_cards(text: str) -> list[Match]:
     """Numbers of payment cards: digits of a known issuer whose Luhn sum is right."""
-    return [Match(m.start(), m.end(), "card") for m in _DIGITS.finditer(text) if is_card(m[0])]
+    return [Match(m.start(), m.end(), "card") for m in _in_runs(_DIGITS, text) if is_card(m[0])]
 
 
 def find_ibans(text: str) -> list[Match]:
@@ -123,20 +129,27 @@ def find_ibans(text: str) -> list[Match]:
     found = []
     for m in _IBAN.finditer(text):
         length = iban_length(m[0])
-        if length:
+        if length and not text[m.start() - 1 : m.start()].isalnum():
             found.append(Match(m.start(), m.start() + length, "iban"))
     return found
 
 
 def find_phones(text: str) -> list[Match]:
     """Phone numbers in international or North American form, or that the word before calls so."""
-    found = [Match(m.start(), m.end(), "phone") for m in _PHONE.finditer(text) if _enough_digits(m[0])]
-    return found + [Match(m.start(1), m.end(1), "phone") for m in _CALLED_PHONE.finditer(text)]
+    found = [Match(m.start(), m.end(), "phone") for m in _in_runs(_PHONE, text) if _enough_digits(m[0])]
+    for run in _runs(text):
+        if _CALL.search(text[max(0, run.start() - 24) : run.start()]):
+            number = _CALLED_PHONE.match(text, run.start(), run.end() + 2)
+            if number:
+                found.append(Match(number.start(), number.end(), "phone"))
+    return found
 
 
 def find_secrets(text: str) -> list[Match]:
     """Keys of well-known shapes, private keys, passwords in addresses."""
-    found = [Match(m.start(), m.end(), "secret") for m in _SECRET.finditer(text)]
+    found = []
+    if any(hint in text for hint in _SECRET_HINTS):
+        found += [Match(m.start(), m.end(), "secret") for m in _SECRET.finditer(text)]
     if "secret" in text or "SECRET" in text:
         found += [Match(m.start(1), m.end(1), "secret") for m in _AWS_SECRET.finditer(text)]
     if "://" in text:
@@ -207,6 +220,16 @@ def _issued(digits: str) -> bool:
     if four == 6011 or two == 65 or 644 <= four // 10 <= 649 or 3528 <= four <= 3589 or two == 62:
         return 16 <= length <= 19
     return (two in (36, 38, 39) or 300 <= four // 10 <= 305) and 14 <= length <= 19
+
+
+@lru_cache(maxsize=1)
+def _runs(text: str) -> list[re.Match[str]]:
+    return list(_RUN.finditer(text))
+
+
+def _in_runs(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    for run in _runs(text):
+        yield from pattern.finditer(text, run.start(), min(len(text), run.end() + 2))
 
 
 def _enough_digits(number: str) -> bool:

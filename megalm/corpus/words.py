@@ -12,14 +12,17 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-# Addresses, abbreviations such as U.S., numbers, ellipses, single marks.
+# Addresses, initials such as U.S., and behind words: numbers, ellipses, single marks.
 _FIRST = r"https?://[^\s<>]+|(?<!\w)(?:[A-Z]\.)+(?!\w)"
-_LAST = r"\d+(?:[.,:]\d+)*|\.{2,}|_+|[^\w\s]"
-_ASCII_TOKEN = re.compile(rf"{_FIRST}|\d*[A-Za-z][A-Za-z\d]*|(?<=[A-Za-z])'[A-Za-z]+|{_LAST}")
-# Vowel signs, accents and joiners belong to the letters before them.
-_LETTERS = rf"[[\p{{L}}\p{{M}}\u200c\u200d]--[{_UNSPACED}]]"
-_WORD = rf"\d*{_LETTERS}(?:{_LETTERS}|\d)*"
-_TOKEN = regex.compile(rf"{_FIRST}|{_WORD}|(?<=\p{{L}})['’]{_LETTERS}+|[{_UNSPACED}]|{_LAST}", regex.V1)
+_LAST = rf"[{_UNSPACED}]|\d+(?:[.,:]\d+)*|\.{{2,}}|_+|[^\w\s]"
+_LETTER = rf"[^\W\d_{_UNSPACED}]"
+_TOKEN = re.compile(rf"{_FIRST}|\d*{_LETTER}[^\W_{_UNSPACED}]*|(?<=[^\W\d_])['’]{_LETTER}+|{_LAST}")
+# Vowel signs, accents and joiners belong to the letters before them; `re` does not know them.
+_MARK = regex.compile(r"[\p{M}\u200c\u200d]")
+_MARKED = rf"[[\p{{L}}\p{{M}}\u200c\u200d]--[{_UNSPACED}]]"
+_MARKED_TOKEN = regex.compile(
+    rf"{_FIRST}|\d*{_MARKED}[[\d]||{_MARKED}]*|(?<=[\p{{L}}\p{{M}}])['’]{_MARKED}+|{_LAST}", regex.V1
+)
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?!\S)|[。！？｡।॥؟۔።]")
 
@@ -33,7 +36,8 @@ class Split:
     @cached_property
     def tokens(self) -> list[str]:
         """Words, numbers and each mark of punctuation, in order; as spaCy, `it's` is two."""
-        return (_ASCII_TOKEN if self.text.isascii() else _TOKEN).findall(self.text)
+        marked = not self.text.isascii() and _MARK.search(self.text)
+        return (_MARKED_TOKEN if marked else _TOKEN).findall(self.text)
 
     @cached_property
     def words(self) -> list[str]:
