@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from megalm.corpus.encoding import decode
+from megalm.corpus.clean.encoding import decode
 from megalm.corpus.pages import page_document
 from megalm.corpus.registry import step_class
 from megalm.corpus.step import Step

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megalm.corpus.encoding import decode
-from megalm.corpus.extract import extract_text
+from megalm.corpus.clean.encoding import decode
+from megalm.corpus.clean.extract import extract_text
 
 GOALS = {"precise": 0.96, "fast": 0.92}
 WORD = re.compile(r"\w+")

@@ -27,13 +27,13 @@ from datatrove.pipeline.filters.base_filter import get_filter_result
 from datatrove.utils import text as datatrove_text
 from datatrove.utils import word_tokenizers
 
-from megalm.corpus.c4 import C4
-from megalm.corpus.encoding import decode
-from megalm.corpus.extract import extract_text
-from megalm.corpus.fineweb import FineWeb
-from megalm.corpus.gopher_quality import GopherQuality
-from megalm.corpus.gopher_repetition import GopherRepetition
-from megalm.corpus.normalize import Normalize, normalize
+from megalm.corpus.clean.c4 import C4
+from megalm.corpus.clean.encoding import decode
+from megalm.corpus.clean.extract import extract_text
+from megalm.corpus.clean.fineweb import FineWeb
+from megalm.corpus.clean.gopher_quality import GopherQuality
+from megalm.corpus.clean.gopher_repetition import GopherRepetition
+from megalm.corpus.clean.normalize import Normalize, normalize
 from megalm.corpus.words import Split, sentence_spans
 
 PAIRS = [

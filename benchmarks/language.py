@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megalm.corpus.language import detect, load_model
+from megalm.corpus.clean.language import detect, load_model
 
 ALIASES = {"nb": {"no"}, "hr": {"sh"}, "bs": {"sh"}, "sr": {"sh"}}
 THRESHOLD = 0.65

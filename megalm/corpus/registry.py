@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 STEPS = {
     "length": "megalm.corpus.length:LengthFilter",
-    "url_blocklist": "megalm.corpus.url_rules:UrlBlocklist",
-    "url_words": "megalm.corpus.url_rules:UrlWords",
-    "extract": "megalm.corpus.extract:Extract",
-    "normalize": "megalm.corpus.normalize:Normalize",
-    "language": "megalm.corpus.language:Language",
-    "gopher_quality": "megalm.corpus.gopher_quality:GopherQuality",
-    "gopher_repetition": "megalm.corpus.gopher_repetition:GopherRepetition",
-    "c4": "megalm.corpus.c4:C4",
-    "fineweb": "megalm.corpus.fineweb:FineWeb",
-    "symbol_lines": "megalm.corpus.symbols:SymbolLines",
-    "symbols": "megalm.corpus.symbols:Symbols",
-    "bad_words": "megalm.corpus.bad_words:BadWords",
-    "pii": "megalm.corpus.pii:Pii",
+    "url_blocklist": "megalm.corpus.clean.url_rules:UrlBlocklist",
+    "url_words": "megalm.corpus.clean.url_rules:UrlWords",
+    "extract": "megalm.corpus.clean.extract:Extract",
+    "normalize": "megalm.corpus.clean.normalize:Normalize",
+    "language": "megalm.corpus.clean.language:Language",
+    "gopher_quality": "megalm.corpus.clean.gopher_quality:GopherQuality",
+    "gopher_repetition": "megalm.corpus.clean.gopher_repetition:GopherRepetition",
+    "c4": "megalm.corpus.clean.c4:C4",
+    "fineweb": "megalm.corpus.clean.fineweb:FineWeb",
+    "symbol_lines": "megalm.corpus.clean.symbols:SymbolLines",
+    "symbols": "megalm.corpus.clean.symbols:Symbols",
+    "bad_words": "megalm.corpus.clean.bad_words:BadWords",
+    "pii": "megalm.corpus.clean.pii:Pii",
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.corpus.fineweb import FineWeb
+from megalm.corpus.clean.fineweb import FineWeb
 from tests.corpus.documents import prose, reason_of
 
 LINES = prose(4, 100, 1).split("\n")

@@ -5,7 +5,7 @@ import re
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.rule import RuleSettings, concerns
+from megalm.corpus.clean.rule import RuleSettings, concerns
 from megalm.corpus.step import Transform
 from megalm.corpus.words import count_sentences
 

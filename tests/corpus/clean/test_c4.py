@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.corpus.c4 import C4
+from megalm.corpus.clean.c4 import C4
 from tests.corpus.documents import document, prose, reason_of, text_after
 
 PROSE = prose(3, 8, 2)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.corpus.pii import MASKS, Pii, mask
-from megalm.corpus.pii_patterns import FINDERS
+from megalm.corpus.clean.pii import MASKS, Pii, mask
+from megalm.corpus.clean.pii_patterns import FINDERS
 from tests.corpus.documents import document, text_after
 
 GITHUB = "ghp_" + "a1B2" * 9

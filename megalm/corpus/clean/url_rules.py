@@ -8,8 +8,8 @@ from datatrove.utils._import_utils import ASSETS_PATH
 from pydantic import Field
 
 from megalm.config.section import Section
+from megalm.corpus.clean.url_index import UrlIndex, build_index, cache_folder
 from megalm.corpus.step import Filter
-from megalm.corpus.url_index import UrlIndex, build_index, cache_folder
 from megalm.errors import UserError
 
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
@@ -43,6 +43,10 @@ class UrlBlocklist(Filter):
         )
 
     settings: Settings
+
+    def files(self) -> list[Path]:
+        """The lists."""
+        return list_files(self.settings)
 
     def start(self) -> None:
         """Map the array of all lists; the first worker makes it."""

@@ -4,7 +4,7 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megalm.config.section import Section
-from megalm.corpus.pii_patterns import FINDERS, Kind, Match
+from megalm.corpus.clean.pii_patterns import FINDERS, Kind, Match
 from megalm.corpus.step import Transform
 
 MASKS: dict[Kind, str] = {

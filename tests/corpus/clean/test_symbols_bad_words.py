@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megalm.corpus.bad_words import BadWords
-from megalm.corpus.symbols import SymbolLines, Symbols
+from megalm.corpus.clean.bad_words import BadWords
+from megalm.corpus.clean.symbols import SymbolLines, Symbols
 from megalm.errors import UserError
 from tests.corpus.documents import document, prose, reason_of, text_after
 

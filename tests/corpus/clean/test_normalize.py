@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.corpus.normalize import Normalize, normalize
+from megalm.corpus.clean.normalize import Normalize, normalize
 from tests.corpus.documents import document, text_after
 
 SETTINGS = Normalize.Settings()

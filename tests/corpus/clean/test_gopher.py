@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.corpus.gopher_quality import GopherQuality
-from megalm.corpus.gopher_repetition import (
+from megalm.corpus.clean.gopher_quality import GopherQuality
+from megalm.corpus.clean.gopher_repetition import (
     GopherRepetition,
     covered_characters,
     duplicate_characters,

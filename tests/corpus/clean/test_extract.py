@@ -6,7 +6,7 @@ import signal
 import pytest
 from datatrove.data import Document
 
-from megalm.corpus.extract import Extract, PageTask, deeper_than, extract_text, limit_memory
+from megalm.corpus.clean.extract import Extract, PageTask, deeper_than, extract_text, limit_memory
 from megalm.corpus.pages import page_document, raw_page
 from tests.corpus.documents import prose
 
@@ -90,7 +90,7 @@ class Dying(PageTask):
 
 
 def test_a_page_that_kills_the_process_is_counted_and_the_next_is_well(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("megalm.corpus.extract.PageTask", Dying)
+    monkeypatch.setattr("megalm.corpus.clean.extract.PageTask", Dying)
     found, step = run([page("die"), page(PAGE)], mode="fast", timeout=2.0)
     assert step.tally.removed == {"extract.crashed": 1}
     assert len(found) == 1

@@ -10,7 +10,7 @@ from datatrove.pipeline.extractors.base import ExtractorSandbox
 from pydantic import Field
 
 from megalm.config.section import Section
-from megalm.corpus.encoding import decode
+from megalm.corpus.clean.encoding import decode
 from megalm.corpus.pages import raw_page, set_text
 from megalm.corpus.step import Transform
 

@@ -4,7 +4,7 @@ import numpy as np
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.rule import Rule, RuleSettings, above
+from megalm.corpus.clean.rule import Rule, RuleSettings, above
 from megalm.corpus.words import Split, split
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from megalm.corpus.gopher_quality import GopherQuality
-from megalm.corpus.language import Language, detect, load_model
+from megalm.corpus.clean.gopher_quality import GopherQuality
+from megalm.corpus.clean.language import Language, detect, load_model
 from tests.corpus.documents import document
 
 SENTENCES = {

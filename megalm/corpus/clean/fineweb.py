@@ -4,8 +4,8 @@ from datatrove.data import Document
 from datatrove.utils.text import TERMINAL_PUNCTUATION
 from pydantic import Field
 
-from megalm.corpus.gopher_repetition import duplicates
-from megalm.corpus.rule import Rule, RuleSettings, above, below
+from megalm.corpus.clean.gopher_repetition import duplicates
+from megalm.corpus.clean.rule import Rule, RuleSettings, above, below
 from megalm.corpus.words import split
 
 _TERMINAL = tuple(sorted(TERMINAL_PUNCTUATION))

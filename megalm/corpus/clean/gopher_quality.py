@@ -3,7 +3,7 @@
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.rule import Rule, RuleSettings, above, below
+from megalm.corpus.clean.rule import Rule, RuleSettings, above, below
 from megalm.corpus.words import split
 
 STOP_WORDS = ["the", "be", "to", "of", "and", "that", "have", "with"]

@@ -6,7 +6,7 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megalm.config.section import Section
-from megalm.corpus.rule import Rule, RuleSettings, above
+from megalm.corpus.clean.rule import Rule, RuleSettings, above
 from megalm.corpus.step import Transform
 
 _SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()\-–—’‘“”…。、，！？：；「」（）]|_")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalm.corpus.encoding import decode
+from megalm.corpus.clean.encoding import decode
 
 GERMAN = "Größe, Übermut und Straße sind schöne Wörter für Prüfungen. " * 5
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 5

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megalm.corpus.url_index import address, build_index, key
-from megalm.corpus.url_rules import UrlBlocklist, UrlWords
+from megalm.corpus.clean.url_index import address, build_index, key
+from megalm.corpus.clean.url_rules import UrlBlocklist, UrlWords
 from megalm.errors import UserError
 from tests.corpus.documents import document
 

@@ -47,6 +47,10 @@ class BadWords(Filter):
 
     settings: Settings
 
+    def files(self) -> list[Path]:
+        """The lists."""
+        return sorted(self.settings.lists.values())
+
     def start(self) -> None:
         """Read the lists."""
         self._patterns = {
