@@ -22,6 +22,7 @@ STEPS = {
     "fineweb": "megalm.corpus.clean.fineweb:FineWeb",
     "symbol_lines": "megalm.corpus.clean.symbols:SymbolLines",
     "symbols": "megalm.corpus.clean.symbols:Symbols",
+    "rare_words": "megalm.corpus.clean.rare_words:RareWords",
     "bad_words": "megalm.corpus.clean.bad_words:BadWords",
     "pii": "megalm.corpus.clean.pii:Pii",
 }
