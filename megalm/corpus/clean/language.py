@@ -68,7 +68,7 @@ def detect(model: Any, text: str) -> tuple[str, float]:
     """The most probable language of `text` and its probability; "und" (undetermined) and 0 for no words at all."""
     text = text.encode("utf-8", "replace").decode("utf-8").replace("\n", " ")
     if text.isupper():
-        text = text.lower()  # the model has seen few texts in capitals and takes them for Japanese
+        text = text.lower()  # the model has seen few texts in capitals
     labels, scores = model.predict(text)
     if not labels:
         return "und", 0.0

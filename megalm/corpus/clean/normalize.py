@@ -29,6 +29,8 @@ _PUNCTUATION = str.maketrans(
         **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full-width forms
     }
 )
+# Mojibake has two characters beyond ASCII in a row (the last perhaps turned into a space), or control characters.
+_SUSPECT = re.compile("[\x80-\x9f]|[^\x00-\x7f]{2}|Ã ")
 _REPAIR_CHARACTERS = 1_000_000
 
 
@@ -94,6 +96,6 @@ def repair(text: str) -> str:
     from ftfy import fix_encoding
     from ftfy.badness import is_bad
 
-    if len(text) > _REPAIR_CHARACTERS or not is_bad(text):
+    if len(text) > _REPAIR_CHARACTERS or not _SUSPECT.search(text) or not is_bad(text):
         return text
     return "\n".join(fix_encoding(line) if is_bad(line) else line for line in text.split("\n"))

@@ -65,21 +65,11 @@ def mask(text: str, kinds: list[Kind], masks: dict[Kind, str]) -> tuple[str, dic
         return text, {}
     order = {kind: place for place, kind in enumerate(FINDERS)}
     parts, counts, end = [], dict[str, int](), 0
-    for match in _without_overlaps(sorted(matches, key=lambda m: (order[m.kind], m.begin))):
+    for match in sorted(_earlier_kinds_first(sorted(matches, key=lambda m: (order[m.kind], m.begin)))):
         parts += [text[end : match.begin], masks[match.kind]]
         counts[match.kind] = counts.get(match.kind, 0) + 1
         end = match.end
     return "".join([*parts, text[end:]]), counts
-
-
-def _without_overlaps(matches: list[Match]) -> list[Match]:
-    taken: list[Match] = []
-    last_kind_ends = 0
-    for match in sorted(_earlier_kinds_first(matches)):
-        if match.begin >= last_kind_ends:
-            taken.append(match)
-            last_kind_ends = match.end
-    return taken
 
 
 def _earlier_kinds_first(matches: list[Match]) -> list[Match]:

@@ -62,6 +62,8 @@ def test_quality_thresholds_are_the_published_ones():
     words = ["river"] * 80
     assert reason_of(rule, " ".join([*words, *["12"] * 20])) is None
     assert reason_of(rule, " ".join([*words, *["12"] * 21])) == "gopher_quality.few_alphabetic_words"
+    assert reason_of(rule, lines(18, "- {}") + "\n" + lines(2, "{}")) is None
+    assert reason_of(rule, lines(19, "- {}") + "\n" + lines(1, "{}")) == "gopher_quality.bullet_lines"
     assert reason_of(rule, lines(7, "{}") + "\n" + lines(3, "{}…")) is None
     assert reason_of(rule, lines(6, "{}") + "\n" + lines(4, "{}…")) == "gopher_quality.ellipsis_lines"
 

@@ -39,7 +39,7 @@ def test_other_languages_and_doubtful_documents_are_removed():
 
 def test_capitals_line_ends_and_odd_characters_do_not_mislead():
     model = load_model()
-    assert detect(model, SENTENCES["en"].upper())[0] == "en"
+    assert detect(model, SENTENCES["de"].upper())[0] == "de"
     assert detect(model, SENTENCES["de"].replace(" ", "\n"))[0] == "de"
     assert detect(model, "\ud800 " + SENTENCES["fr"] + "\x00")[0] == "fr"
     assert detect(model, "")[1] <= 1.0

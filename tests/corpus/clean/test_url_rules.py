@@ -27,7 +27,7 @@ def make(tmp_path: Path, files: dict[str, str], **options: object) -> UrlBlockli
 
 
 LISTS = {
-    "adult.domains.txt": "# comment\n\nbad.example\nWWW.Worse.example\nmünchen.example\n10.0.0.7\n",
+    "adult.domains.txt": "# comment\n\nbad.example\nWWW.Worse.example\nmünchen.example\n10.0.0.7\n0.0.9\n",
     "malware.urls.txt.gz": "site.example/virus\nhttp://site.example/a%20b/page?id=1\nsub.deep.example",
 }
 
@@ -58,6 +58,7 @@ LISTS = {
         ("http://site.example/a b/page", None),
         ("http://deep.example/", None),
         ("http://1.10.0.0.7.example/", None),
+        ("http://10.0.0.9/", None),
         ("http://other.example/?u=http://bad.example/", None),
     ],
 )
@@ -88,7 +89,7 @@ def test_lists_are_made_into_one_array_once_and_again_when_they_change(tmp_path:
     make(tmp_path, LISTS)
     (index,) = (tmp_path / "cache").glob("*.npy")
     entries = np.load(index)
-    assert len(entries) == 7 and (np.diff(entries) > 0).all()
+    assert len(entries) == 8 and (np.diff(entries) > 0).all()
     before = index.stat().st_mtime_ns
     make(tmp_path, LISTS)
     (tmp_path / "lists" / "adult.domains.txt").write_text("new.example\nother.example")
