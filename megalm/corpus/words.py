@@ -12,8 +12,9 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )
-# Addresses, initials such as U.S., and behind words: numbers, ellipses, single marks.
-_FIRST = r"https?://[^\s<>]+|(?<!\w)(?:[A-Z]\.)+(?!\w)"
+# Addresses, initials such as U.S., and behind words: numbers, ellipses, single marks. What may fail at its end is bounded,
+# else time would grow with the square of hostile texts.
+_FIRST = r"https?://[^\s<>]+|(?<!\w)(?:[A-Z]\.){1,8}(?!\w)"
 _LAST = rf"[{_UNSPACED}]|\d+(?:[.,:]\d+)*|\.{{2,}}|_+|[^\w\s]"
 _LETTER = rf"[^\W\d_{_UNSPACED}]"
 _TOKEN = re.compile(rf"{_FIRST}|\d*{_LETTER}[^\W_{_UNSPACED}]*|(?<=[^\W\d_])['’]{_LETTER}+|{_LAST}")
@@ -24,7 +25,7 @@ _MARKED_TOKEN = regex.compile(
     rf"{_FIRST}|\d*{_MARKED}[[\d]||{_MARKED}]*|(?<=[\p{{L}}\p{{M}}])['’]{_MARKED}+|{_LAST}", regex.V1
 )
 _PARAGRAPH_END = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?!\S)|[。！？｡।॥؟۔።]")
+_SENTENCE_END = re.compile(r"[.!?…]{1,10}[\"'”’»)\]]{0,4}(?!\S)|[。！？｡।॥؟۔።]")
 
 
 class Split:

@@ -3,6 +3,7 @@
 import re
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from datatrove.data import Document
@@ -163,9 +164,11 @@ def deeper_than(page: str, max_depth: int) -> bool:
 
 
 def limit_memory(bytes_more: int) -> None:
-    """Let this process take `bytes_more` beyond what it has; more raises MemoryError."""
-    with open("/proc/self/statm") as file:
-        pages = int(file.read().split()[0])
+    """Let this process take `bytes_more` beyond what it has; more raises MemoryError. Linux alone keeps such limits."""
+    sizes = Path("/proc/self/statm")
+    if not sizes.exists():
+        return
+    pages = int(sizes.read_text().split()[0])
     limit = pages * resource.getpagesize() + bytes_more
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:

@@ -18,7 +18,6 @@ _INVISIBLE = re.compile(
 )
 _SPACES = re.compile("[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 _RUNS = re.compile(r"(?<=[^ \n])  +(?=[^ \n])")
-_TRAILING = re.compile(r" +(?=\n)|[ \n]+\Z")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _PUNCTUATION = str.maketrans(
     {
@@ -80,8 +79,8 @@ def normalize(text: str, settings: Normalize.Settings) -> str:
         text = _INVISIBLE.sub("", _LINE_ENDS.sub("\n", text))
     if settings.spaces:
         text = _SPACES.sub(" ", text)
-        text = _RUNS.sub(" ", text)
-        text = _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text)).lstrip("\n")
+        text = "\n".join([line.rstrip(" ") for line in _RUNS.sub(" ", text).split("\n")])
+        text = _BLANK_LINES.sub("\n\n", text).strip("\n")
     if settings.lower_case:
         text = text.lower()
     if settings.plain_punctuation:

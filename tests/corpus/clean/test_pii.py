@@ -1,7 +1,5 @@
 """Personal data and secrets are masked; what looks alike stays."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,17 +90,13 @@ def test_any_text_keeps_what_is_not_masked(text: str):
     assert (masked == text) == (not counts)
 
 
+@pytest.mark.timeout(60)  # under a second; work that grows with the square of the length would take minutes
 @pytest.mark.parametrize(
     "unit",
     ["a", "a@", "a.", "@a.", "1", "1.", "1 ", "1-", "+1", "1:", "ab:", "DE89 ", "tel ", "eyJa.", "://a:b", "a:b@", "(4",
      "secret ", "aws secret=", "-----BEGIN PRIVATE KEY-----", "sk-", "x@a-", "+49 (0) ", "00"],
 )  # fmt: skip
-def test_hostile_texts_take_time_in_proportion_to_their_length(unit: str):
-    def seconds(length: int) -> float:
-        text = unit * (length // len(unit))
-        begin = time.process_time()
-        mask(text, list(FINDERS), MASKS)
-        return time.process_time() - begin
-
-    # Quadratic time would take 100 times as long for ten times the length.
-    assert seconds(500_000) < 30 * max(seconds(50_000), 0.02)
+def test_hostile_texts_end_soon(unit: str):
+    text = unit * (400_000 // len(unit))
+    masked, counts = mask(text, list(FINDERS), MASKS)
+    assert (masked == text) == (not counts)
