@@ -34,7 +34,7 @@ class Language(Filter):
             {}, description="Other thresholds for single languages, such as {de: 0.5}."
         )
         characters: int = Field(
-            2000, ge=1, description="How much of the text is looked at, from its begin on."
+            1000, ge=1, description="How much of the text is looked at, from its begin on."
         )
 
     settings: Settings
