@@ -44,7 +44,9 @@ class WriteKeys(Task):
             for batch in in_batches(documents):
                 catalog.add(batch)
                 keys, filled = self.maker.keys([document.text for document in batch])
-                numbers = np.arange(place, place + len(batch), dtype=np.uint64) + np.uint64(number_of(rank, 0))
+                numbers = np.arange(place, place + len(batch), dtype=np.uint64) + np.uint64(
+                    number_of(rank, 0)
+                )
                 runs.add(keys[filled].reshape(-1), np.repeat(numbers[filled], keys.shape[1]))
                 place += len(batch)
         runs.close()

@@ -50,7 +50,9 @@ class RunWriter:
         rows = np.concatenate([np.empty((self._columns, 0), np.uint64), *self._held], axis=1)
         self._held, self._bytes = [], 0
         rows = sort_rows(rows)
-        save_rows(run_path(self._folder, self._rank, self._written), unique_rows(rows) if self._unique else rows)
+        save_rows(
+            run_path(self._folder, self._rank, self._written), unique_rows(rows) if self._unique else rows
+        )
         self._written += 1
 
 

@@ -1,0 +1,69 @@
+"""Removes the copies that were decided on, says beside each which document stays, and counts them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+from datatrove.data import Document
+
+from megalm import atomic
+from megalm.corpus.dedup.catalog import KNOWN, Catalog, number_of
+from megalm.corpus.dedup.clusters import decisions_path
+from megalm.corpus.dedup.runs import Rows, load_rows, slice_rows
+from megalm.corpus.step import Step
+
+DUPLICATE_OF = "duplicate_of"
+"""Metadata key: the id of the document that stays in the place of this one."""
+COPIES = "copies"
+"""Metadata key: how many documents the cluster of this one has."""
+
+
+class DropCopies(Step):
+    """Removes a task's documents that are copies; with `mark` they stay, with the survivor's id in their metadata.
+
+    `work`/matches/RANK.jsonl lists every removed (or marked) document with the one that stays.
+    """
+
+    def __init__(self, name: str, work: Path, indexes: list[Path], mark: bool):
+        self.name = name
+        super().__init__()
+        self.folder, self.indexes, self.mark = work, indexes, mark
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
+        """Yield the documents that stay."""
+        self._number = number_of(rank, 0) - 1
+        self._decisions = slice_rows(
+            load_rows(decisions_path(self.folder)), number_of(rank, 0), number_of(rank + 1, 0)
+        )
+        self._next = 0
+        self._catalog = Catalog(self.folder / "catalog", [index / "catalog" for index in self.indexes])
+        with atomic.open_atomic(self.folder / "matches" / f"{rank:05d}.jsonl") as self._matches:
+            yield from super().run(data, rank, world_size)
+
+    def apply(self, document: Document) -> str | None:
+        """A reason for a copy of a document that stays."""
+        self._number += 1
+        if self._next == self._decisions.shape[1] or self._decisions[0, self._next] != self._number:
+            return None
+        _, survivor, size = self._decisions[:, self._next].tolist()
+        self._next += 1
+        if survivor == self._number:
+            document.metadata[COPIES] = size
+            self.observe(COPIES, size)
+            return None
+        return self._copy(document, survivor)
+
+    def _copy(self, document: Document, survivor: int) -> str | None:
+        document.metadata[DUPLICATE_OF] = self._catalog.id(survivor)
+        line = {
+            "id": document.id,
+            DUPLICATE_OF: document.metadata[DUPLICATE_OF],
+            "in_index": survivor >= KNOWN,
+        }
+        self._matches.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        reason = f"{self.name}.in_index" if survivor >= KNOWN else f"{self.name}.copy"
+        if self.mark:
+            self.count(f"marked {reason}")
+            return None
+        return reason
