@@ -125,6 +125,11 @@ def number_of(shard: int, place: int) -> int:
     return shard << PLACE_BITS | place
 
 
+def documents_in(folder: Path, shard: int) -> int:
+    """How many documents a shard has."""
+    return _paths(folder, shard)[0].stat().st_size // ENTRY.itemsize
+
+
 def index_mark(index: int) -> int:
     """What is set in the numbers of documents of index number `index` to tell them from others."""
     return KNOWN | index << (PLACE_BITS + SHARD_BITS)

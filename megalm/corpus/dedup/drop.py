@@ -10,7 +10,7 @@ from datatrove.data import Document
 from megalm import atomic
 from megalm.corpus.dedup.catalog import KNOWN, Catalog, number_of
 from megalm.corpus.dedup.clusters import decisions_path
-from megalm.corpus.dedup.runs import Rows, load_rows, slice_rows
+from megalm.corpus.dedup.runs import load_rows, slice_rows
 from megalm.corpus.step import Step
 
 DUPLICATE_OF = "duplicate_of"

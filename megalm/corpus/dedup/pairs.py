@@ -17,7 +17,7 @@ from megalm.corpus.dedup.catalog import (
     number_of,
 )
 from megalm.corpus.dedup.hashing import in_batches
-from megalm.corpus.dedup.runs import Rows, Run, RunWriter, groups, key_range, ranges, run_paths
+from megalm.corpus.dedup.runs import Rows, Run, RunWriter, groups, key_range, members, ranges, run_paths
 from megalm.corpus.dedup.signatures import KeyMaker
 from megalm.corpus.dedup.task import Task
 
@@ -89,14 +89,13 @@ class FindPairs(Task):
 def _stars(rows: Rows) -> Iterator[Pair]:
     """Each document under a shared key with the first of them."""
     starts, ends = groups(rows)
-    yield np.repeat(rows[1][starts], ends - starts), rows[1][_members(starts, ends)]
+    yield np.repeat(rows[1][starts], ends - starts), rows[1][members(starts, ends)]
 
 
 def _every_pair(rows: Rows, catalog: Catalog) -> Iterator[Pair]:
     """Each document under a shared key with the `WINDOW` next ones, in the order in which copies stay."""
     starts, ends = groups(rows)
-    members = _members(starts, ends)
-    keys, numbers = rows[0][members], rows[1][members]
+    keys, numbers = rows[:, members(starts, ends)]
     documents, inverse = np.unique(numbers, return_inverse=True)
     place = np.empty(len(documents), np.int64)
     place[best_first(catalog.entries(documents))] = np.arange(len(documents))
@@ -107,10 +106,3 @@ def _every_pair(rows: Rows, catalog: Catalog) -> Iterator[Pair]:
         if not same.any():
             return
         yield numbers[:-distance][same], numbers[distance:][same]
-
-
-def _members(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All numbers in the ranges [start, end), one range after the other."""
-    lengths = ends - starts
-    before = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)

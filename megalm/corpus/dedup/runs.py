@@ -128,3 +128,10 @@ def groups(rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     starts, ends = borders[:-1], borders[1:]
     many = ends - starts > 1
     return starts[many], ends[many]
+
+
+def members(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All numbers in the ranges [start, end), one range after the other."""
+    lengths = ends - starts
+    before = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)

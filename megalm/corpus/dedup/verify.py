@@ -7,7 +7,7 @@ import numpy as np
 from datatrove.data import Document
 
 from megalm import atomic
-from megalm.corpus.dedup.catalog import KNOWN, PLACE_BITS, SHARD_BITS, number_of
+from megalm.corpus.dedup.catalog import KNOWN, PLACE_BITS, SHARD_BITS, documents_in, number_of
 from megalm.corpus.dedup.hashing import Hashes, hash_words
 from megalm.corpus.dedup.runs import Rows, Run, load_rows, ranges, run_paths, save_rows
 from megalm.corpus.dedup.shingles import shingle
@@ -27,7 +27,8 @@ class WriteShingles(Task):
 
     def work(self, documents: Iterable[Document], rank: int, world_size: int) -> None:
         """Write the sets of the shard `rank`."""
-        wanted = self._paired(number_of(rank, 0), number_of(rank + 1, 0))
+        end = number_of(rank, documents_in(self.folder / "catalog", rank))
+        wanted = self._paired(number_of(rank, 0), end)
         write_sets(self.folder, rank, documents, wanted, self.ngram)
 
     def _paired(self, low: int, high: int) -> Iterator[int]:
