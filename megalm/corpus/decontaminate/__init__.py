@@ -1,0 +1,1 @@
+"""Decontamination: documents that hold items of benchmarks are removed, cut or marked."""

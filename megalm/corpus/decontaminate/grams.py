@@ -1,0 +1,124 @@
+"""The n-grams of benchmarks as sorted arrays, and which of them a text holds where."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalm.corpus.decontaminate.benchmarks import Item
+from megalm.corpus.dedup.hashing import Hashes, Places, hash_words
+from megalm.corpus.dedup.shingles import ngram_hashes
+
+_FILTER_FACTOR = 16
+"""Slots of the coarse filter for each n-gram: so few grams of other texts get past it."""
+
+
+class Match(NamedTuple):
+    """An n-gram of an item in a text: the item's number, and the words [begin, end) of the text."""
+
+    item: int
+    begin: int
+    end: int
+
+
+class GramTable:
+    """Hashes with a number beside each, several under one hash allowed."""
+
+    def __init__(self, hashes: Hashes, numbers: NDArray[np.int64]):
+        order = np.lexsort((numbers, hashes))
+        self._hashes, self._numbers = hashes[order], numbers[order]
+        bits = max(10, (len(hashes) * _FILTER_FACTOR).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._coarse = np.zeros(1 << bits, bool)
+        self._coarse[(hashes >> self._shift).astype(np.int64)] = True
+
+    def find(self, grams: Hashes) -> list[tuple[int, int]]:
+        """Pairs (place in `grams`, number beside an equal hash)."""
+        places = np.flatnonzero(self._coarse[(grams >> self._shift).astype(np.int64)])
+        if not len(places):
+            return []
+        first = np.searchsorted(self._hashes, grams[places], "left").tolist()
+        last = np.searchsorted(self._hashes, grams[places], "right").tolist()
+        return [
+            (place, number)
+            for place, begin, end in zip(places.tolist(), first, last, strict=True)
+            for number in self._numbers[begin:end].tolist()
+        ]
+
+
+class BenchmarkGrams:
+    """What is looked for in documents.
+
+    Of a text of at least `n` words every `n`-gram; of one that is shorter, but has `shortest` words, the whole. Left out are
+    shorter ones, and n-grams of more than `max_items` items, which are phrases of a template.
+    """
+
+    def __init__(self, items: Iterable[Item], n: int, shortest: int, max_items: int):
+        self.n, self.shortest = n, min(shortest, n)
+        self.labels: list[str] = []
+        self.too_short = 0
+        grams: list[Hashes] = []
+        owners: list[int] = []
+        self._wholes: list[tuple[int, Hashes]] = []
+        for item in items:
+            number = len(self.labels)
+            self.labels.append(item.label)
+            words = hash_words(item.texts)
+            texts = [words.hashes[a:b] for a, b in zip(words.borders, words.borders[1:], strict=False)]
+            self.too_short += all(len(text) < self.shortest for text in texts)
+            for text in texts:
+                if len(text) >= n:
+                    grams.append(ngram_hashes(text, n))
+                    owners.append(number)
+                elif len(text) >= self.shortest:
+                    self._wholes.append((number, text))
+        hashes, numbers = _without_templates(grams, owners, max_items)
+        self.counts = np.bincount(numbers, minlength=len(self.labels))
+        self._long = GramTable(hashes, numbers)
+        heads = [ngram_hashes(text[: self.shortest], self.shortest) for _, text in self._wholes]
+        self._short = GramTable(_joined(heads), np.arange(len(heads)))
+
+    def matches(self, words: Hashes) -> list[Match]:
+        """The n-grams and short texts of items among the words of a document."""
+        found = [Match(item, i, i + self.n) for i, item in self._long.find(ngram_hashes(words, self.n))]
+        for i, number in self._short.find(ngram_hashes(words, self.shortest)):
+            item, text = self._wholes[number]
+            if np.array_equal(words[i : i + len(text)], text):
+                found.append(Match(item, i, i + len(text)))
+        return found
+
+
+def _without_templates(
+    grams: list[Hashes], owners: list[int], max_items: int
+) -> tuple[Hashes, NDArray[np.int64]]:
+    """Distinct pairs (n-gram, item) of n-grams that at most `max_items` items have."""
+    hashes = _joined(grams)
+    numbers = np.repeat(np.array(owners, np.int64), [len(own) for own in grams])
+    order = np.lexsort((numbers, hashes))
+    hashes, numbers = hashes[order], numbers[order]
+    fresh = np.ones(len(hashes), bool)
+    fresh[1:] = (hashes[1:] != hashes[:-1]) | (numbers[1:] != numbers[:-1])
+    hashes, numbers = hashes[fresh], numbers[fresh]
+    _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    rare = counts[inverse] <= max_items
+    return hashes[rare], numbers[rare]
+
+
+def _joined(parts: list[Hashes]) -> Hashes:
+    return np.concatenate([np.empty(0, np.uint64), *parts])
+
+
+def spans(
+    matches: list[Match], starts: Places, ends: Places, margin: int, length: int
+) -> list[tuple[int, int]]:
+    """The characters [begin, end) of the matches with `margin` around, those that touch joined; `length` is the text's."""
+    merged: list[tuple[int, int]] = []
+    for match in sorted(matches, key=lambda match: match.begin):
+        begin = max(0, int(starts[match.begin]) - margin)
+        end = min(length, int(ends[match.end - 1]) + margin)
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return merged
