@@ -16,12 +16,13 @@ from megalm.dataset.fim import FimTokens
 from megalm.dataset.indexed import idx_path, token_dtype
 from megalm.dataset.plan import InputFile, Plan
 from megalm.dataset.publishing import publish, remove_dataset
-from megalm.dataset.recipe import SPLITS, Extras, Recipe, split_limits
+from megalm.dataset.recipe import Extras, Recipe
 from megalm.dataset.shuffle import open_runs, write_split
 from megalm.dataset.sidecar import read_sidecar, write_sidecar
 from megalm.dataset.writer import IndexedDatasetWriter, sha256_of
 from megalm.errors import UserError
 from megalm.launch import available_cores
+from megalm.splits import SPLITS, split_limits
 from megalm.tasks import Task, progress_bar, run_tasks
 from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from megalm import atomic
 from megalm.dataset.pieces import prompt_of, tokenized
-from megalm.dataset.recipe import SPLITS, Recipe, split_limits
+from megalm.dataset.recipe import Recipe
 from megalm.dataset.runs import Documents, RunSize, write_run
+from megalm.splits import SPLITS, split_limits
 from megalm.tokenizer import Tokenizer, load_tokenizer
 from megalm.tokenizer.documents import Document, read_documents
 

@@ -1,15 +1,11 @@
 """What determines the result of a build, apart from its inputs."""
 
 from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
 from typing import Any
 
 from megalm.dataset.fim import FimTokens
 from megalm.errors import UserError
 from megalm.tokenizer.documents import SampleBy
-
-SPLITS = ("train", "valid", "test")
-
 
 @dataclass(frozen=True)
 class Extras:
@@ -71,18 +67,3 @@ class Recipe:
         names = ("tokenizer_hash", "eod_id", "append_eod", "text_key", "sample_by", "splits", "seed")
         settings = {name: getattr(self, name) for name in names} | self.extras.to_json()
         return settings | ({"fim_tokens": asdict(self.fim_tokens)} if self.fim_tokens else {})
-
-
-def split_limits(splits: str) -> list[int]:
-    """Return the upper limits of a 64-bit hash for train, valid and test, from shares such as "98,1,1".
-
-    Raises UserError unless there are one to three shares, none negative, not all zero.
-    """
-    try:
-        shares = [Fraction(part.strip()) for part in splits.split(",")]
-    except (ValueError, ZeroDivisionError):
-        shares = []
-    if not 1 <= len(shares) <= len(SPLITS) or min(shares) < 0 or not sum(shares):
-        raise UserError(f"splits is '{splits}'; give the shares of train, valid and test, such as 98,1,1")
-    shares += [Fraction(0)] * (len(SPLITS) - len(shares))
-    return [int(sum(shares[: i + 1]) / sum(shares) * 2**64) for i in range(len(SPLITS))]

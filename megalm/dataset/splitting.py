@@ -15,9 +15,9 @@ from megalm.dataset.fim import FimTokens, undo
 from megalm.dataset.indexed import IndexedDataset, idx_path
 from megalm.dataset.inspect import check_tokenizer
 from megalm.dataset.publishing import publish, remove_dataset, staged
-from megalm.dataset.recipe import SPLITS, split_limits
 from megalm.dataset.sidecar import write_sidecar
 from megalm.errors import UserError
+from megalm.splits import SPLITS, split_limits
 from megalm.tokenizer import Tokenizer
 
 Range = tuple[int, int, int]

@@ -3,12 +3,13 @@
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 from datatrove.data import Document
 from numpy.typing import NDArray
+
+from megalm.splits import hash64
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -124,14 +125,9 @@ def _character_values() -> Hashes:
     return np.where(words, values, np.uint64(0))
 
 
-def hash_bytes(data: bytes) -> int:
-    """A 64-bit hash (BLAKE2b) that is the same in every process and release."""
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-
-
 def hash_text(text: str) -> int:
     """A 64-bit hash of a text, which may hold halves of surrogate pairs."""
-    return hash_bytes(text.encode("utf-8", "surrogatepass"))
+    return hash64(text.encode("utf-8", "surrogatepass"))
 
 
 def in_batches(documents: Iterable[Document], characters: int = PIECE_CHARACTERS) -> Iterator[list[Document]]:
