@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from megalm.corpus.step import Collective, Step
 
 STEPS = {
+    "decontaminate": "megalm.corpus.decontaminate.step:Decontaminate",
+    "duplicate_lines": "megalm.corpus.dedup.lines:DuplicateLines",
+    "exact_duplicates": "megalm.corpus.dedup.steps:ExactDuplicates",
+    "mix": "megalm.corpus.mix.step:Mix",
+    "near_duplicates": "megalm.corpus.dedup.steps:NearDuplicates",
     "length": "megalm.corpus.length:LengthFilter",
     "url_blocklist": "megalm.corpus.clean.url_rules:UrlBlocklist",
     "url_words": "megalm.corpus.clean.url_rules:UrlWords",

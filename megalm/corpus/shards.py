@@ -31,8 +31,13 @@ def read_shard(path: str | Path) -> Iterator[Document]:
     with open(path, "rb") as file:
         stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
         for line in io.BufferedReader(stream, 1 << 20):
-            value = orjson.loads(line)
-            yield Document(text=value["text"], id=value["id"], metadata=value.get("metadata") or {})
+            yield from_line(line)
+
+
+def from_line(line: bytes) -> Document:
+    """The document that a line of a shard holds."""
+    value = orjson.loads(line)
+    return Document(text=value["text"], id=value["id"], metadata=value.get("metadata") or {})
 
 
 def to_line(document: Document) -> bytes:

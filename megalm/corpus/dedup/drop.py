@@ -1,8 +1,9 @@
 """Removes the copies that were decided on, says beside each which document stays, and counts them."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 from datatrove.data import Document
@@ -22,13 +23,13 @@ COPIES = "copies"
 class DropCopies(Step):
     """Removes a task's documents that are copies; with `mark` they stay, with the survivor's id in their metadata.
 
-    `work`/matches/RANK.jsonl lists every removed (or marked) document with the one that stays.
+    `matches`/RANK.jsonl lists every removed (or marked) document with the one that stays.
     """
 
-    def __init__(self, name: str, work: Path, indexes: list[Path], mark: bool):
+    def __init__(self, name: str, work: Path, indexes: list[Path], mark: bool, matches: Path | None):
         self.name = name
         super().__init__()
-        self.folder, self.indexes, self.mark = work, indexes, mark
+        self.folder, self.indexes, self.mark, self.matches = work, indexes, mark, matches
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Yield the documents that stay."""
@@ -38,7 +39,10 @@ class DropCopies(Step):
         )
         self._next = 0
         self._catalog = Catalog(self.folder / "catalog", [index / "catalog" for index in self.indexes])
-        with atomic.open_atomic(self.folder / "matches" / f"{rank:05d}.jsonl") as self._matches:
+        self._list: IO[bytes] | None = None
+        with ExitStack() as stack:
+            if self.matches:
+                self._list = stack.enter_context(atomic.open_atomic(self.matches / f"{rank:05d}.jsonl"))
             yield from super().run(data, rank, world_size)
 
     def apply(self, document: Document) -> str | None:
@@ -56,12 +60,13 @@ class DropCopies(Step):
 
     def _copy(self, document: Document, survivor: int) -> str | None:
         document.metadata[DUPLICATE_OF] = self._catalog.id(survivor)
-        line = {
-            "id": document.id,
-            DUPLICATE_OF: document.metadata[DUPLICATE_OF],
-            "in_index": survivor >= KNOWN,
-        }
-        self._matches.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        if self._list:
+            line = {
+                "id": document.id,
+                DUPLICATE_OF: document.metadata[DUPLICATE_OF],
+                "in_index": survivor >= KNOWN,
+            }
+            self._list.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         reason = f"{self.name}.in_index" if survivor >= KNOWN else f"{self.name}.copy"
         if self.mark:
             self.count(f"marked {reason}")

@@ -18,6 +18,7 @@ from megalm.corpus.dedup.verify import write_sets
 from megalm.errors import UserError
 
 _DESCRIPTION = "index.json"
+_OWNER = "build"
 
 
 class SaveIndex(Task):
@@ -48,22 +49,41 @@ class SaveIndex(Task):
 
 
 class FinishIndex(Task):
-    """Writes the description that says that the index is complete."""
+    """Removes what an earlier build left behind, then writes the description that says that the index is complete."""
 
     name = "finish index"
 
-    def __init__(self, target: Path, fingerprint: str, ngram: int | None):
+    def __init__(self, work: Path, target: Path, fingerprint: str, ngram: int | None):
         super().__init__()
-        self.target, self.fingerprint, self.ngram = target, fingerprint, ngram
+        self.folder, self.target, self.fingerprint, self.ngram = work, target, fingerprint, ngram
 
     def work(self, documents: Iterable[Document], rank: int, world_size: int) -> None:
         """Write it."""
+        entries = {path.name for path in (self.folder / "catalog").iterdir()}
+        shards = {f"{name[:5]}.{suffix}" for name in entries for suffix in ("npy", "sets") if self.ngram}
+        keys = {path.name for path in run_paths(self.folder / "keys")}
+        for kind, names in (("keys", keys), ("catalog", entries), ("shingles", shards)):
+            for path in (self.target / kind).glob("*"):
+                if path.name not in names:
+                    path.unlink()
         description = {
             "kind": "megalm index",
             "fingerprint": self.fingerprint,
             "shingles": self.ngram is not None,
         }
         atomic.write_text(self.target / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def own_index(target: Path, work: Path) -> None:
+    """Take the directory `target` for the build that works in `work`; raises UserError if something else is there."""
+    path = target / _OWNER
+    if path.exists():
+        if path.read_text(encoding="utf-8") == str(work):
+            return
+    elif not target.exists() or not any(target.iterdir()):
+        atomic.write_text(path, str(work))
+        return
+    raise UserError(f"`save_index` {target} holds files that another build made; name a new directory")
 
 
 def check_indexes(indexes: list[Path], fingerprint: str, shingles: bool) -> None:

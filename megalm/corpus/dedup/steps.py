@@ -1,15 +1,15 @@
 """The steps `exact_duplicates` and `near_duplicates` of a recipe: which stages find and remove copies."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from datatrove.utils.logging import logger
 from pydantic import Field, model_validator
 
 from megalm.corpus.dedup.catalog import Preference
 from megalm.corpus.dedup.clusters import Cluster
 from megalm.corpus.dedup.drop import DropCopies
-from megalm.corpus.dedup.index import FinishIndex, SaveIndex, check_indexes
+from megalm.corpus.dedup.index import FinishIndex, SaveIndex, check_indexes, own_index
 from megalm.corpus.dedup.lsh import Bands, choose_bands, describe
 from megalm.corpus.dedup.pairs import FindPairs, WriteKeys
 from megalm.corpus.dedup.signatures import ExactKeys, KeyMaker, MinHashKeys
@@ -28,6 +28,9 @@ class CopySettings(Preference):
     save_index: Path | None = Field(
         None, description="A new directory for an index of the documents that stay, for later builds."
     )
+    matches: Path | None = Field(
+        None, description="A directory for lists (JSONL) of the copies, each with the document that stays."
+    )
     mark: bool = Field(
         False,
         description="Keep the copies, with the id of the document that would stay as `duplicate_of` in their metadata.",
@@ -35,7 +38,7 @@ class CopySettings(Preference):
 
 
 class _Copies(Collective):
-    """The stages of both: keys, pairs, (verification,) clusters, removal, (index)."""
+    """The stages of both: keys, pairs, (verification,) clusters, (index,) removal."""
 
     def _stages(
         self, maker: KeyMaker, verify: MinHashKeys | None, source: Path, work: Path, target: Path, tasks: int
@@ -52,18 +55,17 @@ class _Copies(Collective):
                 Stage("shingles", tasks, [ReadShards(source), WriteShingles(work, verify.ngram)]),
                 Stage("verify", tasks, [VerifyPairs(work, indexes, settings.threshold)]),
             ]
-        drop = DropCopies(self.name, work, indexes, settings.mark)
-        stages += [
-            Stage("clusters", 1, [Cluster(work, indexes, "verified" if verify else "pairs")]),
-            Stage("drop", tasks, [ReadShards(source), drop, WriteShards(target)]),
-        ]
+        stages.append(Stage("clusters", 1, [Cluster(work, indexes, "verified" if verify else "pairs")]))
         if settings.save_index:
+            own_index(settings.save_index, work)
             save = SaveIndex(work, settings.save_index, ngram)
+            finish = FinishIndex(work, settings.save_index, maker.fingerprint(), ngram)
             stages += [
                 Stage("index", tasks, [ReadShards(source), save] if ngram else [save]),
-                Stage("finish_index", 1, [FinishIndex(settings.save_index, maker.fingerprint(), ngram)]),
+                Stage("finish_index", 1, [finish]),
             ]
-        return stages
+        drop = DropCopies(self.name, work, indexes, settings.mark, settings.matches)
+        return [*stages, Stage("drop", tasks, [ReadShards(source), drop, WriteShards(target)])]
 
 
 class ExactDuplicates(_Copies):
@@ -83,7 +85,7 @@ class ExactDuplicates(_Copies):
     settings: Settings
 
     def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:
-        """Keys, pairs, clusters, removal, index."""
+        """Keys, pairs, clusters, index, removal."""
         return self._stages(ExactKeys(self.settings.normalize), None, source, work, target, tasks)
 
 
@@ -137,8 +139,8 @@ class NearDuplicates(_Copies):
         return choose_bands(settings.threshold, settings.recall, settings.permutations)
 
     def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:
-        """Keys, pairs, verification, clusters, removal, index."""
+        """Keys, pairs, verification, clusters, index, removal."""
         bands = self.bands()
-        logger.info(f"{self.name}: {describe(bands, self.settings.threshold)}")
+        print(f"{self.name}: {describe(bands, self.settings.threshold)}", file=sys.stderr)
         maker = MinHashKeys(self.settings.ngram, bands, self.settings.seed)
         return self._stages(maker, maker if self.settings.verify else None, source, work, target, tasks)

@@ -147,10 +147,14 @@ class MakePlan(Task):
         else:
             sources[EVERY].planned = sources[EVERY].wanted = sources[EVERY].available
         shards = [
-            self._shards([sum(part["bytes"][i][split] for part in measured) for i in range(len(names))], sources)
+            self._shards(
+                [sum(part["bytes"][i][split] for part in measured) for i in range(len(names))], sources
+            )
             for split in range(len(SPLITS))
         ]
-        atomic.write_text(plan_path(self.folder), Plan(sources=sources, shards=shards).model_dump_json(indent=1))
+        atomic.write_text(
+            plan_path(self.folder), Plan(sources=sources, shards=shards).model_dump_json(indent=1)
+        )
 
     def _shards(self, sizes: list[int], sources: dict[str, SourcePlan]) -> int:
         """Into how many shards a split goes, from the bytes that each source has in it."""

@@ -53,7 +53,9 @@ class Settings(Section):
         description="Shares of train, valid and test, such as 98,1,1. Where a document goes depends on its text alone, "
         "as in `megalm dataset build`.",
     )
-    shard_bytes: int = Field(128 << 20, ge=1 << 10, description="Text of a shard; two or three times as much memory is used.")
+    shard_bytes: int = Field(
+        128 << 20, ge=1 << 10, description="Text of a shard; two or three times as much memory is used."
+    )
 
     @field_validator("splits")
     @classmethod

@@ -11,7 +11,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from megalm import atomic
-from megalm.corpus.dedup.runs import RUN_BYTES, TOP, load_rows, run_paths, save_rows, slice_rows
+from megalm.corpus.dedup.runs import RUN_BYTES, load_rows, run_paths, save_rows, slice_rows
 from megalm.corpus.dedup.task import Task
 from megalm.corpus.mix.plan import MakePlan, Measure, keys_of, read_plan, source_of
 from megalm.corpus.mix.settings import Settings as MixSettings
@@ -136,12 +136,11 @@ class Gather(PipelineStep):
         found: list[tuple[int, bytes]] = []
         for path in run_paths(self.folder / "order"):
             rows = load_rows(path)
-            part = slice_rows(rows, low, high)
-            first = int(np.searchsorted(rows[0], np.uint64(low))) if low < TOP else rows.shape[1]
+            first = int(np.searchsorted(rows[0], np.uint64(low)))
             begin = int(rows[1, first - 1]) if first else 0
             with open(self.folder / "lines" / f"{path.stem}.jsonl", "rb") as file:
                 file.seek(begin)
-                for key, end in zip(*part.tolist(), strict=True):
+                for key, end in zip(*slice_rows(rows, low, high).tolist(), strict=True):
                     found.append((key, file.read(end - begin)))
                     begin = end
         found.sort()
