@@ -61,21 +61,24 @@ def join(parents: Places, first: Places, second: Places) -> None:
     Every round ties the larger root of each pair to the smallest root it meets, and drops the pairs that are united.
     """
     while len(first):
-        first, second = roots(parents, first), roots(parents, second)
+        found = roots(parents, np.concatenate([first, second]))
+        first, second = found[: len(first)], found[len(first) :]
         apart = first != second
         first, second = first[apart], second[apart]
         np.minimum.at(parents, np.maximum(first, second), np.minimum(first, second))
 
 
 def roots(parents: Places, members: Places) -> Places:
-    """The root of each member's set; the paths walked become short."""
-    found = parents[members]
+    """The root of each member's set; members come to hang directly on it.
+
+    Every round halves the paths among the members themselves, so that a long chain takes few.
+    """
     while True:
+        found = parents[members]
         above = parents[found]
         if (above == found).all():
-            parents[members] = found
             return found
-        found = above
+        parents[members] = above
 
 
 def decisions_path(work: Path) -> Path:

@@ -46,8 +46,9 @@ class ExactKeys:
 class MinHashKeys:
     """A key for each band of the MinHash signature (Broder 1997) of a text's word n-grams.
 
-    The minimum hashes come from rensa. Each band has permutations under a seed of its own: rensa's permutations under
-    one seed depend on each other, and the S-curve holds for independent bands.
+    Each hash of the signature is the minimum of x -> (a x mod 2^32) xor b over the n-grams' hashes x, for random odd a
+    and random b: a permutation of the 32-bit numbers. Libraries that derive many permutations from one are faster for
+    one long signature, but their minima are drawn without replacement, and the S-curve does not hold for short texts.
     """
 
     def __init__(self, ngram: int, bands: Bands, seed: int):
@@ -62,22 +63,29 @@ class MinHashKeys:
 
     def band_keys(self, hashes: Hashes, offsets: NDArray[np.int64]) -> Hashes:
         """The keys of sets of hashes, shape (sets, bands)."""
-        from rensa import RMinHash
-
-        count = len(offsets) - 1
-        keys = np.empty((count, self.bands.bands), np.uint64)
-        borders = offsets.astype(np.uint64)
+        filled = np.flatnonzero(np.diff(offsets) > 0)
+        keys = np.zeros((len(offsets) - 1, self.bands.bands), np.uint64)
+        if not len(filled):
+            return keys
+        values, starts = (hashes >> np.uint64(32)).astype(np.uint32), offsets[filled]
+        factors, masks = _permutations(self.bands.bands * self.bands.rows, self.seed)
         for band in range(self.bands.bands):
-            seed = self.seed * 1_000_003 + band
-            digest = RMinHash.digest_matrix_from_flat_token_hashes(hashes, borders, self.bands.rows, seed)
-            minima = np.array(digest.to_rows(), np.uint64).reshape(count, self.bands.rows)
-            key = np.full(count, band + 1, np.uint64)
-            for row in range(self.bands.rows):
-                key = mix(key * np.uint64(_PRIME) + minima[:, row])
-            keys[:, band] = key
+            key = np.full(len(filled), band + 1, np.uint64)
+            for i in range(band * self.bands.rows, (band + 1) * self.bands.rows):
+                permuted = values * factors[i]
+                permuted ^= masks[i]
+                key = mix(key * np.uint64(_PRIME) + np.minimum.reduceat(permuted, starts))
+            keys[filled, band] = key
         return keys
 
     def fingerprint(self) -> str:
         """Of n-grams, bands, seed and the algorithms below: keys of a fixed text stand for them."""
         digest = np.bitwise_xor.reduce(self.keys([_PROBE])[0][0])
         return f"minhash-{self.ngram}-{self.bands.bands}x{self.bands.rows}-{self.seed}-{digest:016x}"
+
+
+def _permutations(count: int, seed: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Odd factors and masks, the same in every release of numpy."""
+    random = mix(np.arange(1, 2 * count + 1, dtype=np.uint64) + mix(np.array([seed], np.uint64)))
+    high = (random >> np.uint64(32)).astype(np.uint32)
+    return high[:count] | np.uint32(1), high[count:]

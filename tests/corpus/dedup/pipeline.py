@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import zstandard
 from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
+from datatrove.utils.logging import logger
 
 from megalm import atomic
 from megalm.corpus.shards import SUFFIX, read_shard, shard_paths, to_line
@@ -13,8 +15,6 @@ from megalm.corpus.step import Collective
 
 def write_shards(folder: Path, documents: Sequence[Document], shards: int) -> Path:
     """Deal `documents` out to so many shards of `folder`."""
-    import zstandard
-
     for shard in range(shards):
         lines = b"".join(to_line(document) for document in documents[shard::shards])
         atomic.write_bytes(folder / f"{shard:05d}{SUFFIX}", zstandard.compress(lines))
@@ -25,12 +25,14 @@ def run_collective(
     collective: Collective, documents: Sequence[Document], folder: Path, shards: int = 1, workers: int = 1
 ) -> list[Document]:
     """The documents that the stages leave in `folder`/target."""
+    logger.remove()
     source = write_shards(folder / "source", documents, shards)
     for stage in collective.stages(source, folder / "work", folder / "target", shards):
         LocalPipelineExecutor(
             pipeline=list(stage.pipeline),
             tasks=stage.tasks,
             workers=workers,
+            start_method="fork",
             logging_dir=str(folder / "logs" / stage.name),
         ).run()
     return read_all(folder / "target")
