@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -55,16 +56,26 @@ def hash_words(texts: Sequence[str]) -> Words:
     all texts cost a few passes over arrays instead of a loop over words.
     """
     codes = np.frombuffer("\n".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-    parts = [_hash_piece(codes[i : i + PIECE_CHARACTERS]) for i in range(0, len(codes), PIECE_CHARACTERS)]
-    hashes = np.concatenate([part[0] for part in parts] or [np.empty(0, np.uint64)])
-    starts, ends = (
-        np.concatenate(
-            [part[k] + i * PIECE_CHARACTERS for i, part in enumerate(parts)] or [np.empty(0, np.int64)]
-        )
-        for k in (1, 2)
-    )
     begins = np.cumsum([0] + [len(text) + 1 for text in texts])
-    return Words(hashes, starts, ends, np.searchsorted(starts, begins).astype(np.int64))
+    hashes, starts, ends = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for begin, end in pairwise(_piece_borders(begins)):
+        own, first, last = _hash_piece(codes[begin:end])
+        hashes.append(own)
+        starts.append(first + begin)
+        ends.append(last + begin)
+    joined = np.concatenate(starts)
+    borders = np.searchsorted(joined, begins).astype(np.int64)
+    return Words(np.concatenate(hashes), joined, np.concatenate(ends), borders)
+
+
+def _piece_borders(begins: Places) -> list[int]:
+    """Where joined texts are cut: between texts, and within one only where it alone is longer than a piece."""
+    borders = [0]
+    while borders[-1] < begins[-1]:
+        reach = borders[-1] + PIECE_CHARACTERS
+        last = int(begins[np.searchsorted(begins, reach, "right") - 1])
+        borders.append(last if last > borders[-1] else reach)
+    return borders
 
 
 def mix(values: Hashes) -> Hashes:

@@ -1,15 +1,18 @@
 """Words are hashed as a plain loop over characters would find them."""
 
+import random
 import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.corpus.dedup import hashing
 from megalm.corpus.dedup.hashing import hash_words
 from megalm.corpus.dedup.shingles import sequence_hashes, shingle
+from tests.corpus.dedup.texts import random_text
 
 TEXTS = st.lists(st.text(st.sampled_from("aAbßıİ9.,_ \n日本ก้हिé́\ud800"), max_size=30), max_size=5)
 
@@ -90,3 +93,16 @@ def test_sequences_are_equal_where_words_and_their_order_are(texts):
 def test_a_hash_does_not_depend_on_what_stands_around():
     alone = hash_words(["needle"]).hashes[0]
     assert hash_words(["x" * 999 + " needle", "and needle"]).hashes[[1, 3]].tolist() == [alone, alone]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 50, 64])
+def test_words_do_not_depend_on_the_texts_beside(monkeypatch, piece):
+    """A batch is cut into pieces; a text that fits into one is never cut, a longer one as if it were alone."""
+    monkeypatch.setattr(hashing, "PIECE_CHARACTERS", piece)
+    rng = random.Random(0)
+    for _ in range(100):
+        texts = [random_text(rng, rng.randint(0, 6))[: rng.randint(1, 99)] for _ in range(5)]
+        together = hash_words(texts)
+        for i, text in enumerate(texts):
+            own = together.hashes[together.borders[i] : together.borders[i + 1]]
+            assert own.tolist() == hash_words([text]).hashes.tolist()
