@@ -15,6 +15,7 @@ from megalm.errors import UserError
 from megalm.tokenizer.documents import COMPRESSED_SUFFIXES, open_input
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+_TABLES = (".csv", ".tsv")
 
 
 class Benchmark(Section):
@@ -59,7 +60,9 @@ def read_items(benchmark: Benchmark) -> Iterator[Item]:
     if suffix != ".txt" and not benchmark.keys:
         raise UserError(f"benchmark {path} needs `keys`: the names of the fields whose texts make an item")
     with open_input(path) as file:
-        text = io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", newline="")  # type: ignore[type-var]
+        # Lines of JSON and text end at newline bytes alone: texts may hold other separators.
+        newline = "" if suffix in _TABLES else "\n"
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
         try:
             for number, value in enumerate(_values(text, suffix)):
                 texts = [value] if suffix == ".txt" else _texts(benchmark, number, value)
@@ -72,10 +75,9 @@ def _values(text: io.TextIOWrapper, suffix: str) -> Iterator[Any]:
     if suffix == ".json":
         value = json.load(text)
         yield from value if isinstance(value, list) else [value]
-    elif suffix in (".csv", ".tsv"):
+    elif suffix in _TABLES:
         yield from csv.DictReader(text, delimiter="," if suffix == ".csv" else "\t")
     else:
-        # Lines end at newline bytes alone: texts may hold other separators.
         lines = (line.strip("\r\n") for line in text)
         yield from (line if suffix == ".txt" else json.loads(line) for line in lines if line.strip())
 

@@ -22,19 +22,26 @@ def write_shards(folder: Path, documents: Sequence[Document], shards: int) -> Pa
 
 
 def run_collective(
-    collective: Collective, documents: Sequence[Document], folder: Path, shards: int = 1, workers: int = 1
+    collective: Collective,
+    documents: Sequence[Document],
+    folder: Path,
+    shards: int = 1,
+    workers: int = 1,
+    times: int = 1,
 ) -> list[Document]:
-    """The documents that the stages leave in `folder`/target."""
+    """The documents that the stages leave in `folder`/target; `times` is how often each task is run."""
     logger.remove()
     source = write_shards(folder / "source", documents, shards)
     for stage in collective.stages(source, folder / "work", folder / "target", shards):
-        LocalPipelineExecutor(
-            pipeline=list(stage.pipeline),
-            tasks=stage.tasks,
-            workers=workers,
-            start_method="fork",
-            logging_dir=str(folder / "logs" / stage.name),
-        ).run()
+        for _ in range(times):
+            LocalPipelineExecutor(
+                pipeline=list(stage.pipeline),
+                tasks=stage.tasks,
+                workers=workers,
+                start_method="fork",
+                skip_completed=False,
+                logging_dir=str(folder / "logs" / stage.name),
+            ).run()
     return read_all(folder / "target")
 
 

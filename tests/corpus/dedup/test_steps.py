@@ -102,6 +102,15 @@ def test_survivors_do_not_depend_on_the_number_of_workers(planted, tmp_path):
     assert len(found[0]) < 300
 
 
+def test_tasks_that_run_again_after_a_kill_change_nothing(planted, tmp_path):
+    options = {"threshold": 0.8, "verify": True, "save_index": str(tmp_path / "index")}
+    once = run_collective(near(**options), planted[:300], tmp_path, shards=3)
+    index = {path: path.read_bytes() for path in (tmp_path / "index").rglob("*.*")}
+    again = run_collective(near(**options), planted[:300], tmp_path, shards=3, times=2)
+    assert [(d.id, d.metadata) for d in again] == [(d.id, d.metadata) for d in once]
+    assert {path: path.read_bytes() for path in (tmp_path / "index").rglob("*.*")} == index
+
+
 def test_one_of_each_cluster_stays(planted, tmp_path):
     survivors = run_collective(near(threshold=0.8, verify=True), planted, tmp_path, shards=3)
     alive = set(ids(survivors))
