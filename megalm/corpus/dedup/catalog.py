@@ -22,7 +22,6 @@ KNOWN = 1 << 63
 SHARD_BITS = 18
 """A shard's number within an index, in so many bits; the index's own number stands above them."""
 MAX_INDEXES = 1 << (63 - PLACE_BITS - SHARD_BITS)
-_OPEN_FILES = 64
 
 ENTRY = np.dtype([("source", "<u8"), ("score", "<f8"), ("id", "<u8"), ("text", "<u8"), ("name", "<u8")])
 """Rank of the source (less is better), score (more is better), hashes of id and text, end of the id's bytes."""
@@ -81,7 +80,6 @@ class Catalog:
     def __init__(self, folder: Path, known: Iterable[Path] = ()):
         self._folder = folder
         self._known = list(known)
-        self._mapped: dict[Path, NDArray[Any]] = {}
 
     def entries(self, numbers: NDArray[np.uint64]) -> NDArray[Any]:
         """The entries of documents by ascending numbers; those of an index have the best source, 0."""
@@ -91,7 +89,7 @@ class Catalog:
         for begin, end in pairwise(borders if len(numbers) else []):
             shard = int(shards[begin])
             places = (numbers[begin:end] & np.uint64((1 << PLACE_BITS) - 1)).astype(np.int64)
-            found[begin:end] = self._map(self._path(shard)[0])[places]
+            found[begin:end] = np.memmap(self._path(shard)[0], ENTRY, "r")[places]
         found["source"][numbers >= np.uint64(KNOWN)] = 0
         return found
 
@@ -99,18 +97,11 @@ class Catalog:
         """The id of a document."""
         shard, place = number >> PLACE_BITS, number & ((1 << PLACE_BITS) - 1)
         entries_path, names_path = self._path(shard)
-        ends = self._map(entries_path)["name"]
+        ends = np.memmap(entries_path, ENTRY, "r")["name"]
         begin, end = int(ends[place - 1]) if place else 0, int(ends[place])
         with open(names_path, "rb") as file:
             file.seek(begin)
             return file.read(end - begin).decode("utf-8", "surrogatepass")
-
-    def _map(self, path: Path) -> NDArray[Any]:
-        if path not in self._mapped:
-            if len(self._mapped) == _OPEN_FILES:
-                self._mapped.pop(next(iter(self._mapped)))
-            self._mapped[path] = np.memmap(path, ENTRY, "r")
-        return self._mapped[path]
 
     def _path(self, shard: int) -> tuple[Path, Path]:
         known = KNOWN >> PLACE_BITS

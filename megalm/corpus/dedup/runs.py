@@ -12,7 +12,7 @@ from megalm import atomic
 Rows = NDArray[np.uint64]
 """Shape (columns, rows), so that each column lies in one piece."""
 
-RUN_BYTES = 32 << 20
+RUN_BYTES = 16 << 20
 """How much a writer holds before it writes a run, and about how much `ranges` yields at a time."""
 TOP = 1 << 64
 
@@ -108,15 +108,15 @@ def ranges(runs: Sequence[Run], low: int, high: int, columns: int) -> Iterator[R
 
     Rows of equal first column come together, however many they are.
     """
-    slices = [(slice_rows(load_rows(run.path), low, high), np.uint64(run.mark)) for run in runs]
-    slices = [(rows, mark) for rows, mark in slices if rows.shape[1]]
-    pieces = max(1, -(-sum(rows.nbytes for rows, _ in slices) // RUN_BYTES))
+    size = sum(slice_rows(load_rows(run.path), low, high).nbytes for run in runs)
+    pieces = max(1, -(-size // RUN_BYTES))
     for i in range(pieces):
         begin, end = low + (high - low) * i // pieces, low + (high - low) * (i + 1) // pieces
         parts = [np.empty((columns, 0), np.uint64)]
-        for rows, mark in slices:
-            part = np.array(slice_rows(rows, begin, end))
-            part[1:2] |= mark
+        for run in runs:
+            # Mapped anew for each piece, so that what was read does not stay in memory.
+            part = np.array(slice_rows(load_rows(run.path), begin, end))
+            part[1:2] |= np.uint64(run.mark)
             parts.append(part)
         yield sort_rows(np.concatenate(parts, axis=1))
 

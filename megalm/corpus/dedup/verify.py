@@ -14,6 +14,7 @@ from megalm.corpus.dedup.shingles import shingle
 from megalm.corpus.dedup.task import Task
 
 _OPEN_SHARDS = 64
+_ITEM = np.dtype(np.uint64).itemsize
 
 
 class WriteShingles(Task):
@@ -67,7 +68,7 @@ class ShingleSets:
 
     def __init__(self, folder: Path, indexes: list[Path]):
         self._folder, self._indexes = folder, indexes
-        self._open: dict[int, tuple[Rows, Hashes]] = {}
+        self._open: dict[int, tuple[Rows, Path]] = {}
 
     def __getitem__(self, number: int) -> Hashes:
         shard = number >> PLACE_BITS
@@ -75,16 +76,17 @@ class ShingleSets:
             if len(self._open) == _OPEN_SHARDS:
                 self._open.pop(next(iter(self._open)))
             self._open[shard] = self._load(shard)
-        ends, hashes = self._open[shard]
+        ends, path = self._open[shard]
         local = number & ((1 << (PLACE_BITS + SHARD_BITS)) - 1) if number >= KNOWN else number
         i = int(np.searchsorted(ends[0], np.uint64(local)))
-        return hashes[int(ends[1, i - 1]) if i else 0 : int(ends[1, i])]
+        begin, end = int(ends[1, i - 1]) if i else 0, int(ends[1, i])
+        return np.fromfile(path, np.uint64, end - begin, offset=begin * _ITEM)
 
-    def _load(self, shard: int) -> tuple[Rows, Hashes]:
+    def _load(self, shard: int) -> tuple[Rows, Path]:
         folder, known = self._folder, KNOWN >> PLACE_BITS
         if shard >= known:
             folder, shard = self._indexes[(shard - known) >> SHARD_BITS], shard & ((1 << SHARD_BITS) - 1)
-        return load_rows(ends_path(folder, shard)), np.memmap(sets_path(folder, shard), np.uint64, "r")
+        return load_rows(ends_path(folder, shard)), sets_path(folder, shard)
 
 
 def write_sets(
