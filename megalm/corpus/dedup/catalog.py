@@ -1,5 +1,6 @@
 """What is remembered of each document: its place, its id, and which of several copies is to stay."""
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -21,6 +22,7 @@ KNOWN = 1 << 63
 """Set in the numbers of documents of an index, which stay whatever comes."""
 SHARD_BITS = 18
 """A shard's number within an index, in so many bits; the index's own number stands above them."""
+_OPEN_FILES = 64
 MAX_INDEXES = 1 << (63 - PLACE_BITS - SHARD_BITS)
 
 ENTRY = np.dtype([("source", "<u8"), ("score", "<f8"), ("id", "<u8"), ("text", "<u8"), ("name", "<u8")])
@@ -80,6 +82,7 @@ class Catalog:
     def __init__(self, folder: Path, known: Iterable[Path] = ()):
         self._folder = folder
         self._known = list(known)
+        self._open: dict[Path, IO[bytes]] = {}
 
     def entries(self, numbers: NDArray[np.uint64]) -> NDArray[Any]:
         """The entries of documents by ascending numbers; those of an index have the best source, 0."""
@@ -97,11 +100,20 @@ class Catalog:
         """The id of a document."""
         shard, place = number >> PLACE_BITS, number & ((1 << PLACE_BITS) - 1)
         entries_path, names_path = self._path(shard)
-        ends = np.memmap(entries_path, ENTRY, "r")["name"]
-        begin, end = int(ends[place - 1]) if place else 0, int(ends[place])
-        with open(names_path, "rb") as file:
-            file.seek(begin)
-            return file.read(end - begin).decode("utf-8", "surrogatepass")
+        first = max(0, place - 1)
+        entries = np.frombuffer(
+            self._read(entries_path, first * ENTRY.itemsize, (place + 1 - first) * ENTRY.itemsize), ENTRY
+        )
+        begin, end = int(entries["name"][0]) if place else 0, int(entries["name"][-1])
+        return self._read(names_path, begin, end - begin).decode("utf-8", "surrogatepass")
+
+    def _read(self, path: Path, offset: int, size: int) -> bytes:
+        """Bytes of a file, which stays open for the next time."""
+        if path not in self._open:
+            if len(self._open) == _OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[path] = open(path, "rb", buffering=0)  # noqa: SIM115 (kept)
+        return os.pread(self._open[path].fileno(), size, offset)
 
     def _path(self, shard: int) -> tuple[Path, Path]:
         known = KNOWN >> PLACE_BITS

@@ -19,6 +19,8 @@ DUPLICATE_OF = "duplicate_of"
 COPIES = "copies"
 """Metadata key: how many documents the cluster of this one has."""
 
+_AT_ONCE = 1 << 12
+
 
 class DropCopies(Step):
     """Removes a task's documents that are copies; with `mark` they stay, with the survivor's id in their metadata.
@@ -34,10 +36,8 @@ class DropCopies(Step):
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Yield the documents that stay."""
         self._number = number_of(rank, 0) - 1
-        self._decisions = slice_rows(
-            load_rows(decisions_path(self.folder)), number_of(rank, 0), number_of(rank + 1, 0)
-        )
-        self._next = 0
+        self._decisions = self._read(rank)
+        self._following = next(self._decisions, None)
         self._catalog = Catalog(self.folder / "catalog", [index / "catalog" for index in self.indexes])
         self._list: IO[bytes] | None = None
         with ExitStack() as stack:
@@ -48,15 +48,21 @@ class DropCopies(Step):
     def apply(self, document: Document) -> str | None:
         """A reason for a copy of a document that stays."""
         self._number += 1
-        if self._next == self._decisions.shape[1] or self._decisions[0, self._next] != self._number:
+        if self._following is None or self._following[0] != self._number:
             return None
-        _, survivor, size = self._decisions[:, self._next].tolist()
-        self._next += 1
+        _, survivor, size = self._following
+        self._following = next(self._decisions, None)
         if survivor == self._number:
             document.metadata[COPIES] = size
             self.observe(COPIES, size)
             return None
         return self._copy(document, survivor)
+
+    def _read(self, rank: int) -> Iterator[list[int]]:
+        rows = load_rows(decisions_path(self.folder))
+        rows = slice_rows(rows, number_of(rank, 0), number_of(rank + 1, 0))
+        for i in range(0, rows.shape[1], _AT_ONCE):
+            yield from rows[:, i : i + _AT_ONCE].T.tolist()
 
     def _copy(self, document: Document, survivor: int) -> str | None:
         document.metadata[DUPLICATE_OF] = self._catalog.id(survivor)
