@@ -17,7 +17,7 @@ from megalm.corpus.dedup.task import Task
 from megalm.corpus.dedup.verify import write_sets
 from megalm.errors import UserError
 
-_DESCRIPTION = "index.json"
+DESCRIPTION = "index.json"
 _OWNER = "build"
 
 
@@ -71,7 +71,7 @@ class FinishIndex(Task):
             "fingerprint": self.fingerprint,
             "shingles": self.ngram is not None,
         }
-        atomic.write_text(self.target / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+        atomic.write_text(self.target / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def own_index(target: Path, work: Path) -> None:
@@ -93,10 +93,10 @@ def check_indexes(indexes: list[Path], fingerprint: str, shingles: bool) -> None
             f"{len(indexes)} indexes are given; at most {MAX_INDEXES} can be compared with at once"
         )
     for index in indexes:
-        path = index / _DESCRIPTION
+        path = index / DESCRIPTION
         if not path.exists():
             raise UserError(
-                f"{index} is no complete index ({_DESCRIPTION} is missing); name one made by `save_index`"
+                f"{index} is no complete index ({DESCRIPTION} is missing); name one made by `save_index`"
             )
         description = json.loads(path.read_text(encoding="utf-8"))
         if description.get("fingerprint") != fingerprint:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from megalm.corpus.dedup.catalog import Preference
 from megalm.corpus.dedup.clusters import Cluster
 from megalm.corpus.dedup.drop import DropCopies
-from megalm.corpus.dedup.index import FinishIndex, SaveIndex, check_indexes, own_index
+from megalm.corpus.dedup.index import DESCRIPTION, FinishIndex, SaveIndex, check_indexes, own_index
 from megalm.corpus.dedup.lsh import Bands, choose_bands, describe
 from megalm.corpus.dedup.pairs import FindPairs, WriteKeys
 from megalm.corpus.dedup.signatures import ExactKeys, KeyMaker, MinHashKeys
@@ -40,10 +40,15 @@ class CopySettings(Preference):
 class _Copies(Collective):
     """The stages of both: keys, pairs, (verification,) clusters, (index,) removal."""
 
+    def files(self) -> list[Path]:
+        """The descriptions of the indexes."""
+        return [index / DESCRIPTION for index in self.settings.index]
+
     def _stages(
         self, maker: KeyMaker, verify: MinHashKeys | None, source: Path, work: Path, target: Path, tasks: int
     ) -> list[Stage]:
-        settings, indexes = self.settings, list(self.settings.index)
+        settings, indexes = self.settings, [index.absolute() for index in self.settings.index]
+        index, matches = (path and path.absolute() for path in (settings.save_index, settings.matches))
         check_indexes(indexes, maker.fingerprint(), verify is not None)
         ngram = verify.ngram if verify else None
         stages = [
@@ -56,15 +61,15 @@ class _Copies(Collective):
                 Stage("verify", tasks, [VerifyPairs(work, indexes, settings.threshold)]),
             ]
         stages.append(Stage("clusters", 1, [Cluster(work, indexes, "verified" if verify else "pairs")]))
-        if settings.save_index:
-            own_index(settings.save_index, work)
-            save = SaveIndex(work, settings.save_index, ngram)
-            finish = FinishIndex(work, settings.save_index, maker.fingerprint(), ngram)
+        if index:
+            own_index(index, work)
+            save = SaveIndex(work, index, ngram)
+            finish = FinishIndex(work, index, maker.fingerprint(), ngram)
             stages += [
                 Stage("index", tasks, [ReadShards(source), save] if ngram else [save]),
                 Stage("finish_index", 1, [finish]),
             ]
-        drop = DropCopies(self.name, work, indexes, settings.mark, settings.matches)
+        drop = DropCopies(self.name, work, indexes, settings.mark, matches)
         return [*stages, Stage("drop", tasks, [ReadShards(source), drop, WriteShards(target)])]
 
 

@@ -34,6 +34,10 @@ class Mix(Collective):
     Settings = MixSettings
     settings: MixSettings
 
+    def files(self) -> list[Path]:
+        """The tokenizer's."""
+        return [self.settings.tokenizer] if self.settings.tokenizer else []
+
     def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:
         """Measure, plan, deal out to sorted runs, and gather the runs' parts into shards."""
         settings = self.settings
