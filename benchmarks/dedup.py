@@ -34,7 +34,7 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from megalm.corpus.dedup.steps import ExactDuplicates, NearDuplicates
 from megalm.corpus.shards import ReadShards, WriteShards
-from megalm.dataset.tasks import progress_bar
+from megalm.tasks import progress_bar
 from megalm.tokenizer.documents import expand_inputs, read_documents
 
 NGRAM, BANDS, ROWS = 5, 14, 8

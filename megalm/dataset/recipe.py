@@ -7,6 +7,7 @@ from megalm.dataset.fim import FimTokens
 from megalm.errors import UserError
 from megalm.tokenizer.documents import SampleBy
 
+
 @dataclass(frozen=True)
 class Extras:
     """What a build adds to the plain texts.

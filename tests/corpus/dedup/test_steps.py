@@ -164,6 +164,13 @@ def test_the_preferred_copy_stays_wherever_it_stands(tmp_path, options, survivor
         }
 
 
+def test_of_equal_texts_the_same_one_stays_in_any_sharding(tmp_path):
+    documents = [Document(f"text {i % 20}", f"id-{i}") for i in range(100)]
+    expected = ids(run_collective(exact(), documents, tmp_path / "1"))
+    assert len(expected) == 20
+    assert ids(run_collective(exact(), documents[::-1], tmp_path / "4", shards=4)) == expected
+
+
 def test_without_normalization_every_character_counts(tmp_path):
     again = [*COPIES, Document("hello world", "wiki-3")]
     kept = run_collective(exact(normalize=False, score_key="score"), again, tmp_path)
@@ -206,13 +213,19 @@ def test_copies_of_an_index_are_removed_and_name_what_they_match(planted, tmp_pa
         assert line["duplicate_of"] == line["id"].removesuffix("b") + "a"
 
 
-def test_a_document_removed_from_the_first_set_is_not_in_its_index(tmp_path):
-    run_collective(exact(save_index=str(tmp_path / "index"), score_key="score"), COPIES, tmp_path / "1")
-    matches = tmp_path / "matches"
-    new = [Document("hello world", "new"), Document("other words", "fresh")]
-    step = exact(index=[str(tmp_path / "index")], matches=str(matches))
-    assert ids(run_collective(step, new, tmp_path / "2")) == ["fresh"]
-    assert json.loads((matches / "00000.jsonl").read_text())["duplicate_of"] == "book-1"
+def test_only_what_stayed_is_in_an_index(tmp_path):
+    """b is removed as a copy of a; c is like b alone, and so is new."""
+    rng = random.Random(0)
+    a = random_text(rng, 100).split()
+    b = a[:90] + random_text(rng, 10).split()
+    c = random_text(rng, 10).split() + b[10:]
+    first = [Document(" ".join(a), "a", metadata={"score": 1}), Document(" ".join(b), "b")]
+    options = {"threshold": 0.8, "recall": 0.9999, "verify": True}
+    index = tmp_path / "index"
+    step = near(save_index=str(index), score_key="score", **options)
+    assert ids(run_collective(step, first, tmp_path / "1", shards=2)) == ["a"]
+    new = [Document(" ".join(c), "c"), Document(" ".join(a[5:]), "d")]
+    assert ids(run_collective(near(index=[str(index)], **options), new, tmp_path / "2")) == ["c"]
 
 
 def test_two_indexes_are_told_apart(tmp_path):

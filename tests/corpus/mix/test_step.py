@@ -1,5 +1,6 @@
 """Budgets are kept, copies never lie in two splits, and neither choice nor order depends on shards."""
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -91,6 +92,13 @@ def test_no_document_is_repeated_more_often_than_allowed(tmp_path, documents):
     assert 0 <= 2.5 * available["books"] - counts["books"] < largest(documents)
     plan = read_plan(tmp_path / "work").sources["books"]
     assert (plan.wanted, plan.planned) == (10**9, counts["books"])
+
+
+def test_repeated_documents_are_not_side_by_side(tmp_path, documents):
+    shares = {"web": {"budget": 0}, "wiki": {"budget": 200, "max_repeats": 2}, "books": {"budget": 0}}
+    mixed = [d.id for d in mix(tmp_path, documents, sources=shares, unit="documents")]
+    assert len(mixed) == 200
+    assert sum(a == b for a, b in itertools.pairwise(mixed)) < 10
 
 
 def test_documents_can_be_counted_instead(tmp_path, documents):
