@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From text to a trained, sampled model on this machine: bash launch/quickstart.sh [--short]
+# From crawled pages to a trained, sampled model on this machine: bash launch/quickstart.sh [--short]
 # Results go to runs/quickstart, or to $MEGALM_QUICKSTART_DIR.
 set -euo pipefail
 
 case "${1:-}" in
-"") steps=600 stop=300 hop=10 text_bytes=12000000 ;;
---short) steps=40 stop=20 hop=4 text_bytes=3000000 ;;
+"") steps=600 stop=300 hop=10 text_bytes=12000000 pages=300 ;;
+--short) steps=40 stop=20 hop=4 text_bytes=3000000 pages=60 ;;
 *)
     echo "usage: bash launch/quickstart.sh [--short]" >&2
     exit 2
@@ -18,8 +18,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 heading() { printf '\n=== %s\n' "$*"; }
 
-heading "1/9 environment"
-bash launch/setup_env.sh
+heading "1/11 environment"
+bash launch/setup_env.sh corpus
 bin=${MEGALM_VENV:-.venv}/bin
 
 gpus=$("$bin/python" -c "import torch; print(torch.cuda.device_count())")
@@ -28,29 +28,41 @@ if [ "$gpus" -lt 2 ]; then # the runs below are of two processes, and a GPU serv
     export CUDA_VISIBLE_DEVICES=""
 fi
 
-heading "2/9 text: the standard library's docstrings and sources"
-rm -rf "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run"
+heading "2/11 pages: Python's documentation, crawled from its own server on this machine"
+rm -rf "$work/pages.warc.gz" "$work/corpus" "$work/strict" "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run"
+"$bin/python" launch/quickstart_pages.py "$work/pages.warc.gz" --max-pages "$pages"
+
+heading "3/11 corpus: their text, cleaned and without duplicates; and what rules made for prose would leave of it"
+for recipe in pydoc=corpus pydoc_strict=strict; do
+    "$bin/megalm" corpus build "configs/corpus/${recipe%=*}.yaml" "sources.0.path=$work/pages.warc.gz" \
+        "output=$work/${recipe#*=}" --workers 2
+done
+
+heading "4/11 text: the standard library's docstrings and sources"
 "$bin/python" launch/quickstart_text.py "$work/documents.jsonl" --max-bytes "$text_bytes"
 
-heading "3/9 tokenizer: byte-level BPE, 4096 tokens"
-"$bin/megalm" tokenizer train "$work/documents.jsonl" --vocab-size 4096 --output "$work/tokenizer"
+text=("$work/corpus/documents" "$work/documents.jsonl")
 
-heading "4/9 dataset: token files for training, validation and test"
-"$bin/megalm" dataset build "$work/documents.jsonl" --tokenizer "$work/tokenizer" \
+heading "5/11 tokenizer: byte-level BPE, 4096 tokens, and how well it does on the pages"
+"$bin/megalm" tokenizer train "${text[@]}" --vocab-size 4096 --output "$work/tokenizer"
+"$bin/megalm" tokenizer info "$work/tokenizer" "$work/corpus/documents"
+
+heading "6/11 dataset: token files for training, validation and test"
+"$bin/megalm" dataset build "${text[@]}" --tokenizer "$work/tokenizer" \
     --output-prefix "$work/data/stdlib" --workers 2
 
 train=("$bin/megalm" train configs/pretrain/quickstart.yaml --nproc 2
     "run.dir=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$steps"
     "data.train=[{path: \"$work/data/stdlib_train\"}]" "data.valid=[{path: \"$work/data/stdlib_valid\"}]")
 
-heading "5/9 plan: what each process will need, told without starting any"
+heading "7/11 plan: what each process will need, told without starting any"
 "$bin/megalm" plan configs/pretrain/quickstart.yaml --nodes 1 --gpus-per-node 2 --device cpu \
     "tokenizer.path=$work/tokenizer" parallel.tensor_model_parallel_size=2
 
-heading "6/9 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
+heading "8/11 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
 "${train[@]}" parallel.tensor_model_parallel_size=2 "train.exit_after_steps=$stop"
 
-heading "7/9 the same run goes on under other layouts, and under another engine"
+heading "9/11 the same run goes on under other layouts, and under another engine"
 go_on() { # steps, then the layout
     echo "--- ${*:2}"
     "${train[@]}" --resume parallel.tensor_model_parallel_size=1 "train.exit_after_steps=$1" "${@:2}"
@@ -58,13 +70,14 @@ go_on() { # steps, then the layout
 go_on "$hop" parallel.context_parallel_size=2                                                           # shared sequences
 go_on "$hop" parallel.pipeline_model_parallel_size=2 parallel.virtual_pipeline_model_parallel_size=2     # interleaved pipeline
 go_on "$hop" engine=deepspeed parallel.zero_stage=3                                                     # everything sharded
-heading "8/9 and to its end as two copies with a sharded optimizer (DP 2, ZeRO-1)"
+heading "10/11 and to its end as two copies with a sharded optimizer (DP 2, ZeRO-1)"
 go_on "$steps" parallel.zero_stage=1
 
-heading "9/9 text from the model"
+heading "11/11 text from the model"
 "$bin/megalm" generate "$work/run" --prompt "def " --max-new-tokens 100 --temperature 0.8 --top-k 50
 
 heading "done"
 echo "run        $work/run (config.yaml, metrics.jsonl, checkpoints, learning curve)"
+echo "corpus     $work/corpus (report.json; megalm corpus show $work/corpus)"
 echo "tokenizer  $work/tokenizer"
 echo "data       $work/data"
