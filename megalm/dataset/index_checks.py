@@ -1,20 +1,31 @@
 """Checks of token files against their index; each names the file, the place in it, what is there and what should be."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megalm.errors import UserError
-
-if TYPE_CHECKING:
-    from megalm.dataset.indexed import IndexedDataset
 
 PIECE = 1 << 20  # entries looked at together
 AGAIN = "copy or build the dataset again"
 
 
-def check_ends_of_index(dataset: "IndexedDataset") -> None:
+class Index(Protocol):
+    """What an .idx holds; see `IndexedDataset`."""
+
+    prefix: Path
+    dtype: np.dtype[Any]
+    num_sequences: int
+    num_documents: int
+    sequence_lengths: NDArray[Any]
+    sequence_pointers: NDArray[Any]
+    document_indices: NDArray[Any]
+
+
+def check_ends_of_index(dataset: Index) -> None:
     """Check in constant time where the index begins and ends."""
     idx, borders = f"{dataset.prefix}.idx", dataset.document_indices
     if dataset.num_sequences and dataset.sequence_pointers[0] != 0:
@@ -29,7 +40,7 @@ def check_ends_of_index(dataset: "IndexedDataset") -> None:
         )
 
 
-def check_index(dataset: "IndexedDataset") -> None:
+def check_index(dataset: Index) -> None:
     """Check every entry of the index: lengths, where sequences begin, and document borders."""
     check_ends_of_index(dataset)
     _check_borders(dataset)
@@ -42,7 +53,7 @@ def pieces(size: int) -> Iterator[slice]:
         yield slice(start, min(start + PIECE, size))
 
 
-def _check_borders(dataset: "IndexedDataset") -> None:
+def _check_borders(dataset: Index) -> None:
     """Document borders must not fall, and end at the number of sequences."""
     before = 0
     for part in pieces(dataset.num_documents + 1):
@@ -63,7 +74,7 @@ def _check_borders(dataset: "IndexedDataset") -> None:
         )
 
 
-def _check_sequences(dataset: "IndexedDataset") -> None:
+def _check_sequences(dataset: Index) -> None:
     """Lengths must not be negative, and each pointer be the sum of the lengths before."""
     expected = 0
     for part in pieces(dataset.num_sequences):
