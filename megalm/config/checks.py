@@ -153,11 +153,6 @@ def _check_parallel(config: Config) -> None:
                 "parallel.overlap_param_gather works on the buckets that overlap_grad_reduce makes: leave that one on"
             )
 
-    if parallel.ddp_bucket_size and parallel.overlap_grad_reduce is False:
-        raise UserError(
-            "parallel.ddp_bucket_size is the size of overlap_grad_reduce's buckets, which is off: leave one of the two out"
-        )
-
 
 def _check_recompute(config: Config) -> None:
     recompute, model = config.train.recompute, config.model

@@ -76,10 +76,6 @@ TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_paralle
         ([*RECOMPUTE, *MOE, "train.recompute.modules=[mlp]"], "names mlp, but every layer has experts"),
         ([*RECOMPUTE, *POST_NORM, "train.recompute.modules=[layernorm]"], "norms after the layers"),
         (
-            ["parallel.overlap_grad_reduce=false", "parallel.ddp_bucket_size=1000"],
-            "ddp_bucket_size is the size of overlap_grad_reduce's buckets, which is off",
-        ),
-        (
             ["optimizer.schedule=constant", "optimizer.decay_steps=60"],
             "schedule `constant`, which has no end",
         ),
