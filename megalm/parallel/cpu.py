@@ -32,7 +32,7 @@ NOISE = (
     (r"`torch\.distributed\.\w+_tensor` is deprecated", r"torch\.distributed\.c10d_logger"),
     (r"The \.grad attribute of a Tensor that is not a leaf", r"megatron\.core\.optimizer"),
     (r"If you are using transformer_engine as the transformer implementation", r"megatron\.core"),
-    # Without it the library reduces router gradients wrongly, ours does not (tests/parity/test_moe.py).
+    # Without sequence parallelism too such layouts train like one process (tests/parity/test_moe.py).
     (r"When using expert parallelism and tensor parallelism", r"megatron\.core"),
     (r"full scope is deprecated\. Use empty cuda_graph_scope", r"megatron\.core"),
 )
