@@ -40,17 +40,23 @@ def plan(
 
     resolved = load_config(config, overrides or [])
     data_parallel_size(resolved, nodes * gpus_per_node)
-    size = None if device_memory is None else parse_size(device_memory)
-    from megalm.device_rate import MEMORY_GIB
+    size = memory_of(device, device_memory)
     from megalm.plan.report import render
     from megalm.plan.run import plan as make_plan
     from megalm.train.run import resolve_vocabulary
 
-    if size is None and device in MEMORY_GIB:
-        size = MEMORY_GIB[device] * 2**30
     resolved, _ = resolve_vocabulary(resolved)
     result = make_plan(resolved, nodes, gpus_per_node, device, size)
     print(json.dumps(result.to_json()) if as_json else render(result))
+
+
+def memory_of(device: str, given: str | None) -> int | None:
+    """Bytes of one device: those given, else its data sheet's; None where neither tells."""
+    if given is not None:
+        return parse_size(given)
+    from megalm.device_rate import MEMORY_GIB
+
+    return MEMORY_GIB[device] * 2**30 if device in MEMORY_GIB else None
 
 
 def parse_size(text: str) -> int:

@@ -3,7 +3,7 @@
 import pytest
 
 from megalm import cli, launch
-from megalm.cli_plan import parse_size
+from megalm.cli_plan import memory_of, parse_size
 from megalm.errors import UserError
 
 MODEL = "model:\n  num_layers: 2\n  hidden_size: 32\n  num_attention_heads: 4\n  vocab_size: 256\n"
@@ -65,6 +65,12 @@ def test_bench_hands_the_same_command_to_so_many_processes(config, monkeypatch):
     monkeypatch.setattr(launch, "run_local", lambda argv, nproc: started.append((argv, nproc)) or 7)
     assert cli.main(["bench", config, "--nproc", "2", "--steps", "5", "--json"]) == 7
     assert started == [(["bench", config, "--steps", "5", "--json"], 2)]
+
+
+def test_memory_of_a_device_is_its_data_sheets_unless_it_is_given():
+    assert memory_of("L4", None) == 24 * 2**30
+    assert memory_of("L4", "1GiB") == 2**30
+    assert memory_of("cpu", None) is None
 
 
 def test_sizes_are_read_with_binary_and_decimal_units():

@@ -30,10 +30,9 @@ class StopRequest:
 
     def __init__(self, device: torch.device) -> None:
         self._flag = torch.zeros((), dtype=torch.int32, device=device)
-        self._received_at: float | None = None
+        self._asked = False
         self._previous: Any = signal.SIG_DFL
         self._interrupt: Any = signal.default_int_handler
-        self._installed = False
         self._watch: _Watch | None = None
 
     def __enter__(self) -> "StopRequest":
@@ -42,40 +41,34 @@ class StopRequest:
             self._interrupt = (
                 signal.signal(signal.SIGINT, self._receive_interrupt) or signal.default_int_handler
             )
-            self._installed = True
             self._watch = _Watch()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if not self._installed:
+        if self._watch is None:
             return
-        if self._watch is not None:
-            self._watch.end()
+        self._watch.end()
         signal.signal(signal.SIGTERM, self._previous)
         signal.signal(signal.SIGINT, self._interrupt)
-        if self._received_at is not None and error is not None and is_connection_loss(error):
+        if self._asked and error is not None and is_connection_loss(error):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def agreed(self) -> bool:
         """Whether any rank has been asked to stop; the same answer on every rank. Collective."""
-        self._flag.fill_(self._received_at is not None)
+        self._flag.fill_(self._asked)
         dist.all_reduce(self._flag, dist.ReduceOp.MAX)
         return bool(self._flag.item())
 
     def _receive_interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._received_at = time.monotonic()
+        self._asked = True
         signal.signal(signal.SIGINT, self._interrupt)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._received_at is None:
-            self._received_at = now
-        elif now - self._received_at >= REPEAT_SECONDS:
-            _end_process()
+        self._asked = True
 
 
 class _Watch:
-    """A thread that learns of signals as they come, whatever the main thread is in."""
+    """A thread that learns of signals as they come, whatever the main thread is in, and answers the second SIGTERM."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from megalm import kernels
 from megalm.config import Config, parse_config
 from megalm.testing import run_distributed
 from tests.plan.planner import SEQUENCE, VOCABULARY, in_planner, planned, small_config
@@ -61,6 +62,13 @@ def test_70b_model_is_planned_without_memory():
     assert first.peak > middle.peak > last.peak
     assert plan.fullest is first
     assert sum(first.at_peak.values()) == first.peak
+
+
+def test_kernels_that_are_not_here_are_planned_as_the_default_and_named():
+    config = small_config("model.attention=flash", "precision.dtype=bf16")
+    found = planned(config, device="H100")
+    assert found.replaced == ([] if kernels.detect()[kernels.FLASH_ATTN.name].usable else ["model.attention"])
+    assert found.fullest.peak == planned(small_config("precision.dtype=bf16"), device="H100").fullest.peak
 
 
 def test_stage_holds_as_many_microbatches_as_stages_follow_and_no_more():

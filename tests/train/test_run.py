@@ -1,10 +1,12 @@
 """A run refuses what cannot work before any process group exists, resumes what it should, and leaves its record."""
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import IO
 from unittest import mock
 
 import pytest
@@ -15,6 +17,7 @@ from megalm.dataset import build_dataset
 from megalm.errors import UserError
 from megalm.testing import RankError
 from megalm.tokenizer import load_tokenizer, train_bpe
+from megalm.train import lock
 from megalm.train import run as run_module
 from megalm.train.callbacks.metrics import read_metrics
 from tests.checkpoint.stored import stored_tensors
@@ -95,6 +98,16 @@ def test_missing_weights_to_start_from_are_refused_with_nothing_left_behind(
 ) -> None:
     assert "absent" in refusal(run_config(tmp_path / "run", data, "run.load=absent"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_given_up_between_opening_and_locking_is_not_shared(tmp_path: Path) -> None:
+    def unlink_and_lock(file: IO[str], how: int) -> None:
+        (tmp_path / ".lock").unlink()
+        real(file, how)
+
+    real = fcntl.flock
+    with contextlib.ExitStack() as stack, mock.patch.object(fcntl, "flock", unlink_and_lock):
+        assert "repeat the command" in str(lock._take(tmp_path, stack))
 
 
 def test_refused_weights_leave_nothing_behind(tmp_path: Path, data: Path, stopped: Path) -> None:
