@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from datatrove.data import Document
@@ -109,10 +111,16 @@ def test_memory_is_limited_in_the_process_of_the_page():
 
 
 def test_a_page_that_needs_too_much_memory_is_removed():
-    big = "<html><body>" + "<p>lorem ipsum dolor</p>" * 200_000
-    _, step = run([page(big)], mode="fast", max_memory_mib=64)
-    assert sum(step.tally.removed.values()) == 1
-    assert set(step.tally.removed) <= {"extract.memory", "extract.crashed", "extract.failed"}
+    # In an interpreter of its own: what earlier tests left free in this one's heap would satisfy the page.
+    script = """
+from tests.corpus.clean.test_extract import page, run
+_, step = run([page("<html><body>" + "<p>lorem ipsum dolor</p>" * 200_000)], mode="fast", max_memory_mib=64)
+print("removed", *step.tally.removed.elements())
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    assert said.strip() in {f"removed extract.{reason}" for reason in ("memory", "crashed", "failed")}
 
 
 @pytest.mark.parametrize(
