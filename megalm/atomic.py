@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from megalm.errors import UserError
 
 
 @contextlib.contextmanager
@@ -35,6 +38,33 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Replace `path` by `data` in one step."""
     with open_atomic(path, "wb") as file:
         file.write(data)
+
+
+@contextlib.contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `path` when the block ends well, and is removed when it raises.
+
+    Files in it are synced before. Raises UserError where `path` is there already and not an empty directory.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists; choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+            else:
+                sync_directory(file)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
 
 
 def sync_directory(path: str | Path) -> None:

@@ -4,7 +4,12 @@ from megalm.parallel import cpu
 
 cpu.install()  # before any module here imports Megatron-Core
 
-from megalm.checkpoint.directory import find_checkpoint, list_checkpoints, read_config  # noqa: E402
+from megalm.checkpoint.directory import (  # noqa: E402
+    find_checkpoint,
+    list_checkpoints,
+    read_config,
+    tokenizer_of,
+)
 from megalm.checkpoint.read import load_training_state, load_weights, newest_intact  # noqa: E402
 from megalm.checkpoint.write import CheckpointWriter  # noqa: E402
 
@@ -16,4 +21,5 @@ __all__ = [
     "load_weights",
     "newest_intact",
     "read_config",
+    "tokenizer_of",
 ]

@@ -1,7 +1,7 @@
 """Where checkpoints lie, which are complete, which to keep; no torch in here.
 
 RUN/checkpoints/step_00000100/: manifest.json (size and SHA-256 of each file, written last), state.json (step,
-counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format). A directory gets its name when it is complete.
+counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format). One that was converted lies alone, with tokenizer/. A directory gets its name when it is complete.
 """
 
 import hashlib
@@ -59,6 +59,15 @@ def read_config(path: str | Path) -> Config:
     """Configuration of the run that wrote the checkpoint at `path`; UserError if it is damaged."""
     _check_file(Path(path), "config.yaml")
     return load_config(Path(path) / "config.yaml")
+
+
+def tokenizer_of(checkpoint: Path, config: Config) -> Path | None:
+    """The tokenizer that belongs to a checkpoint: its own, its run's, or the one that it was trained with."""
+    own, of_run = checkpoint / "tokenizer", checkpoint.resolve().parent.parent / "tokenizer"
+    for path in (own, of_run):
+        if path.is_dir():
+            return path
+    return Path(config.tokenizer.path) if config.tokenizer.path else None
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

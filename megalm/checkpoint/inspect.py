@@ -57,5 +57,5 @@ def _describe(tensor: TensorInfo) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "bytes": _size(tensor),
-        "shards": [{"offset": list(o), "shape": list(s), "file": f} for o, s, f in tensor.shards],
+        "shards": [{"offset": list(s.offset), "shape": list(s.shape), "file": s.file} for s in tensor.shards],
     }

@@ -9,7 +9,7 @@ import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -48,14 +48,23 @@ class _Reader(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+class Shard(NamedTuple):
+    """A part of a tensor: where it begins in the whole, its shape, and the bytes of the file that hold it."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
 @dataclass
 class TensorInfo:
-    """A tensor of a checkpoint: its whole shape, its format, and the shape and file of each shard."""
+    """A tensor of a checkpoint: its whole shape, its format and its shards."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    shards: list[tuple[tuple[int, ...], tuple[int, ...], str]]
-    """(offset, shape, file) of each shard."""
+    shards: list[Shard]
 
 
 def read_tensors(path: str | Path) -> dict[str, TensorInfo]:
@@ -67,7 +76,7 @@ def read_tensors(path: str | Path) -> dict[str, TensorInfo]:
     try:
         metadata = _Reader(io.BytesIO(file.read_bytes())).load()
         files = {
-            (index.fqn, tuple(index.offset or ())): _file_name(info)
+            (index.fqn, tuple(index.offset or ())): _bytes_of(info)
             for index, info in metadata.storage_data.items()
         }
         return {
@@ -80,18 +89,19 @@ def read_tensors(path: str | Path) -> dict[str, TensorInfo]:
         raise UserError(f"{file}: not a table of tensors ({error}); do not use this checkpoint") from None
 
 
-def _tensor_info(key: str, entry: Any, files: dict[tuple[str, tuple[int, ...]], str]) -> TensorInfo:
+def _tensor_info(key: str, entry: Any, files: dict[tuple[str, tuple[int, ...]], Any]) -> TensorInfo:
     if type(entry) is not TensorStorageMetadata:
         raise ValueError(f"{key} is a {type(entry).__name__}, not a tensor")
     shards = [
-        (tuple(chunk.offsets), tuple(chunk.sizes), files[key, tuple(chunk.offsets)]) for chunk in entry.chunks
+        Shard(tuple(chunk.offsets), tuple(chunk.sizes), *files[key, tuple(chunk.offsets)])
+        for chunk in entry.chunks
     ]
     return TensorInfo(tuple(entry.size), entry.properties.dtype, shards)
 
 
-def _file_name(info: Any) -> str:
-    """Name of a file beside the table; a path to anywhere else is refused."""
+def _bytes_of(info: Any) -> tuple[str, int, int]:
+    """Name of a file beside the table, and its part; a path to anywhere else is refused."""
     name = info.relative_path
     if not (isinstance(name, str) and _FILE_NAME.fullmatch(name)):
         raise ValueError(f"it refers to the file {name!r}")
-    return name
+    return name, int(info.offset), int(info.length)

@@ -56,6 +56,9 @@ class ModelConfig(Section):
     )
     add_bias_linear: bool = Field(False, description="Biases in all linear layers.")
     add_qkv_bias: bool = Field(False, description="Biases in the query/key/value projection only.")
+    qk_layernorm: bool = Field(
+        False, description="Each head's queries and keys are normalized before the rotation, as in Qwen 3."
+    )
     num_token_types: int = Field(2, gt=0, description="`bert`: kinds of segments that have an embedding.")
     sentence_head: bool = Field(
         True, description="`bert`: a head that classifies pairs of segments (next sentence, sentence order)."
@@ -145,7 +148,8 @@ class ModelConfig(Section):
         embeddings = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
         if self.position_embedding == "learned":
             embeddings += self.max_sequence_length * hidden
-        layers = self.num_layers * (attention + 2 * norm_width) + mlps
+        head_norms = 2 * head * (2 if self.normalization == "LayerNorm" else 1) if self.qk_layernorm else 0
+        layers = self.num_layers * (attention + head_norms + 2 * norm_width) + mlps
         return layers + norm_width + embeddings + self._bert_parameters(norm_width)
 
     def _mlp_parameters(self, width: int) -> int:

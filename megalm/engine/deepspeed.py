@@ -41,8 +41,8 @@ class DeepSpeedEngine:
         self.model: Model = build_model(config, layout)
         self.chunks = [self.model]
         self.sharded_state = DeepSpeedShards(self.model, layout)
-        if config.parallel.sequence_parallel:
-            _sum_over_sequence(self.model, layout)
+        if layout.tp_size > 1:
+            _sum_over_tensor_ranks(self.model, layout)
         self.unit = ParallelUnit(layout)
         self.runner: Any = self.model
         if train or self.stage == 3:
@@ -169,8 +169,8 @@ class DeepSpeedEngine:
         self.steps_begun = int(values["steps_begun"])
 
 
-def _sum_over_sequence(model: nn.Module, layout: Layout) -> None:
-    """Let each backward pass sum over the TP ranks the gradients of weights of which each rank saw a part of the sequence.
+def _sum_over_tensor_ranks(model: nn.Module, layout: Layout) -> None:
+    """Let each backward pass sum over the TP ranks the gradients of weights that each used on a part of the sequence or heads.
 
     Megatron-Core's engine does this once a step, where DeepSpeed has reduced the gradients over the other ranks already.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config
+from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config, tokenizer_of
 from megalm.checkpoint.read import damage
 from megalm.config import Config
 from megalm.config.checks import check
@@ -97,12 +97,10 @@ def _adapt(config: Config, request: ModelRequest, tokenizer: Tokenizer) -> None:
 
 
 def _open_tokenizer(checkpoint: Path, config: Config) -> Tokenizer:
-    """The run directory's own copy, or else the one that the run was trained with."""
-    copy = checkpoint.resolve().parent.parent / "tokenizer"
-    if copy.is_dir():
-        return load_tokenizer(copy)
-    if config.tokenizer.path is None:
+    found = tokenizer_of(checkpoint, config)
+    if found is None:
         raise UserError(
-            f"{checkpoint}: no tokenizer at {copy} and none in its config.yaml; copy the model's there"
+            f"{checkpoint}: no tokenizer in it or in its run and none in its config.yaml; copy the model's to "
+            f"{checkpoint.resolve().parent.parent / 'tokenizer'}"
         )
-    return load_tokenizer(config.tokenizer.path)
+    return load_tokenizer(found)

@@ -73,3 +73,16 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last axis; same shape and dtype."""
         return self.function(x, self.weight, self.bias, self.eps)
+
+
+class HeadNorm(Norm):
+    """A norm over the width of each head, weight of shape (head width,) the same for all heads.
+
+    A rank sees its own heads alone, so that gradients are summed over the tensor-parallel ranks whether or not the
+    sequence is split: Megatron-Core knows these norms by their names, the mark is for DeepSpeed.
+    """
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5, **_unused: Any) -> None:
+        super().__init__(config, hidden_size, eps)
+        for parameter in self.parameters():
+            parameter.sequence_parallel = True  # type: ignore[attr-defined]

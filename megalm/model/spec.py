@@ -25,7 +25,7 @@ from megalm.model.activation import ACTIVATIONS
 from megalm.model.attention import CoreAttention
 from megalm.model.linear import ColumnLinear, RowLinear
 from megalm.model.moe import moe_module
-from megalm.model.norm import Norm
+from megalm.model.norm import HeadNorm, Norm
 from megalm.model.stages import StageLayers
 from megalm.parallel.layout import Layout
 
@@ -59,6 +59,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         kv_channels=model.head_dim,
         add_bias_linear=model.add_bias_linear,
         add_qkv_bias=model.add_qkv_bias,
+        qk_layernorm=model.qk_layernorm,
         normalization=model.normalization,
         layernorm_epsilon=model.layernorm_epsilon,
         gated_linear_unit=model.gated,
@@ -136,16 +137,19 @@ def layer_spec(
     core: MegatronConfig, groups: ProcessGroupCollection, first: int, count: int
 ) -> TransformerBlockSubmodules:
     """Modules of `count` layers from number `first` on: Megatron-Core's parallel linears, our attention and norms."""
+    head_norm = HeadNorm if core.qk_layernorm else IdentityOp
     dense = ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear))
     is_moe = core.model.moe.is_moe_layer
     experts = moe_module(groups)
     return TransformerBlockSubmodules(
-        layer_specs=[_layer(experts if is_moe(number) else dense) for number in range(first, first + count)],
+        layer_specs=[
+            _layer(experts if is_moe(number) else dense, head_norm) for number in range(first, first + count)
+        ],
         layer_norm=Norm,
     )
 
 
-def _layer(mlp: ModuleSpec | type) -> ModuleSpec:
+def _layer(mlp: ModuleSpec | type, head_norm: type) -> ModuleSpec:
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -157,8 +161,8 @@ def _layer(mlp: ModuleSpec | type) -> ModuleSpec:
                     linear_qkv=ColumnLinear,
                     core_attention=CoreAttention,
                     linear_proj=RowLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
+                    q_layernorm=head_norm,
+                    k_layernorm=head_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,

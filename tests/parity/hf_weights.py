@@ -69,6 +69,11 @@ def _around_mlps(hf: Tensors, model: ModelConfig) -> Tensors:
             f"{mine}.self_attention.linear_qkv.weight": query_groups(query, key, value, model),
             f"{mine}.self_attention.linear_proj.weight": hf[f"{theirs}.self_attn.o_proj.weight"],
         }
+        if model.qk_layernorm:
+            ours |= {
+                f"{mine}.self_attention.{part}_layernorm.weight": hf[f"{theirs}.self_attn.{part}_norm.weight"]
+                for part in "qk"
+            }
     return ours | _output(hf, model)
 
 

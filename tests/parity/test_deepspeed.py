@@ -53,6 +53,15 @@ def test_other_positions_train_like_megatron(
     assert_same_run(run(world_size, "llama-tiny", overrides), expected, FP32)
 
 
+@pytest.mark.parametrize("layout", [(TP2,), (TP2, SP)], ids=["TP2", "TP2+SP"])
+def test_norms_of_heads_train_like_megatron(layout: tuple[str, ...]) -> None:
+    """Each rank normalizes its own heads, so that their gradients are parts of the whole with and without SP."""
+    setting = (*SETTINGS, "model.qk_layernorm=true")
+    expected = run(1, "llama-tiny", setting)
+    found = run(2, "llama-tiny", (*setting, "engine=deepspeed", "parallel.zero_stage=0", *layout))
+    assert_same_run(found, expected, FP32)
+
+
 # Largest deviations seen: losses 2e-5 (stage 0: 3e-4), norms 5e-4 (4e-2), gradients 3e-7 (6e-3), weights 1e-2 (1e-1).
 BF16 = Bounds(metrics=2e-3, gradients=2e-6, weights=3e-2)
 BF16_WITHOUT_ZERO = Bounds(metrics=1e-1, gradients=2e-2, weights=2e-1)

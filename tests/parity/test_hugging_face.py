@@ -10,6 +10,8 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from megalm.config import Config, parse_config
@@ -130,6 +132,30 @@ def test_llama31_rotary_scaling_equals_hugging_face() -> None:
 @in_world(1)
 def test_llama_with_heads_wider_than_hidden_size_over_heads_equals_hugging_face() -> None:
     check_llama({"kv_channels": 32}, {"rope_type": "default", "rope_theta": 10000.0})
+
+
+@in_world(1)
+def test_qwen3_equals_hugging_face() -> None:
+    """Queries and keys of each head are normalized before they are turned."""
+    config = config_of("llama-tiny", {"qk_layernorm": True, "kv_channels": 24})
+    fields = config.model
+    hf = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=fields.hidden_size,
+            intermediate_size=fields.ffn_size,
+            num_hidden_layers=fields.num_layers,
+            num_attention_heads=fields.num_attention_heads,
+            num_key_value_heads=fields.query_groups,
+            head_dim=fields.head_dim,
+            max_position_embeddings=LENGTH,
+            rms_norm_eps=fields.layernorm_epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": fields.rope_theta},
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+        )
+    )
+    assert_same_model(hf, config, from_llama)
 
 
 @pytest.mark.parametrize("top_k", [2, 3])

@@ -171,6 +171,8 @@ def gradients_of(engine: Any) -> dict[str, Any]:
         (2, "gpt2-tiny", (TP2,)),
         (2, "gpt2-tiny", (TP2, SP)),
         (2, "llama-tiny", (TP2, "model.add_qkv_bias=true")),
+        (2, "llama-tiny", (TP2, "model.qk_layernorm=true")),
+        (2, "gpt2-tiny", (TP2, SP, "model.qk_layernorm=true")),
         (4, "gpt2-tiny", (TP2, PP2)),
         (2, "mixtral-tiny", (TP2, *EXPERTS)),
         (2, "mixtral-tiny", (TP2, SP, *EXPERTS)),

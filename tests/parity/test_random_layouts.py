@@ -118,6 +118,7 @@ def cases(draw: st.DrawFn) -> Case:
         activation=random.choice(["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "squared_relu"]),
         add_bias_linear=not experts and flip(),
         add_qkv_bias=flip(),
+        qk_layernorm=flip(),
         tie_embeddings=flip(),
         attention=random.choice(["torch", "matmul", "plain"]),
         cross_entropy=random.choice(["fused", "plain"]),
