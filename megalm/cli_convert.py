@@ -9,10 +9,20 @@ import typer
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Directory of Hugging Face's, or a run or checkpoint of ours.")
+        Path,
+        typer.Argument(
+            help="A run or checkpoint of ours, or a directory of Hugging Face's or Megatron-LM's."
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="Directory to write; it must not exist yet.")],
-    to: Annotated[str | None, typer.Option(help="hf or megalm; default: what the source is not.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="hf, megalm or megatron-lm; default: ours become hf, all others megalm."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="hf: run both models and compare their logits.")
+    ] = True,
+    step: Annotated[int | None, typer.Option(help="Of a run: its checkpoint; default: the newest.")] = None,
     family: Annotated[
         str | None, typer.Option(help="To hf: the model_type, where several can hold the model.")
     ] = None,
@@ -21,18 +31,46 @@ def convert(
         typer.Option(help="To hf: directory whose config.json gives what the model does not say."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="To hf: fp32, bf16 or fp16; default: as stored.")] = None,
-    step: Annotated[int | None, typer.Option(help="Of a run: its checkpoint; default: the newest.")] = None,
-    check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Run both models and compare their logits.")
-    ] = True,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="From megatron-lm: tokens without padding; default: as its arguments say."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="From megatron-lm: tokenizer to keep beside the weights.")
+    ] = None,
+    tensor_ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="To megatron-lm: the older form, a file for each of so many ranks."),
+    ] = None,
+    pipeline_ranks: Annotated[
+        int | None, typer.Option(min=1, help="To megatron-lm: the older form, for so many stages.")
+    ] = None,
+    transformer_impl: Annotated[
+        str | None,
+        typer.Option(help="To megatron-lm: for its layers of transformer_engine (default) or local."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one machine-readable result on stdout.")
     ] = False,
 ) -> None:
-    """Turn models of Hugging Face into checkpoints of ours and back, tokenizer and chat template with them."""
+    """Turn models of Hugging Face and Megatron-LM into checkpoints of ours and back, with their tokenizers."""
     from megalm.convert.run import convert as run
 
-    report = run(source, target, to, family=family, like=like, dtype=dtype, step=step, compare=check)
+    report = run(
+        source,
+        target,
+        to,
+        compare=check,
+        step=step,
+        family=family,
+        like=like,
+        dtype=dtype,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        tensor_ranks=tensor_ranks,
+        pipeline_ranks=pipeline_ranks,
+        transformer_impl=transformer_impl,
+    )
     if as_json:
         typer.echo(json.dumps(report))
         return

@@ -21,6 +21,7 @@ _ALLOWED = {
     "torch": {"Size", "device", *(n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype))},
     "torch.serialization": {"_get_layout"},
     "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
         "ChunkStorageMetadata",
         "Metadata",
         "MetadataIndex",
@@ -72,19 +73,27 @@ def read_tensors(path: str | Path) -> dict[str, TensorInfo]:
 
     Raises UserError if the table is missing, damaged, or holds anything but a table of tensors.
     """
-    file = Path(path) / TENSORS / ".metadata"
+    return read_table(Path(path) / TENSORS)
+
+
+def read_table(folder: Path, tensors_alone: bool = True) -> dict[str, TensorInfo]:
+    """The same of any directory in torch's sharded format; without `tensors_alone` other entries are left out."""
+    file = folder / ".metadata"
     try:
         metadata = _Reader(io.BytesIO(file.read_bytes())).load()
+        entries = {
+            key: entry
+            for key, entry in sorted(metadata.state_dict_metadata.items())
+            if tensors_alone or type(entry) is TensorStorageMetadata
+        }
         files = {
             (index.fqn, tuple(index.offset or ())): _bytes_of(info)
             for index, info in metadata.storage_data.items()
+            if index.fqn in entries
         }
-        return {
-            key: _tensor_info(key, entry, files)
-            for key, entry in sorted(metadata.state_dict_metadata.items())
-        }
+        return {key: _tensor_info(key, entry, files) for key, entry in entries.items()}
     except FileNotFoundError:
-        raise UserError(f"{file}: missing; {path} is no checkpoint of megalm") from None
+        raise UserError(f"{file}: missing; {folder} holds no tensors of a checkpoint") from None
     except Exception as error:
         raise UserError(f"{file}: not a table of tensors ({error}); do not use this checkpoint") from None
 

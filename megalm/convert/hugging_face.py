@@ -11,22 +11,25 @@ from torch import Tensor
 
 from megalm import atomic
 from megalm.checkpoint.directory import (
+    TENSORS,
     find_checkpoint,
     read_config,
     tokenizer_of,
     verify,
     write_manifest,
 )
-from megalm.config import Config, dump_config, parse_config
+from megalm.checkpoint.metadata import read_tensors
+from megalm.config import Config, parse_config
 from megalm.config.model import ModelConfig
 from megalm.convert.check import compare_logits
+from megalm.convert.checkpoint import write_checkpoint
 from megalm.convert.families import family_in, family_of
 from megalm.convert.families.base import Family
 from megalm.convert.hub_files import HubTensors, write_tensors
 from megalm.convert.rules import Rule
-from megalm.convert.stored import Entry, StoredTensors, write_stored
+from megalm.convert.stored import Entry, StoredTensors
+from megalm.convert.tokenizers import copy_tokenizer
 from megalm.errors import UserError
-from megalm.tokenizer.load import PATTERNS, load_tokenizer, tokenizer_files
 
 SOURCE = "hugging_face"
 """Directory in a converted checkpoint with the small files that conversion back takes over."""
@@ -54,7 +57,7 @@ def from_hugging_face(source: str | Path, target: str | Path, compare: bool = Tr
             raise UserError(
                 f"{source}: {len(unused)} tensors have no counterpart here ({', '.join(unused[:3])}, ...)"
             )
-        _copy_tokenizer(source, folder / "tokenizer")
+        copy_tokenizer(source, folder / "tokenizer")
         for name in TAKEN_OVER:
             if (source / name).is_file():
                 (folder / SOURCE).mkdir(exist_ok=True)
@@ -85,7 +88,7 @@ def to_hugging_face(
     config = read_config(source)
     template = _template(source, Path(like) if like else None)
     chosen = family_of(config.model, family or template.get("model_type"))
-    stored = StoredTensors(source, config.model)
+    stored = StoredTensors(source / TENSORS, read_tensors(source), config.model)
     with atomic.new_directory(target) as folder:
         wanted = getattr(torch, _TORCH_NAMES[dtype]) if dtype else None
         formats: set[torch.dtype] = set()
@@ -97,7 +100,7 @@ def to_hugging_face(
             shutil.copyfile(generation, folder / generation.name)
         tokenizer = tokenizer_of(source, config)
         if tokenizer is not None:
-            _copy_tokenizer(tokenizer, folder)
+            copy_tokenizer(tokenizer, folder)
         report = _describe(chosen, config)
         return report | (compare_logits(source, folder) if compare else {})
 
@@ -138,10 +141,7 @@ def _write(folder: Path, family: Family, config: Config, tensors: HubTensors) ->
     model = config.model
     if model.tie_embeddings:
         _check_tied(family, model, tensors)
-    write_stored(folder, [_entry(rule, tensors) for rule in family.rules(model)], model)
-    dump_config(config, folder / "config.yaml")
-    state = {"step": 0, "counters": {"updates": 0, "steps_begun": 0}}
-    atomic.write_text(folder / "state.json", json.dumps(state, indent=1))
+    write_checkpoint(folder, config, [_entry(rule, tensors) for rule in family.rules(model)])
 
 
 def _entry(rule: Rule, tensors: HubTensors) -> Entry:
@@ -202,17 +202,6 @@ def _template(checkpoint: Path, like: Path | None) -> dict[str, Any]:
         return read_hub_config(like)
     kept = checkpoint / SOURCE
     return read_hub_config(kept) if (kept / "config.json").is_file() else {}
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files of a tokenizer, chat template included; nothing where there is none."""
-    if source.is_dir() and not any(file for pattern in PATTERNS for file in source.glob(pattern)):
-        return
-    target.mkdir(exist_ok=True)
-    for file in tokenizer_files(source):
-        if file.name not in TAKEN_OVER and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, target / file.name)
-    load_tokenizer(target)
 
 
 def _describe(family: Family, config: Config) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from megalm.checkpoint.directory import TENSORS
-from megalm.checkpoint.metadata import read_tensors
+from megalm.checkpoint.metadata import Shard, TensorInfo
 from megalm.config.model import ModelConfig
 from megalm.errors import UserError
 
@@ -64,29 +63,35 @@ class Entry:
     make: Callable[[], Tensor]
 
 
-def write_stored(folder: Path, entries: Sequence[Entry], model: ModelConfig) -> None:
-    """Write the directory `tensors` of a checkpoint into `folder`; each tensor is made when its turn comes."""
-    tensors = folder / TENSORS
-    tensors.mkdir(parents=True)
-    writer = dcp.FileSystemWriter(tensors, single_file_per_rank=True, sync_files=True, thread_count=1)
+def write_stored(
+    folder: Path, entries: Sequence[Entry], places: Callable[[str], Place], empty: Sequence[str] = ()
+) -> None:
+    """Write tensors in torch's sharded format into `folder`; each is made when its turn comes.
+
+    places: where each parameter goes. empty: names of objects to write that say nothing, None in a list. The files that Megatron-Core looks for beside them are written too, but for
+    common.pt.
+    """
+    folder.mkdir(parents=True)
+    writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant
-        dcp.save({}, storage_writer=writer, planner=_Planner(entries, model), no_dist=True)
-    torch.save({}, tensors / "common.pt")
+        dcp.save({}, storage_writer=writer, planner=_Planner(entries, places, empty), no_dist=True)
     backends = {"sharded_backend": "torch_dist", "common_backend": "torch"}
     versions = {f"{name}_version": 1 for name in backends}
-    (tensors / "metadata.json").write_text(json.dumps(backends | versions))
+    (folder / "metadata.json").write_text(json.dumps(backends | versions))
 
 
 class _Planner(DefaultSavePlanner):
     """Hands torch's writer one tensor after another."""
 
-    def __init__(self, entries: Sequence[Entry], model: ModelConfig) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], places: Callable[[str], Place], empty: Sequence[str]
+    ) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self.items: list[WriteItem] = []
+        self.items = [WriteItem(MetadataIndex(name), WriteItemType.BYTE_IO) for name in empty]
         self.makers: dict[MetadataIndex, tuple[Entry, int]] = {}
         for entry in entries:
-            place = place_of(entry.name, model)
+            place = places(entry.name)
             offset = torch.Size(place.lead + (0,) * len(entry.shape))
             index = MetadataIndex(place.key, offset)
             chunk = ChunkStorageMetadata(offset, torch.Size((1,) * len(place.lead) + entry.shape))
@@ -103,6 +108,10 @@ class _Planner(DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         """Make the parameter that is to be written now."""
+        if write_item.type == WriteItemType.BYTE_IO:
+            content = io.BytesIO()
+            torch.save([None], content)
+            return content
         entry, leads = self.makers[write_item.index]
         tensor = entry.make()
         if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
@@ -113,44 +122,60 @@ class _Planner(DefaultSavePlanner):
 
 
 class StoredTensors:
-    """The weights of a checkpoint, each read when it is asked for, without padding of the vocabulary."""
+    """The weights in a directory of torch's sharded format, each read when it is asked for, without padded rows.
 
-    def __init__(self, checkpoint: Path, model: ModelConfig) -> None:
-        self.checkpoint = checkpoint
+    places: where a parameter of ours may be stored; the first place that is there counts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, TensorInfo],
+        model: ModelConfig,
+        places: Callable[[str], Iterable[Place]] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.tensors = tensors
         self.model = model
-        self.tensors = read_tensors(checkpoint)
+        self.places = places or (lambda name: [place_of(name, model)])
+
+    def outline(self, name: str) -> Tensor:
+        """A parameter by our own name without numbers, on torch's meta device."""
+        place, found = self._find(name)
+        whole = torch.empty(found.shape[len(place.lead) :], dtype=found.dtype, device="meta")
+        return self._without_padding(name, whole)
 
     def read(self, name: str) -> Tensor:
-        """A parameter by our own name, put together from its pieces."""
-        place = place_of(name, self.model)
-        found = self.tensors.get(place.key)
-        if found is None or found.shape[: len(place.lead)] != place.counts:
-            raise UserError(
-                f"{self.checkpoint} has no tensor {name}: its config.yaml describes another model"
-            )
-        whole = torch.empty(found.shape[len(place.lead) :], dtype=found.dtype)
+        """A parameter, put together from its pieces."""
+        place, found = self._find(name)
+        leads = len(place.lead)
+        whole = torch.empty(found.shape[leads:], dtype=found.dtype)
         for shard in found.shards:
-            if shard.offset[: len(place.lead)] != place.lead:
-                continue
-            rows = [slice(o, o + n) for o, n in zip(shard.offset, shard.shape, strict=True)]
-            whole[tuple(rows[len(place.lead) :])] = self._piece(shard.file, shard.start, shard.length).view(
-                shard.shape[len(place.lead) :]
-            )
-        return whole[: self.model.vocab_size] if place.key in VOCABULARY else whole
+            if all(o <= at < o + n for o, n, at in zip(shard.offset, shard.shape, place.lead, strict=False)):
+                at = tuple(at - o for at, o in zip(place.lead, shard.offset, strict=False))
+                rows = zip(shard.offset[leads:], shard.shape[leads:], strict=True)
+                whole[tuple(slice(o, o + n) for o, n in rows)] = self._piece(shard).view(shard.shape)[at]
+        return self._without_padding(name, whole)
 
-    def names(self) -> Iterable[str]:
-        """Keys of the stored weights."""
-        return [name for name in self.tensors if not name.startswith("optimizer.")]
+    def _find(self, name: str) -> tuple[Place, TensorInfo]:
+        for place in self.places(name):
+            found = self.tensors.get(place.key)
+            if found is not None and found.shape[: len(place.lead)] == place.counts:
+                return place, found
+        raise UserError(f"{self.folder} has no tensor {name}: it holds another model than its settings say")
 
-    def _piece(self, file: str, start: int, length: int) -> Tensor:
-        path = self.checkpoint / TENSORS / file
+    def _without_padding(self, name: str, whole: Tensor) -> Tensor:
+        return whole[: self.model.vocab_size] if name in VOCABULARY else whole
+
+    def _piece(self, shard: Shard) -> Tensor:
+        path = self.folder / shard.file
         with open(path, "rb") as source:
-            source.seek(start)
-            content = io.BytesIO(source.read(length))
+            source.seek(shard.start)
+            content = io.BytesIO(source.read(shard.length))
         try:
             return torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{path}: not a tensor at byte {start} ({reason}); use another checkpoint"
+                f"{path}: not a tensor at byte {shard.start} ({reason}); use another checkpoint"
             ) from None

@@ -239,5 +239,5 @@ def test_tokenizer_and_chat_template_travel_with_the_model(tmp_path: Path) -> No
     assert again(text)["input_ids"] == ids
     assert again.chat_template == fast.chat_template
     request = ModelRequest(checkpoint=str(tmp_path / "ours"))
-    engine, config, found = open_model(request, "gpt")
+    _, config, found = open_model(request, "gpt")
     assert found.encode(text) == ids and config.model.vocab_size == VOCABULARY

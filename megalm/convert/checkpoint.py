@@ -1,0 +1,22 @@
+"""Writes a checkpoint of ours without optimizer: what training and generation begin with."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from megalm import atomic
+from megalm.checkpoint.directory import TENSORS
+from megalm.config import Config, dump_config
+from megalm.convert.stored import Entry, place_of, write_stored
+
+
+def write_checkpoint(folder: Path, config: Config, entries: Sequence[Entry]) -> None:
+    """Write everything of a checkpoint of step 0 into `folder` but its manifest, which is to come last."""
+    write_stored(folder / TENSORS, entries, partial(place_of, model=config.model))
+    torch.save({}, folder / TENSORS / "common.pt")
+    dump_config(config, folder / "config.yaml")
+    state = {"step": 0, "counters": {"updates": 0, "steps_begun": 0}}
+    atomic.write_text(folder / "state.json", json.dumps(state, indent=1))
