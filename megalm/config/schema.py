@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
 from megalm.config.section import Section
@@ -307,6 +308,7 @@ class Config(Section):
         description="Who runs the training step: `megatron` has every axis, `deepspeed` ZeRO-2, ZeRO-3 and offloading.",
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     mlm: MlmConfig = Field(default_factory=MlmConfig)

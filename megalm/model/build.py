@@ -6,6 +6,7 @@ from megalm.config.schema import Config
 from megalm.model.bert import Bert
 from megalm.model.gpt import GPT
 from megalm.model.init import initialize
+from megalm.model.lora import attach_adapters
 from megalm.parallel.layout import Layout
 
 Model: TypeAlias = GPT | Bert
@@ -20,5 +21,7 @@ def build_model(config: Config, layout: Layout, chunk: int = 0) -> Model:
     """Build one part of the model on this process with weights that depend on `run.seed` alone."""
     architecture = Bert if config.model.architecture == "bert" else GPT
     model: Model = architecture(config, layout, chunk)
+    if config.lora.rank:
+        attach_adapters(model, config.lora)
     initialize(model, config, layout)
     return model

@@ -17,6 +17,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megalm.config.schema import Config
+from megalm.model.lora import initial_std
 from megalm.parallel.layout import Layout
 
 ROWS_PER_BLOCK = 64
@@ -67,9 +68,9 @@ def initialize(model: MegatronModule, config: Config, layout: Layout) -> None:
     """Fill the weights: matrices normal(0, std), output projections std / sqrt(2 layers), norms one, biases zero."""
     if layout.without_memory:
         return
-    frozen = {parameter.data_ptr() for parameter in model.parameters() if not parameter.requires_grad}
+    tables = set() if config.model.position_embedding != "sinusoidal" else _frozen_tables(model)
     for shard in sharded_parameters(model, layout):
-        if shard.data.data_ptr() in frozen:
+        if shard.data.data_ptr() in tables:
             continue
         name = canonical_name(shard)
         lead = shard.prepend_axis_num
@@ -82,10 +83,19 @@ def initialize(model: MegatronModule, config: Config, layout: Layout) -> None:
         if name in _VOCABULARY:
             assert config.model.vocab_size is not None
             rows = config.model.vocab_size
-        std = config.model.init_method_std
+        std = initial_std(name, shape[1])
+        if std is None:
+            std = config.model.init_method_std
         if name.endswith(_RESIDUAL_OUTPUTS):
             std /= math.sqrt(2 * config.model.num_layers)
         _fill(local, config.run.seed, name, rows, shape[1], offset, std)
+
+
+def _frozen_tables(model: MegatronModule) -> set[int]:
+    """Addresses of what was computed, not drawn: sinusoidal positions."""
+    return {
+        parameter.data_ptr() for name, parameter in model.named_parameters() if "position_embeddings" in name
+    }
 
 
 def _fill(

@@ -1,5 +1,7 @@
 """Megatron-Core's parallel linear layers, less their overhead where there is nothing to share."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -9,7 +11,12 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
+
+from megalm.config.lora import LoraConfig
+from megalm.model.lora import ColumnAdapter, RowAdapter
 
 
 def _alone(layer: "ColumnLinear | RowLinear") -> bool:
@@ -21,13 +28,57 @@ def _alone(layer: "ColumnLinear | RowLinear") -> bool:
     return layer.tp_group.size() == 1 and not hasattr(layer.weight, "ds_id")
 
 
+def _sharded(
+    layer: "ColumnLinear | RowLinear",
+    axes: dict[str, int],
+    prefix: str,
+    offsets: Any,
+    metadata: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Each parameter's part of the full tensor: `axes` are those along which it is cut."""
+    assert metadata is not None
+    return make_sharded_tensors_for_checkpoint(
+        layer.state_dict(prefix="", keep_vars=True),
+        prefix,
+        axes,
+        offsets,
+        tp_group=layer.tp_group,
+        dp_cp_group=metadata["dp_cp_group"],
+    )
+
+
 class ColumnLinear(ColumnParallelLinear):
     """x W' + b with the output cut over the tensor-parallel ranks; on one rank a single kernel adds the bias too."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lora: ColumnAdapter | None = None
+
+    def attach(self, lora: LoraConfig) -> None:
+        """Put an adapter beside the weight."""
+        self.lora = ColumnAdapter(self, lora, self.input_size, self.output_size_per_partition)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The library's, with the adapter's cut factor."""
+        state = _sharded(self, {"weight": 0, "bias": 0, "lora.b": 0}, prefix, sharded_offsets, metadata)
+        if self.lora is not None and prefix.endswith("linear_fc1.") and self.config.gated_linear_unit:
+            # the halves of a gated layer's output are cut each by itself, as the library does it for the weight
+            key = f"{prefix}lora.b"
+            state[key] = apply_swiglu_sharded_factory(state[key], sharded_offsets)
+        return state
 
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
+        output, bias = self._base(input_, weight, runtime_gather_output)
+        return (output if self.lora is None else output + self.lora(input_)), bias
+
+    def _base(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         if not _alone(self):
             if torch.compiler.is_compiling() and weight is None and not runtime_gather_output:
                 return self._traceable(input_)
@@ -46,8 +97,26 @@ class ColumnLinear(ColumnParallelLinear):
 class RowLinear(RowParallelLinear):
     """x W' + b with the input cut over the tensor-parallel ranks; on one rank a single kernel adds the bias too."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lora: RowAdapter | None = None
+
+    def attach(self, lora: LoraConfig) -> None:
+        """Put an adapter beside the weight."""
+        self.lora = RowAdapter(self, lora, self.input_size_per_partition, self.output_size)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The library's, with the adapter's cut factor."""
+        return _sharded(self, {"weight": 1, "lora.a": 1}, prefix, sharded_offsets, metadata)
+
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
+        output, bias = self._base(input_)
+        return (output if self.lora is None else output + self.lora(input_)), bias
+
+    def _base(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         if _alone(self):
             return F.linear(input_, self.weight, self.bias), None
         compute = self._traceable if torch.compiler.is_compiling() else super().forward

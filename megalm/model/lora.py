@@ -1,0 +1,109 @@
+"""Low-rank adapters beside the linear layers, cut over the tensor-parallel ranks as these are (arXiv:2106.09685)."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from torch import Tensor, nn
+
+from megalm.config.lora import LoraConfig
+
+
+class Adapter(nn.Module):
+    """scale x B A x. a: (rank, inputs), b: (outputs, rank), less what other tensor-parallel ranks hold of them.
+
+    Beside a layer with cut outputs b is cut by rows; beside one with cut inputs a is cut by columns. The other factor is
+    the same on all ranks, and so is its gradient: without sequence parallelism because what crosses the cut is summed on
+    the way back, with it because each rank's part of the sequence is summed at the end of the step, as for norms.
+    """
+
+    cut: str
+    """The factor of which each rank holds a part."""
+
+    def __init__(self, layer: Any, lora: LoraConfig, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.scale, self.dropout = lora.scale, lora.dropout
+        self.group, self.sequence_parallel = layer.tp_group, layer.sequence_parallel
+        weight = layer.weight
+        self.a = nn.Parameter(weight.new_empty(lora.rank, inputs))
+        self.b = nn.Parameter(weight.new_empty(outputs, lora.rank))
+        for name, axis in (("a", 1), ("b", 0)):
+            parameter = getattr(self, name)
+            if name == self.cut:
+                parameter.tensor_model_parallel = True
+                parameter.partition_dim, parameter.partition_stride = axis, 1
+            else:
+                parameter.sequence_parallel = self.sequence_parallel
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class ColumnAdapter(Adapter):
+    """Beside a layer whose outputs are cut over the ranks."""
+
+    cut = "b"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (S or this rank's part of it, B, inputs) to (S, B, this rank's outputs)."""
+        narrow = F.linear(self._dropped(x), self.a)
+        if self.group.size() > 1:
+            if self.sequence_parallel:
+                narrow = gather_from_sequence_parallel_region(narrow, group=self.group)
+            else:
+                narrow = copy_to_tensor_model_parallel_region(narrow, group=self.group)
+        return F.linear(narrow, self.b) * self.scale
+
+
+class RowAdapter(Adapter):
+    """Beside a layer whose inputs are cut over the ranks."""
+
+    cut = "a"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (S, B, this rank's inputs) to (S or this rank's part of it, B, outputs)."""
+        narrow = F.linear(self._dropped(x), self.a)
+        if self.group.size() > 1:
+            if self.sequence_parallel:
+                narrow = reduce_scatter_to_sequence_parallel_region(narrow, group=self.group)
+            else:
+                narrow = reduce_from_tensor_model_parallel_region(narrow, group=self.group)
+        return F.linear(narrow, self.b) * self.scale
+
+
+def initial_std(name: str, inputs: int) -> float | None:
+    """Standard deviation of an adapter's factor at the start, None for other parameters; b is zero.
+
+    a has the variance of the uniform distribution that linear layers begin with in torch, 1 / (3 inputs).
+    """
+    if name.endswith(".lora.b"):
+        return 0.0
+    return 1 / math.sqrt(3 * inputs) if name.endswith(".lora.a") else None
+
+
+def attach_adapters(model: nn.Module, lora: LoraConfig) -> None:
+    """Freeze the model and put adapters beside the linear layers that `lora.targets` names; experts are left out."""
+    model.requires_grad_(False)
+    for name, layer in model.named_modules():
+        if name.rpartition(".")[2] in lora.targets and not getattr(layer, "is_expert", False):
+            layer.attach(lora)  # type: ignore[operator]
+    embedding = getattr(model, "embedding", None)
+    if isinstance(embedding, nn.Module):
+        # recomputed layers have gradients only if their input asks for one, which a frozen embedding's output does not
+        embedding.register_forward_hook(_ask_for_gradient)
+
+
+def _ask_for_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() and output.is_leaf else output
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name, or a stored tensor's, is that of an adapter."""
+    return ".lora." in name

@@ -1,0 +1,53 @@
+"""Adapters train alike under every layout: losses, norms, gradients and weights of ten steps against one process."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.parity.runs import FP64, Run, assert_same_run, run
+
+LORA = ("lora.rank=4", "lora.alpha=100")  # norms beyond the limit of clipping
+TP2 = "parallel.tensor_model_parallel_size=2"
+SP = "parallel.sequence_parallel=true"
+PP2 = "parallel.pipeline_model_parallel_size=2"
+LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "TP2": (2, (TP2,)),
+    "TP2+SP": (2, (TP2, SP)),
+    "PP2": (2, (PP2,)),
+    "TP2xPP2+SP": (4, (TP2, SP, PP2)),
+    "CP2": (2, ("parallel.context_parallel_size=2",)),
+    "DP2": (2, ()),
+    "PP2, recomputed": (2, (PP2, "train.recompute.granularity=full")),
+}
+
+
+def comparable(found: Run) -> Run:
+    """b begins at zero, and so do gradients of a: those of the first step say nothing, the weights after ten do."""
+    gradients = {name: part for name, part in found.gradients.items() if not name.endswith(".lora.a")}
+    weights = {name: part for name, part in found.weights.items() if ".lora." in name}
+    return replace(found, gradients=gradients, weights=weights)
+
+
+@pytest.mark.parametrize("preset", ["gpt2-tiny", "llama-tiny"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_train_as_in_one_process(layout: str, preset: str) -> None:
+    world_size, overrides = LAYOUTS[layout]
+    found = run(world_size, preset, (*LORA, *overrides))
+    assert_same_run(comparable(found), comparable(run(1, preset, LORA)), FP64)
+
+
+@pytest.mark.parametrize("layout", [("parallel.expert_model_parallel_size=2",), (TP2,)], ids=["EP2", "TP2"])
+def test_adapters_around_experts_train_as_in_one_process(layout: tuple[str, ...]) -> None:
+    found = run(2, "mixtral-tiny", (*LORA, *layout))
+    assert_same_run(comparable(found), comparable(run(1, "mixtral-tiny", LORA)), FP64)
+
+
+def test_only_the_adapters_learn() -> None:
+    before = run(1, "llama-tiny", (*LORA, "optimizer.weight_decay=0.5"))
+    names = {name for name in before.gradients}
+    assert names and all(".lora." in name for name in names)
+    other = run(1, "llama-tiny", (*LORA, "lora.rank=8"))
+    for name, tensor in before.weights.items():
+        if ".lora." not in name:
+            assert torch.equal(tensor, other.weights[name]), name
