@@ -14,7 +14,7 @@ from typer.main import get_command
 
 import megalm
 from megalm import launch
-from megalm.cli_convert import convert
+from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
 from megalm.cli_plan import plan
@@ -44,6 +44,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
 app.command("plan")(plan)
 app.command("convert")(convert)
+app.command("merge")(merge)
 
 Nproc = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")

@@ -1,10 +1,12 @@
-"""The command `megalm convert`."""
+"""The commands `megalm convert` and `megalm merge`."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from megalm.errors import UserError
 
 
 def convert(
@@ -17,7 +19,9 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Directory to write; it must not exist yet.")],
     to: Annotated[
         str | None,
-        typer.Option(help="hf, megalm or megatron-lm; default: ours become hf, all others megalm."),
+        typer.Option(
+            help="hf, megalm, megatron-lm, or peft (adapters); default: ours become hf, others megalm."
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="hf: run both models and compare their logits.")
@@ -78,3 +82,29 @@ def convert(
     if "difference" in report:
         compared = f"  logits differ by {report['difference']:.1e} (largest {report['largest_logit']:.3g})"
     typer.echo(f"{target}  {report['family']}  {report['parameters']:,} parameters{compared}")
+
+
+def merge(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Runs or checkpoints of one model, and last the directory to write.")
+    ],
+    weights: Annotated[
+        str | None, typer.Option(help="One for each checkpoint, e.g. 0.7,0.3; default: all alike.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one machine-readable result on stdout.")
+    ] = False,
+) -> None:
+    """Average checkpoints, or add the adapters of one to what they adapt; the optimizer is left out."""
+    from megalm.convert.merge import merge_checkpoints
+
+    if len(sources) < 2:
+        raise UserError("name at least one checkpoint and the directory to write")
+    *checkpoints, target = sources
+    try:
+        shares = None if weights is None else [float(part) for part in weights.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {weights!r} is no list of numbers; write e.g. 0.7,0.3") from None
+    report = merge_checkpoints(checkpoints, target, shares)
+    line = f"{target}  {len(checkpoints)} merged  {report['parameters']:,} parameters"
+    typer.echo(json.dumps(report) if as_json else line)

@@ -12,11 +12,20 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch import Tensor
 
-from megalm.checkpoint.directory import TENSORS, list_checkpoints, read_config, read_state, set_aside, verify
+from megalm.checkpoint.directory import (
+    TENSORS,
+    find_checkpoint,
+    list_checkpoints,
+    read_config,
+    read_state,
+    set_aside,
+    verify,
+)
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
 from megalm.engine.base import Engine
 from megalm.errors import UserError
 from megalm.model.init import shards_in
+from megalm.model.lora import is_adapter
 from megalm.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -26,12 +35,33 @@ PORTION_BYTES = 1 << 30
 
 
 def load_weights(engine: Engine, path: str | Path) -> None:
-    """Read the weights of the checkpoint at `path` into the engine. Collective.
+    """Read the weights of the checkpoint at `path` into the engine; of one with adapters those that they adapt first.
 
-    Raises UserError if the checkpoint is damaged or belongs to another model.
+    Collective. Raises UserError if the checkpoint is damaged or belongs to another model, or holds adapters and the
+    engine's model has none.
     """
-    _check_intact(Path(path), engine.layout)
-    _load(engine, Path(path), with_optimizer=False)
+    path = Path(path)
+    _check_intact(path, engine.layout)
+    config = read_config(path)
+    if config.lora.rank:
+        if not any(is_adapter(name) for name, _ in engine.model.named_parameters()):
+            raise UserError(
+                f"{path} holds adapters alone; merge them with their model first: megalm merge {path} DEST"
+            )
+        assert config.run.load is not None
+        base = find_checkpoint(config.run.load)
+        refuse_adapters(base)
+        _check_intact(base, engine.layout)
+        _load(engine, base, with_optimizer=False)
+    _load(engine, path, with_optimizer=False)
+
+
+def refuse_adapters(path: Path) -> None:
+    """Raise UserError if the checkpoint at `path`, which is to be adapted, holds adapters itself."""
+    if read_config(path).lora.rank:
+        raise UserError(
+            f"{path} holds adapters itself; merge them with their model first: megalm merge {path} DEST"
+        )
 
 
 def load_training_state(engine: Engine, path: str | Path, verified: bool = False) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pydantic import Field
 from megalm.config.section import Section
 
 Target = Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+ALL_TARGETS: list[Target] = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 
 
 class LoraConfig(Section):
@@ -16,7 +17,8 @@ class LoraConfig(Section):
     alpha: float = Field(16.0, gt=0, description="The adapters' output is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
     targets: list[Target] = Field(
-        default_factory=lambda: ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"],
+        min_length=1,
+        default_factory=lambda: list(ALL_TARGETS),
         description="Linear layers with adapters: queries, keys and values together, attention's output, both of the MLP. "
         "Experts have none.",
     )

@@ -11,14 +11,11 @@ from torch import Tensor
 
 from megalm import atomic
 from megalm.checkpoint.directory import (
-    TENSORS,
     find_checkpoint,
     read_config,
     tokenizer_of,
-    verify,
     write_manifest,
 )
-from megalm.checkpoint.metadata import read_tensors
 from megalm.config import Config, parse_config
 from megalm.config.model import ModelConfig
 from megalm.convert.check import compare_logits
@@ -27,13 +24,15 @@ from megalm.convert.families import family_in, family_of
 from megalm.convert.families.base import Family
 from megalm.convert.hub_files import HubTensors, write_tensors
 from megalm.convert.rules import Rule
-from megalm.convert.stored import Entry, StoredTensors
+from megalm.convert.source import Source, open_source
+from megalm.convert.stored import Entry
 from megalm.convert.tokenizers import copy_tokenizer
 from megalm.errors import UserError
 
-SOURCE = "hugging_face"
+KEPT = "hugging_face"
 """Directory in a converted checkpoint with the small files that conversion back takes over."""
-TAKEN_OVER = ("config.json", "generation_config.json")
+GENERATION = "generation_config.json"
+TAKEN_OVER = ("config.json", GENERATION)
 FILE_BYTES = 2 << 30
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
@@ -60,8 +59,8 @@ def from_hugging_face(source: str | Path, target: str | Path, compare: bool = Tr
         copy_tokenizer(source, folder / "tokenizer")
         for name in TAKEN_OVER:
             if (source / name).is_file():
-                (folder / SOURCE).mkdir(exist_ok=True)
-                shutil.copyfile(source / name, folder / SOURCE / name)
+                (folder / KEPT).mkdir(exist_ok=True)
+                shutil.copyfile(source / name, folder / KEPT / name)
         write_manifest(folder, {})
         report = _describe(family, config)
         return report | (compare_logits(folder, source) if compare else {})
@@ -83,21 +82,18 @@ def to_hugging_face(
     `fp16` for all weights; by default each stays as it is stored. Returns and raises as `from_hugging_face`.
     """
     source, target = find_checkpoint(source, step), Path(target)
-    if wrong := verify(source):
-        raise UserError(f"{wrong}; use another checkpoint")
     config = read_config(source)
-    template = _template(source, Path(like) if like else None)
+    stored = open_source(source, config)
+    kept, template = _template(source, config, Path(like) if like else None)
     chosen = family_of(config.model, family or template.get("model_type"))
-    stored = StoredTensors(source / TENSORS, read_tensors(source), config.model)
     with atomic.new_directory(target) as folder:
         wanted = getattr(torch, _TORCH_NAMES[dtype]) if dtype else None
         formats: set[torch.dtype] = set()
         write_tensors(folder, _theirs(chosen, config.model, stored, wanted, formats), FILE_BYTES)
         settings = _their_config(chosen, config.model, template, _TORCH_NAMES[_widest(formats)])
         atomic.write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-        generation = source / SOURCE / "generation_config.json"
-        if generation.is_file():
-            shutil.copyfile(generation, folder / generation.name)
+        if kept is not None and (kept / GENERATION).is_file():
+            shutil.copyfile(kept / GENERATION, folder / GENERATION)
         tokenizer = tokenizer_of(source, config)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, folder)
@@ -168,7 +164,7 @@ def _check_tied(family: Family, model: ModelConfig, tensors: HubTensors) -> None
 def _theirs(
     family: Family,
     model: ModelConfig,
-    stored: StoredTensors,
+    stored: Source,
     dtype: torch.dtype | None,
     formats: set[torch.dtype],
 ) -> Iterator[tuple[str, Tensor]]:
@@ -196,12 +192,19 @@ def _widest(formats: set[torch.dtype]) -> str:
     return _DTYPES[wide]
 
 
-def _template(checkpoint: Path, like: Path | None) -> dict[str, Any]:
-    """The config.json whose other entries are kept."""
+def _template(checkpoint: Path, config: Config, like: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """The directory whose small files are taken over, and its config.json: `like`, or what the weights came from."""
     if like is not None:
-        return read_hub_config(like)
-    kept = checkpoint / SOURCE
-    return read_hub_config(kept) if (kept / "config.json").is_file() else {}
+        return like, read_hub_config(like)
+    if (checkpoint / KEPT / "config.json").is_file():
+        return checkpoint / KEPT, read_hub_config(checkpoint / KEPT)
+    if config.run.load is None:
+        return None, {}
+    try:
+        parent = find_checkpoint(config.run.load)
+        return _template(parent, read_config(parent), None)
+    except UserError:  # it need not be there any more
+        return None, {}
 
 
 def _describe(family: Family, config: Config) -> dict[str, Any]:

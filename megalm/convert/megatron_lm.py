@@ -4,27 +4,26 @@ import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megalm import atomic
 from megalm.checkpoint.directory import (
-    TENSORS,
     find_checkpoint,
     read_config,
     tokenizer_of,
-    verify,
     write_manifest,
 )
-from megalm.checkpoint.metadata import read_table, read_tensors
+from megalm.checkpoint.metadata import read_table
 from megalm.config import parse_config
 from megalm.config.model import ModelConfig
 from megalm.convert.checkpoint import write_checkpoint
 from megalm.convert.megatron_args import args_of, model_of
 from megalm.convert.megatron_ranks import FILE, RankFiles, write_ranks
 from megalm.convert.parameters import decoder_parameters
+from megalm.convert.source import Source, open_source
 from megalm.convert.stored import VOCABULARY, Entry, Place, StoredTensors, place_of, write_stored
 from megalm.convert.tokenizers import copy_tokenizer
 from megalm.convert.torch_files import load_safely
@@ -35,12 +34,6 @@ RELEASE = "release"
 """Name of a checkpoint that is no step of a training run; Megatron-LM begins anew from it."""
 _LINEAR = re.compile(r"decoder\.layers\.\d+\..*(linear_qkv|linear_proj|linear_fc1|linear_fc2)\.weight$")
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
-
-
-class _Source(Protocol):
-    def outline(self, name: str) -> Tensor: ...
-
-    def read(self, name: str) -> Tensor: ...
 
 
 def is_megatron_lm(source: Path) -> bool:
@@ -95,16 +88,14 @@ def to_megatron_lm(
     Megatron-LM does not compute.
     """
     source, target = find_checkpoint(source, step), Path(target)
-    if wrong := verify(source):
-        raise UserError(f"{wrong}; use another checkpoint")
     config = read_config(source)
+    stored = open_source(source, config)
     model = config.model
     assert model.vocab_size is not None
     multiple = model.make_vocab_size_divisible_by * (ranks[0] if ranks else 1)
     padded = -(-model.vocab_size // multiple) * multiple
     args = args_of(model, padded)
     args.transformer_impl = "local" if local else "transformer_engine"
-    stored = StoredTensors(source / TENSORS, read_tensors(source), model)
     with atomic.new_directory(target) as made:
         folder = made / RELEASE
         if ranks is not None:
@@ -142,7 +133,7 @@ def _ranks(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"mp_rank_*/{FILE}"))
 
 
-def _open(folder: Path, vocab_size: int | None) -> tuple[_Source, ModelConfig]:
+def _open(folder: Path, vocab_size: int | None) -> tuple[Source, ModelConfig]:
     """What reads the tensors, and the model that they are of."""
     if files := _ranks(folder):
         ranks = RankFiles(files)
@@ -206,7 +197,7 @@ def _extra_states(names: Iterable[str], model: ModelConfig, local: bool) -> list
     return keys
 
 
-def _entry(name: str, source: _Source) -> Entry:
+def _entry(name: str, source: Source) -> Entry:
     outline = source.outline(name)
     return Entry(name, tuple(outline.shape), outline.dtype, lambda: source.read(name))
 

@@ -29,12 +29,18 @@ class Rule:
     theirs: tuple[str, ...]
     join: Callable[[Sequence[Tensor]], Tensor] = _only
     split: Callable[[Tensor], Sequence[Tensor]] = _alone
+    transposes: bool = False
+    """Whether theirs is a matrix kept as (in, out)."""
 
 
 def transposed(ours: str, theirs: str) -> Rule:
     """A matrix that they keep as (in, out) and we as (out, in)."""
     return Rule(
-        ours, (theirs,), lambda tensors: tensors[0].T.contiguous(), lambda tensor: [tensor.T.contiguous()]
+        ours,
+        (theirs,),
+        lambda tensors: tensors[0].T.contiguous(),
+        lambda tensor: [tensor.T.contiguous()],
+        transposes=True,
     )
 
 
@@ -79,7 +85,7 @@ def fused_query_key_value(ours: str, theirs: str, model: ModelConfig, transpose:
         whole = torch.cat(list(parts.split(tensor)))
         return [whole.T.contiguous() if transpose else whole]
 
-    return Rule(ours, (theirs,), join, split)
+    return Rule(ours, (theirs,), join, split, transpose)
 
 
 def with_bias(ours: str, theirs: str) -> list[Rule]:

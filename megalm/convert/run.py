@@ -6,9 +6,10 @@ from typing import Any
 from megalm.config.suggest import nearest
 from megalm.convert.hugging_face import from_hugging_face, to_hugging_face
 from megalm.convert.megatron_lm import from_megatron_lm, is_megatron_lm, to_megatron_lm
+from megalm.convert.peft import to_peft
 from megalm.errors import UserError
 
-FORMS = ("hf", "megalm", "megatron-lm")
+FORMS = ("hf", "megalm", "megatron-lm", "peft")
 DTYPES = ("fp32", "bf16", "fp16")
 IMPLEMENTATIONS = ("transformer_engine", "local")
 
@@ -29,10 +30,10 @@ def convert(
     pipeline_ranks: int | None = None,
     transformer_impl: str | None = None,
 ) -> dict[str, Any]:
-    """Write the model at `source` to `target` in the form `to`: `hf`, `megalm` or `megatron-lm`.
+    """Write the model at `source` to `target` in the form `to`: `hf`, `megalm`, `megatron-lm` or `peft`.
 
     By default checkpoints of ours become Hugging Face's, and all others ours. step: which checkpoint of a run of ours.
-    compare, family, like, dtype: see `to_hugging_face`; vocab_size, tokenizer: see `from_megatron_lm`; tensor_ranks,
+    compare, family, like, dtype: see `to_hugging_face` (for PEFT `like` is the model that is adapted); vocab_size, tokenizer: see `from_megatron_lm`; tensor_ranks,
     pipeline_ranks, transformer_impl: see `to_megatron_lm`. Returns what was converted, with
     Hugging Face on one side how far the logits are apart. Raises UserError for what cannot be converted; then nothing
     is left at `target`.
@@ -65,6 +66,8 @@ def convert(
     if to == "hf":
         _check_named("dtype", dtype, DTYPES)
         return to_hugging_face(source, target, family, like, dtype, compare, step)
+    if to == "peft":
+        return to_peft(source, target, step, like)
     _check_named("transformer-impl", transformer_impl, IMPLEMENTATIONS)
     ranks = (tensor_ranks or 1, pipeline_ranks or 1) if tensor_ranks or pipeline_ranks else None
     return to_megatron_lm(source, target, step, ranks, local=transformer_impl == "local")
@@ -83,6 +86,7 @@ _MEANT_FOR = {
     ("hf", "megalm"): (),
     ("megatron-lm", "megalm"): ("vocab_size", "tokenizer"),
     ("megalm", "hf"): ("step", "family", "like", "dtype"),
+    ("megalm", "peft"): ("step", "like"),
     ("megalm", "megatron-lm"): ("step", "tensor_ranks", "pipeline_ranks", "transformer_impl"),
 }
 

@@ -157,6 +157,10 @@ class StoredTensors:
                 whole[tuple(slice(o, o + n) for o, n in rows)] = self._piece(shard).view(shard.shape)[at]
         return self._without_padding(name, whole)
 
+    def has(self, name: str) -> bool:
+        """Whether a parameter is there."""
+        return any(place.key in self.tensors for place in self.places(name))
+
     def _find(self, name: str) -> tuple[Place, TensorInfo]:
         for place in self.places(name):
             found = self.tensors.get(place.key)

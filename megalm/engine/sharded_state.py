@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from megalm.engine.optimizer_state import MASTER, OptimizerState, replicas
 from megalm.errors import UserError
 from megalm.model.build import Model
+from megalm.model.lora import is_adapter
 from megalm.parallel.layout import Layout
 
 Shard: TypeAlias = Any  # ShardedTensor or, of a gated matrix, ShardedTensorFactory: the library is untyped
@@ -35,8 +36,11 @@ class ShardedState:
         """Copies on the CPU of the tensors that this rank writes. Collective over the data-parallel ranks."""
         templates, parameters = self._templates(), self._parameters()
         result: dict[str, Shard] = {}
+        adapted = any(map(is_adapter, parameters))
         for name, owner in self._owners(templates).items():
             parameter, template = parameters[name], templates[name]
+            if adapted and not is_adapter(name):
+                continue  # as it came from the checkpoint that is adapted
             weight = self._gather_weight(parameter, owner)
             if weight is not None:
                 result[f"model.{name}"] = _owned(template, template.key, weight)
@@ -50,12 +54,13 @@ class ShardedState:
     def empty(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Shard]:
         """What to read of a checkpoint, as tensors without memory (on torch's meta device), whole on every rank.
 
-        stored: its tensors' names and formats. Raises UserError if one is missing. fp32 masters count as weights: they
+        stored: its tensors' names and formats. Raises UserError if one is missing; of a model with adapters a checkpoint may
+        hold these alone, or all the others. fp32 masters count as weights: they
         are read even without the optimizer, and into the weights themselves where those have more than 16 bits.
         """
         templates = self._templates()
         result: dict[str, Shard] = {}
-        for name, parameter in self._parameters().items():
+        for name, parameter in self._wanted(stored, templates).items():
             key, parts = templates[name].key, self._parts(parameter)
             master = f"optimizer.{MASTER}.{key}"
             wanted = {f"model.{name}": key}
@@ -74,6 +79,18 @@ class ShardedState:
                 data = torch.empty_like(templates[name].data, dtype=stored[key], device="meta")
                 result[place] = _filled(templates[name], key, data)
         return result
+
+    def _wanted(
+        self, stored: Mapping[str, torch.dtype], templates: Mapping[str, Shard]
+    ) -> dict[str, nn.Parameter]:
+        """The parameters to read: all, or one kind where there are adapters and the checkpoint holds one kind."""
+        parameters = self._parameters()
+        if not any(map(is_adapter, parameters)):
+            return parameters
+        holds_adapters = any(map(is_adapter, stored))
+        return {
+            name: parameter for name, parameter in parameters.items() if is_adapter(name) == holds_adapters
+        }
 
     @torch.no_grad()
     def load(self, portion: Mapping[str, Tensor]) -> None:

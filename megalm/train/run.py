@@ -13,7 +13,7 @@ import torch.distributed as dist
 import megalm
 from megalm import atomic
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
-from megalm.checkpoint.read import shared_list
+from megalm.checkpoint.read import refuse_adapters, shared_list
 from megalm.config import Config, data_parallel_size, dump_config
 from megalm.config.pipeline import bubble_fraction
 from megalm.config.schema import DataSource
@@ -72,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
     _check_directory(config, directory)
     before, lineage = _recorded_lineage(directory), _lineage(config, tokenizer)
     notices = _compare_lineage(directory, before, lineage)
-    if config.run.load and not before:
+    if config.run.load and (config.lora.rank or not before):
         find_checkpoint(config.run.load)
     lineage["tokenizer"] = lineage["tokenizer"] or before.get("tokenizer")
 
@@ -83,8 +83,8 @@ def main(config: Config) -> dict[str, Any]:
         if layout.pp_size > 1:
             run.facts["pipeline_bubble"] = bubble_fraction(config, copies)
         checkpoint = newest_intact(directory, layout)
-        if checkpoint is None:
-            notices += _first_weights(run, engine)
+        if checkpoint is None or config.lora.rank:
+            notices += _first_weights(run, engine, has_checkpoint=checkpoint is not None)
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
         loss = task_of(config).make_loss(config)
@@ -184,9 +184,9 @@ def _check_directory(config: Config, directory: Path) -> None:
 def _check_same_run(directory: Path, before: Config, now: Config) -> None:
     old, new = _fixed_values(before), _fixed_values(now)
     for name, value in new.items():
-        if old[name] != value:
+        if old.get(name) != value:
             raise UserError(
-                f"{directory} holds a run with {name} {old[name]}, this one has {value}: choose another run.dir"
+                f"{directory} holds a run with {name} {old.get(name)}, this one has {value}: choose another run.dir"
             )
 
 
@@ -202,6 +202,11 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         "data.reset_at_document_end": config.data.reset_at_document_end,
         "data.packing": config.data.packing,
     }
+    if config.lora.rank:
+        values |= {f"lora.{key}": value for key, value in config.lora.model_dump().items()}
+        values["run.load"] = config.run.load
+    else:
+        values["lora.rank"] = 0
     if config.task == "mlm":
         values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
     return values
@@ -290,22 +295,25 @@ def _shares(sources: list[DataSource]) -> list[Any]:
     return budgets if any(budgets) else [weight / sum(weights) for weight in weights]
 
 
-def _first_weights(run: Run, engine: Engine) -> list[str]:
+def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
     """Take another run's weights if the configuration names one; say so. UserError if only damaged checkpoints are here."""
-    if found := shared_list(run.directory, run.layout):
+    if not has_checkpoint and (found := shared_list(run.directory, run.layout)):
         raise UserError(
             f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
         )
     if not run.config.run.load:
         return []
-    load_weights(engine, find_checkpoint(run.config.run.load))
+    base = find_checkpoint(run.config.run.load)
+    if run.config.lora.rank:
+        refuse_adapters(base)
+    load_weights(engine, base)
     return [f"weights taken from {run.config.run.load}"]
 
 
 def _resumed(run: Run) -> list[str]:
     """What there is to tell of a run that goes on."""
     told = [f"going on from the checkpoint of step {run.step} under {run.layout.describe()}"]
-    if run.config.run.load:
+    if run.config.run.load and not run.config.lora.rank:
         told.append("run.load is not used: the run directory has a checkpoint of its own")
     if run.step >= run.config.train.steps:
         told.append(f"nothing to do: train.steps is {run.config.train.steps}")

@@ -1,0 +1,75 @@
+"""Writes adapters as a directory that Hugging Face's PEFT loads onto the model that they adapt."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megalm import atomic
+from megalm.checkpoint.directory import TENSORS, find_checkpoint, read_config, verify
+from megalm.checkpoint.metadata import read_tensors
+from megalm.config.model import ModelConfig
+from megalm.convert.families import family_of
+from megalm.convert.families.base import Family
+from megalm.convert.rules import Rule
+from megalm.convert.stored import StoredTensors
+from megalm.errors import UserError
+
+
+def to_peft(
+    source: str | Path, target: str | Path, step: int | None = None, base: str | Path | None = None
+) -> dict[str, Any]:
+    """Write the adapters of a run, or of one of its checkpoints, as adapter_config.json and adapter_model.safetensors.
+
+    base: what adapter_config.json names as the model, a directory or a name on the hub. Queries, keys and values have
+    one A here and one each there: three copies. Raises UserError for a checkpoint without adapters, and for a model
+    that no family of Hugging Face holds.
+    """
+    folder, target = find_checkpoint(source, step), Path(target)
+    if wrong := verify(folder):
+        raise UserError(f"{wrong}; use another checkpoint")
+    config = read_config(folder)
+    if not config.lora.rank:
+        raise UserError(f"{folder} holds no adapters: its run had lora.rank 0")
+    family = family_of(config.model)
+    stored = StoredTensors(folder / TENSORS, read_tensors(folder), config.model)
+    tensors = dict(_theirs(family, config.model, stored))
+    modules = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in tensors})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if config.model.architecture == "gpt" else None,
+        "base_model_name_or_path": str(base) if base else None,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": config.lora.dropout,
+        "target_modules": modules,
+        "bias": "none",
+        "fan_in_fan_out": family.model_type == "gpt2",
+        "inference_mode": True,
+    }
+    with atomic.new_directory(target) as made:
+        save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
+        atomic.write_text(made / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
+    return {"family": family.model_type, "parameters": sum(part.numel() for part in tensors.values())}
+
+
+def _theirs(family: Family, model: ModelConfig, stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
+    for rule in family.rules(model):
+        name = rule.ours.removesuffix(".weight")
+        if not (rule.ours.endswith(".weight") and stored.has(f"{name}.lora.a")):
+            continue
+        a, b = (stored.read(f"{name}.lora.{factor}") for factor in "ab")
+        for theirs, rows in zip(rule.theirs, _rows(rule, b), strict=True):
+            module = f"base_model.model.{theirs.removesuffix('.weight')}"
+            yield f"{module}.lora_A.weight", a.clone()
+            yield f"{module}.lora_B.weight", rows.contiguous()
+
+
+def _rows(rule: Rule, b: Tensor) -> list[Tensor]:
+    """The parts of B for each of their modules: their order of outputs, as the rule has it of a weight's rows."""
+    parts = list(rule.split(b))
+    # a rule that transposes a weight transposes B too, whose inputs are the rank
+    return [part.T if rule.transposes else part for part in parts]
