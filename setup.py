@@ -49,12 +49,14 @@ setup(
         "sentencepiece>=0.2.3",
         "jinja2>=3.1.6",  # older ones have ways out of the sandbox of chat templates
         "regex",
+        "safetensors",
         "zstandard",
         "psutil",  # megatron-core writes no checkpoint without it, and does not ask for it
     ],
     extras_require={
         "corpus": CORPUS,
         "serve": ["fastapi", "uvicorn", "sqlalchemy"],
+        "hf": ["transformers"],  # compares converted models with their source
         "eval": ["lm-eval", "sacrebleu", "rouge-score", "scikit-learn"],
         "cuda": ["liger-kernel"],
         "dev": [
@@ -65,6 +67,7 @@ setup(
             "mypy",
             "types-PyYAML",
             "transformers",
+            "peft",
             "tiktoken",
             "hypothesis",
         ],

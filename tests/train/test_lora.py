@@ -1,0 +1,42 @@
+"""A run of adapters goes on from its own checkpoint, needs its model for that, and is used like any other."""
+
+from pathlib import Path
+
+import pytest
+
+from megalm.checkpoint import find_checkpoint
+from megalm.errors import UserError
+from megalm.testing import RankError
+from tests.checkpoint.stored import stored_tensors
+from tests.train.runs import TP2, run_config, step_lines, train_in_world
+
+LORA = ("lora.rank=4", "lora.alpha=32")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    directory: Path = tmp_path_factory.mktemp("base")
+    train_in_world(1, run_config(directory, data, "train.exit_after_steps=1"))
+    return directory
+
+
+def test_a_run_that_was_stopped_goes_on_under_another_layout(tmp_path: Path, data: Path, base: Path) -> None:
+    options = (*LORA, f"run.load={base}")
+    train_in_world(1, run_config(tmp_path / "whole", data, *options))
+    train_in_world(1, run_config(tmp_path / "parts", data, *options, "train.exit_after_steps=3"))
+    train_in_world(2, run_config(tmp_path / "parts", data, *options, TP2))
+    whole, parts = (step_lines(tmp_path / name) for name in ("whole", "parts"))
+    assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in whole], rel=1e-5)
+    tensors = stored_tensors(find_checkpoint(tmp_path / "parts"))
+    assert all(".lora." in name for name in tensors)
+
+
+def test_another_base_or_rank_is_another_run(tmp_path: Path, data: Path, base: Path) -> None:
+    options = (*LORA, f"run.load={base}", "train.exit_after_steps=1")
+    train_in_world(1, run_config(tmp_path, data, *options))
+    with pytest.raises((UserError, RankError), match=r"lora\.rank 4, this one has 8"):
+        train_in_world(1, run_config(tmp_path, data, *options, "lora.rank=8"))
+    with pytest.raises((UserError, RankError), match=r"lora\.rank 4, this one has 0"):
+        train_in_world(1, run_config(tmp_path, data, "lora.rank=0"))
+    with pytest.raises((UserError, RankError), match="holds adapters itself; merge them"):
+        train_in_world(1, run_config(tmp_path / "more", data, *LORA, f"run.load={tmp_path}"))
