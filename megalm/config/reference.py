@@ -19,25 +19,27 @@ A run is a YAML file; every value can be changed on the command line as `section
 
 def render_reference(presets: Iterable[str]) -> str:
     """Markdown with a table for each section, then the names of the model presets."""
-    parts = [_HEAD, "## Top level\n\n" + _table(Config, plain_only=True)]
-    parts += _sections(Config, "")
+    parts = [_HEAD, "## Top level\n\n" + table(Config, plain_only=True)]
+    parts += inner_sections(Config)
     parts.append("## Model presets\n\n" + ", ".join(f"`{name}`" for name in presets) + "\n")
     return "\n".join(parts)
 
 
-def _sections(section: type[BaseModel], prefix: str) -> list[str]:
+def inner_sections(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Heading, description and table of each section within `section`; titles begin with `prefix`."""
     parts = []
     for name, field in section.model_fields.items():
         inner = section_in(field.annotation)
         if inner is not None:
             title = f"{prefix}{name}"
             doc = " ".join((inner.__doc__ or "").split())
-            parts.append(f"## {title}\n\n{doc}\n\n{_table(inner, plain_only=False)}")
-            parts += _sections(inner, f"{title}.")
+            parts.append(f"## {title}\n\n{doc}\n\n{table(inner)}")
+            parts += inner_sections(inner, f"{title}.")
     return parts
 
 
-def _table(section: type[BaseModel], plain_only: bool) -> str:
+def table(section: type[BaseModel], plain_only: bool = False) -> str:
+    """Markdown table of a section's fields; `plain_only` leaves out those that are sections themselves."""
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         if plain_only and section_in(field.annotation) is not None:
@@ -49,8 +51,10 @@ def _table(section: type[BaseModel], plain_only: bool) -> str:
 
 
 def _default(field: Any) -> str:
+    if isinstance(field.default, BaseModel):
+        return "see below"
     if field.default is not PydanticUndefined:
-        return "" if field.default is None else f"`{field.default}`"
+        return "" if field.default is None or field.default == "" else f"`{field.default}`"
     return "required" if field.default_factory is None else "see below"
 
 
@@ -61,5 +65,5 @@ def _type_name(annotation: Any) -> str:
     text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
     text = str(text).replace("typing.", "").replace("NoneType", "None").replace(" | None", "")
     if text.startswith("Literal["):
-        text = " \\| ".join(part.strip().strip("'") for part in text[8:-1].split(","))
-    return text
+        text = " | ".join(part.strip().strip("'") for part in text[8:-1].split(","))
+    return text.replace("|", "\\|")
