@@ -149,14 +149,15 @@ def score(
             results.append({"id": document.id, "label": name, "score": value, "scores": document.scores})
         else:
             typer.echo(f"{value:.6f}\t{name}\t{document.id}")
-    summary = {"documents": counts.total(), "labels": dict(sorted(counts.items()))}
+    found = dict(sorted(counts.items()))
+    summary = {"documents": counts.total(), "labels": found}
     if as_json:
         typer.echo(
             json.dumps({"output": str(output), **summary} if output else {**summary, "scores": results})
         )
     elif output:
-        found = ", ".join(f"{name} {count:,}" for name, count in summary["labels"].items())
-        typer.echo(f"{output}  {summary['documents']:,} documents: {found}")
+        line = ", ".join(f"{name} {count:,}" for name, count in found.items())
+        typer.echo(f"{output}  {counts.total():,} documents: {line}")
 
 
 @classifier_app.command("info")

@@ -49,7 +49,7 @@ def plain_text(tokens: Sequence[str]) -> str:
 def count_ngrams(text: str, settings: FeatureSettings) -> Counts:
     """Count the n-grams of a text that `plain_text` made."""
     text = text[: settings.max_characters]
-    words = np.fromiter(map(zlib.crc32, text.encode("utf-8", "surrogatepass").split(b" ")), np.uint64)
+    words = np.fromiter(map(zlib.crc32, text.encode("utf-8", "surrogatepass").split()), np.uint64)
     codes = np.frombuffer(f" {text} ".encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     word_buckets, word_values = _count(words, range(1, settings.word_ngrams + 1), settings.bucket_bits)
     lengths = range(settings.min_char_ngram, settings.max_char_ngram + 1)

@@ -88,7 +88,11 @@ def _curve(truth_R: Flags, scores_R: Scores) -> tuple[Scores, NDArray[np.int64],
     scores = scores_R[order]
     last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
     below = np.append(scores[1:], 0.0)[last]
-    return (scores[last] + below) / 2, last + 1, np.cumsum(truth_R[order])[last]
+    return (
+        (scores[last] + below) / 2,
+        (last + 1).astype(np.int64),
+        np.cumsum(truth_R[order], dtype=np.int64)[last],
+    )
 
 
 def _rates(truth_R: Flags, called_R: Flags) -> dict[str, float]:
