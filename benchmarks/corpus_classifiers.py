@@ -16,15 +16,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline, make_union
+from sklearn.pipeline import make_union
 
 from megalm.corpus.classify.features import plain_text
 from megalm.corpus.classify.labelled import Labelled
@@ -33,9 +34,9 @@ from megalm.corpus.classify.model import Classifier
 from megalm.corpus.classify.train import TrainSettings, train_classifier
 from megalm.corpus.words import Split
 
-HELD_OUT, FOLDS = 0.2, 5
-Scorer = Callable[[Sequence[str]], np.ndarray]
-"""Gives texts the probability of the positive label."""
+HELD_OUT, FOLDS = 0.2, 5  # the defaults of training
+Peer = Callable[[list[str], np.ndarray, np.ndarray, list[str]], tuple[np.ndarray, np.ndarray]]
+"""Trains on texts, flags and folds; gives each text's score without its fold, and the scores of other texts."""
 
 
 class Set(NamedTuple):
@@ -50,9 +51,9 @@ class Set(NamedTuple):
 DAVIDSON = "bias_safety/davidson_hate_speech/labeled_data.csv.gz"
 SETS = {
     "quality (DCLM's votes)": Set("text_quality_dclm/majority.jsonl.gz", "text", "label", ("1",)),
+    "spam (SMS)": Set("sms_spam/sms_spam.tsv", 1, 0, ("spam",)),
     "toxic (Davidson: hate, offensive)": Set(DAVIDSON, "tweet", "class", ("0", "1")),
     "hate (Davidson: hate)": Set(DAVIDSON, "tweet", "class", ("0",)),
-    "spam (SMS)": Set("sms_spam/sms_spam.tsv", 1, 0, ("spam",)),
 }
 
 
@@ -61,16 +62,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled sets")
+    parser.add_argument(
+        "--sets", default="", help="only sets whose title begins with one of these, e.g. toxic,spam"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="how many partings into training and held-out")
     parser.add_argument("--speed", action="store_true", help="measure the speed of scoring instead")
     arguments = parser.parse_args()
+    chosen = tuple(arguments.sets.split(","))
     for title, entry in SETS.items():
-        if not (arguments.data / entry.path).exists():
+        if not (arguments.data / entry.path).exists() or not title.startswith(chosen):
             continue
         documents = list(read(arguments.data / entry.path, entry))
         texts, flags = [text for text, _ in documents], np.array([flag for _, flag in documents])
         words = sum(len(Split(text).words) for text in texts) / len(texts)
-        print(f"\n{title}: {len(texts)} documents of {words:.0f} words, {flags.mean():.3f} positive")
+        print(
+            f"\n{title}: {len(texts)} documents of {words:.0f} words, {flags.mean():.3f} positive", flush=True
+        )
         if arguments.speed:
             measure_speed(texts, flags)
         else:
@@ -85,10 +92,12 @@ def compare(texts: list[str], flags: np.ndarray, seeds: int) -> None:
         folds = np.array([int(chance(text, f"fold {seed}") * FOLDS) for text in texts])[~held]
         training, trained = [t for t, h in zip(texts, held, strict=True) if not h], flags[~held]
         rest, truth = [t for t, h in zip(texts, held, strict=True) if h], flags[held]
-        for name, train in contenders().items():
-            threshold = best_f1_threshold(trained, left_out(train, training, trained, folds))
-            scores = train(training, trained)(rest)
-            found.setdefault(name, []).append(two_labels(truth, scores, threshold))
+        ours = train_megalm(texts, flags, seed)
+        assert ours["documents"] == len(rest) and ours["positives"] == truth.sum()
+        found.setdefault("megalm", []).append(ours)
+        for name, train in peers().items():
+            left_out, scores = train(training, trained, folds, rest)
+            found.setdefault(name, []).append(two_labels(truth, scores, best_f1_threshold(trained, left_out)))
         found.setdefault("all called positive", []).append(two_labels(truth, np.ones(len(truth)), 0.5))
     print(f"{'':36}" + "".join(f"{key:>16}" for key in ("F1", "precision", "recall", "accuracy", "AUC")))
     for name, rates in found.items():
@@ -96,15 +105,14 @@ def compare(texts: list[str], flags: np.ndarray, seeds: int) -> None:
         for key in ("f1", "precision", "recall", "accuracy", "auc"):
             values = np.array([rate[key] for rate in rates])
             columns.append(f"{values.mean():8.3f} ±{values.std():6.3f}")
-        print(f"  {name:34}" + "".join(columns))
+        print(f"  {name:34}" + "".join(columns), flush=True)
 
 
-def contenders() -> dict[str, Callable[[Sequence[str], np.ndarray], Scorer]]:
-    """What is compared: a function that trains on texts and flags and gives a scorer."""
-    found = {
-        "megalm": train_megalm,
-        "scikit-learn, words": lambda t, y: train_sklearn(t, y, characters=False),
-        "scikit-learn, words and characters": lambda t, y: train_sklearn(t, y, characters=True),
+def peers() -> dict[str, Peer]:
+    """What megalm is compared with."""
+    found: dict[str, Peer] = {
+        "scikit-learn, words": partial(train_sklearn, False),
+        "scikit-learn, words and characters": partial(train_sklearn, True),
     }
     try:
         import fasttext
@@ -116,66 +124,68 @@ def contenders() -> dict[str, Callable[[Sequence[str], np.ndarray], Scorer]]:
     return found
 
 
-def left_out(train: Callable, texts: list[str], flags: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """The score of each text by a model trained without its fold."""
-    scores = np.empty(len(texts))
-    for fold in range(FOLDS):
-        own = folds == fold
-        scorer = train([t for t, out in zip(texts, own, strict=True) if not out], flags[~own])
-        scores[own] = scorer([t for t, out in zip(texts, own, strict=True) if out])
-    return scores
-
-
-def train_megalm(texts: Sequence[str], flags: np.ndarray) -> Scorer:
-    """megalm's classifier with its defaults, through its file."""
+def train_megalm(texts: Sequence[str], flags: np.ndarray, seed: int) -> dict[str, Any]:
+    """What megalm says of its classifier with its defaults on the documents that it holds out."""
     with tempfile.TemporaryDirectory() as folder:
-        path, model = Path(folder) / "labelled.jsonl", Path(folder) / "model.safetensors"
-        lines = [json.dumps({"text": t, "label": int(flag)}) for t, flag in zip(texts, flags, strict=True)]
-        path.write_text("\n".join(lines))
-        train_classifier([path], model, TrainSettings(held_out=0, folds=2))
-        classifier = Classifier.load(model)
-    return lambda new: np.array([classifier.probabilities(Split(text).tokens)[1] for text in new])
+        path = write(Path(folder) / "labelled.jsonl", texts, flags)
+        held_out = train_classifier([path], Path(folder) / "m", TrainSettings(seed=seed)).training.held_out
+    assert held_out is not None
+    return held_out
 
 
-def train_sklearn(texts: Sequence[str], flags: np.ndarray, characters: bool) -> Scorer:
+def write(path: Path, texts: Sequence[str], flags: np.ndarray) -> Path:
+    """Texts and flags as JSON lines."""
+    lines = [json.dumps({"text": t, "label": int(flag)}) for t, flag in zip(texts, flags, strict=True)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def train_sklearn(
+    characters: bool, texts: list[str], flags: np.ndarray, folds: np.ndarray, rest: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """TF-IDF of words and pairs of words, perhaps of 3 to 5 characters too, and logistic regression."""
     vectorizers = [TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2)]
     if characters:
         vectorizers.append(TfidfVectorizer(sublinear_tf=True, analyzer="char", ngram_range=(3, 5), min_df=2))
-    model = make_pipeline(make_union(*vectorizers), LogisticRegression(C=10, max_iter=1000))
-    model.fit(texts, flags)
-    return lambda new: model.predict_proba(new)[:, 1]
+    vectorizer, model = make_union(*vectorizers), LogisticRegression(C=10, max_iter=1000)
+    features = vectorizer.fit_transform(texts).tocsr()
+    left_out = np.empty(len(texts))
+    for fold in range(FOLDS):
+        own = folds == fold
+        left_out[own] = model.fit(features[~own], flags[~own]).predict_proba(features[own])[:, 1]
+    return left_out, model.fit(features, flags).predict_proba(vectorizer.transform(rest))[:, 1]
 
 
-def train_fasttext(texts: Sequence[str], flags: np.ndarray) -> Scorer:
-    """fastText as DCLM and others use it: pairs of words, 25 rounds, one thread for the same result again."""
+def train_fasttext(
+    texts: list[str], flags: np.ndarray, folds: np.ndarray, rest: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """fastText with pairs of words and 25 rounds, on one thread for the same result again."""
     import fasttext
 
-    def line(text: str) -> str:
-        return plain_text(Split(text).tokens)
+    lines = np.array([plain_text(Split(text).tokens) for text in texts], object)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.txt"
-        lines = [f"__label__{int(flag)} {line(text)}" for text, flag in zip(texts, flags, strict=True)]
-        path.write_text("\n".join(lines))
-        model = fasttext.train_supervised(
-            str(path), wordNgrams=2, epoch=25, lr=0.5, minn=3, maxn=5, thread=1, seed=1, verbose=0
-        )
-    # Not model.predict, which asks numpy 2 for what it no longer does.
-    return lambda new: np.array(
-        [
-            dict((n, p) for p, n in model.f.predict(line(t) + "\n", 2, 0.0, "strict")).get("__label__1", 0.0)
-            for t in new
-        ]
-    )
+    def train(chosen: np.ndarray, asked: Sequence[str]) -> np.ndarray:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "train.txt"
+            path.write_text("\n".join(f"__label__{int(flags[i])} {lines[i]}" for i in np.flatnonzero(chosen)))
+            model = fasttext.train_supervised(
+                str(path), wordNgrams=2, epoch=25, lr=0.5, bucket=200_000, thread=1, seed=1, verbose=0
+            )
+        # Not model.predict, which asks numpy 2 for what it no longer does.
+        found = [{n: p for p, n in model.f.predict(line + "\n", 2, 0.0, "strict")} for line in asked]
+        return np.array([names.get("__label__1", 0.0) for names in found])
+
+    left_out = np.empty(len(texts))
+    for fold in range(FOLDS):
+        own = folds == fold
+        left_out[own] = train(~own, lines[own])
+    return left_out, train(np.ones(len(texts), bool), [plain_text(Split(text).tokens) for text in rest])
 
 
 def measure_speed(texts: list[str], flags: np.ndarray) -> None:
     """Print how fast documents of 400 words are scored, with and without the splitting into words that steps share."""
     with tempfile.TemporaryDirectory() as folder:
-        path, model = Path(folder) / "labelled.jsonl", Path(folder) / "model.safetensors"
-        lines = [json.dumps({"text": t, "label": int(flag)}) for t, flag in zip(texts, flags, strict=True)]
-        path.write_text("\n".join(lines))
+        path, model = write(Path(folder) / "labelled.jsonl", texts, flags), Path(folder) / "model.safetensors"
         begin = time.process_time()
         training = train_classifier([path], model, TrainSettings()).training
         seconds = time.process_time() - begin

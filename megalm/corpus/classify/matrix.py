@@ -102,7 +102,7 @@ class Rows:
         return Matrix(entries, values, offsets, len(columns))
 
     def _map(self, file: IO[bytes], kind: type) -> Any:
+        if not self._lengths:
+            return np.empty(0, kind)
         file.flush()
-        return (
-            np.memmap(file, kind, "r+", shape=(sum(self._lengths),)) if self._lengths else np.empty(0, kind)
-        )
+        return np.asarray(np.memmap(file, kind, "r+", shape=(sum(self._lengths),)))

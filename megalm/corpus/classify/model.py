@@ -70,7 +70,7 @@ class Classifier:
     ) -> None:
         """table_BL: for each bucket its rarity, then its weight for each logit; one logit for two labels."""
         self.description = description
-        self._table_BL = table_BL
+        self._table_BL = np.asarray(table_BL)  # without what a mapped array does at every operation
         self._bias_L = bias_L
 
     @property
@@ -81,7 +81,7 @@ class Classifier:
     def probabilities(self, tokens: Sequence[str]) -> NDArray[np.float64]:
         """The probability of each label for a document with these tokens (`Split.tokens`); they sum to 1."""
         counts = count_ngrams(plain_text(tokens), self.description.features)
-        rows = self._table_BL[counts.buckets]
+        rows = self._table_BL.take(counts.buckets, 0, mode="clip")  # four times as fast as an index
         weighed = weigh(counts.values, rows[:, 0], counts.border)
         logits = (weighed[:, None] * rows[:, 1:]).sum(0, dtype=np.float64) + self._bias_L
         return probabilities(logits[None])[0]

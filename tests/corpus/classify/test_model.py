@@ -76,7 +76,7 @@ def test_the_score_is_the_formula(path):
 
 
 def test_the_weights_are_mapped_and_not_read_into_memory(path):
-    assert isinstance(Classifier.load(path)._table_BL, np.memmap)
+    assert isinstance(Classifier.load(path)._table_BL.base, np.memmap)
 
 
 @pytest.mark.parametrize("case", [
