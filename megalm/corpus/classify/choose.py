@@ -73,19 +73,19 @@ def choose_thresholds(
     else UserError.
     """
     names = list(data.names)
-    if fixed is not None:
-        return {name: fixed for name in names}
     if len(names) > 2:
         if precision is not None or share is not None:
             raise UserError(
                 f"a threshold by precision or share is for two labels, there are {len(names)}; say which are positive"
             )
         return {
-            name: best_f1_threshold(data.truth_R == number, scores_RL[:, number])
+            name: best_f1_threshold(data.truth_R == number, scores_RL[:, number]) if fixed is None else fixed
             for number, name in enumerate(names)
         }
     truth_R, scores_R = data.truth_R == 1, scores_RL[:, 1]
-    if precision is not None:
+    if fixed is not None:
+        chosen = fixed
+    elif precision is not None:
         chosen = precision_threshold(truth_R, scores_R, precision)
     elif share is not None:
         chosen = share_threshold(scores_R, share)
