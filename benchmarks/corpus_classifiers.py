@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def compare(texts: list[str], flags: np.ndarray, seeds: int) -> None:
-    """Print mean and deviation over the seeds of what each contender reaches on held-out documents."""
+    """Print mean and, of several seeds, deviation of what each contender reaches on held-out documents."""
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
         held = np.array([chance(text, f"held out {seed}") < HELD_OUT for text in texts])
@@ -104,8 +104,9 @@ def compare(texts: list[str], flags: np.ndarray, seeds: int) -> None:
         columns = []
         for key in ("f1", "precision", "recall", "accuracy", "auc"):
             values = np.array([rate[key] for rate in rates])
-            columns.append(f"{values.mean():8.3f} ±{values.std():6.3f}")
-        print(f"  {name:34}" + "".join(columns), flush=True)
+            deviation = f" ±{values.std():6.3f}" if len(values) > 1 else " " * 8
+            columns.append(f"{values.mean():8.3f}{deviation}")
+        print(f"  {name:34}{''.join(columns)}".rstrip(), flush=True)
 
 
 def peers() -> dict[str, Peer]:
