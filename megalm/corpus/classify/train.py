@@ -33,7 +33,7 @@ class TrainSettings(Section):
     label_key: str = Field("label", description="Key of the label, nested ones with dots.")
     positive: list[str] = Field([], description="Labels that are looked for, against all others.")
     held_out: float = Field(0.2, ge=0, lt=1, description="Share of the texts to measure on; 0 for none.")
-    seed: int = Field(0, description="Another seed holds other texts out.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="Another seed holds other texts out.")
     balance: bool = Field(False, description="Let every label weigh the same, however many documents it has.")
     c: list[Annotated[float, Field(gt=0)]] = Field(
         [10.0],
