@@ -70,6 +70,7 @@ setup(
             "peft",
             "tiktoken",
             "hypothesis",
+            "scikit-learn",  # tests hold the classifiers to its logistic regression and measures
         ],
     },
     entry_points={"console_scripts": ["megalm=megalm.cli:main"]},

@@ -7,9 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from megalm.cli_corpus_classifier import classifier_app
+
 corpus_app = typer.Typer(
     help="Make clean documents out of raw sources, and look into them.", no_args_is_help=True
 )
+corpus_app.add_typer(classifier_app, name="classifier")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
 

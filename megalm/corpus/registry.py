@@ -30,6 +30,8 @@ STEPS = {
     "rare_words": "megalm.corpus.clean.rare_words:RareWords",
     "bad_words": "megalm.corpus.clean.bad_words:BadWords",
     "pii": "megalm.corpus.clean.pii:Pii",
+    "quality_classifier": "megalm.corpus.classify.steps:QualityClassifier",
+    "toxicity_classifier": "megalm.corpus.classify.steps:ToxicityClassifier",
 }
 
 
