@@ -67,6 +67,12 @@ class RecipeFile(Section):
     keep_removed: bool = Field(
         False, description="Write the removed documents too, with step and reason, into OUTPUT/removed."
     )
+    removal_by_group: bool = Field(
+        False, description="Count for each step how many documents that mention a group it removes."
+    )
+    group_terms: Path | None = Field(
+        None, description="Term lists of one's own for removal_by_group, laid over those of megalm."
+    )
     executor: ExecutorSettings = Field(ExecutorSettings(), description="Where the tasks run.")
 
 
@@ -82,10 +88,15 @@ class Recipe(NamedTuple):
         """Directory of the corpus, absolute."""
         return Path(self.file.output).expanduser().absolute()
 
+    def files(self) -> list[Path]:
+        """The files beside the sources that the build reads."""
+        own = [self.file.group_terms] if self.file.group_terms else []
+        return own + [path for step in self.steps for path in step.files()]
+
     def resolved(self) -> dict[str, Any]:
         """The recipe with every option spelled out; the executor is left out, for it does not change the corpus."""
         return {
-            **self.file.model_dump(mode="json", include={"output", "tasks", "task_bytes", "keep_removed"}),
+            **self.file.model_dump(mode="json", exclude={"sources", "steps", "executor"}),
             "sources": [source.model_dump(mode="json") for source in self.sources],
             "steps": [{step.name: step.settings.model_dump(mode="json")} for step in self.steps],
         }

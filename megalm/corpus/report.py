@@ -12,6 +12,7 @@ from datatrove.pipeline.base import PipelineStep
 
 import megalm
 from megalm import atomic
+from megalm.corpus.bias.figures import figures_by_group
 from megalm.corpus.shards import shard_paths
 from megalm.corpus.tally import Tally
 from megalm.corpus.tasks import Ended
@@ -63,6 +64,7 @@ def make_report(output: Path, stages: Sequence[str], recipe: dict[str, Any]) -> 
     """The counts of all stages, added up over their tasks."""
     merged = [(stage, merge_counts(stage_folder(output, stage) / "counts")) for stage in stages]
     kept = merged[-1][1]["kept"][0]
+    steps = [{"stage": stage, **tally.to_json()} for stage, counts in merged for tally in counts["steps"]]
     return {
         "kind": "megalm corpus",
         "megalm": megalm.__version__,
@@ -70,9 +72,8 @@ def make_report(output: Path, stages: Sequence[str], recipe: dict[str, Any]) -> 
         "characters": kept.characters_out,
         "shards": [path.name for path in shard_paths(output / "documents")],
         "sources": [tally.to_json() for _, counts in merged for tally in counts["sources"]],
-        "steps": [
-            {"stage": stage, **tally.to_json()} for stage, counts in merged for tally in counts["steps"]
-        ],
+        "steps": steps,
+        **figures_by_group(steps),
         "kept": kept.to_json(),
         "recipe": recipe,
     }

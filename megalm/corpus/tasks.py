@@ -13,6 +13,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from megalm import atomic
+from megalm.corpus.bias.scan import GroupsOf
 from megalm.corpus.plan import read_parts
 from megalm.corpus.shards import ReadShards, Removals
 from megalm.corpus.sources.base import Part, Source
@@ -84,6 +85,7 @@ class TaskEnd(PipelineStep):
         progress: Path,
         removals: Removals | None,
         before: Ended | None,
+        groups: GroupsOf | None = None,
     ):
         super().__init__()
         self.before = before
@@ -93,6 +95,7 @@ class TaskEnd(PipelineStep):
         self.removals = removals
         for step in self.counting():
             step.removals = removals
+            step.groups = groups
 
     def counting(self) -> list[Step]:
         """The steps that count."""
