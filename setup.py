@@ -71,6 +71,7 @@ setup(
             "tiktoken",
             "hypothesis",
             "scikit-learn",  # tests hold the classifiers to its logistic regression and measures
+            "scipy",
         ],
     },
     entry_points={"console_scripts": ["megalm=megalm.cli:main"]},

@@ -24,6 +24,10 @@ _CLOSED = frozenset(
     till to today together tomorrow tonight too toward towards twice under underneath unless until up upon us very was we well were what
     whatever when whenever where whether which while who whom whose why will with within without would yesterday yet you""".split()
 )
+_NO_ADVERBS = frozenset(
+    "ally assembly belly bully daily deadly early elderly family fly friendly holy jolly likely lively lonely lovely monthly only "
+    "motherly fatherly sisterly brotherly reply silly supply ugly weekly womanly manly worldly yearly".split()
+)
 _LETTING = frozenset("let lets letting".split())
 
 
@@ -77,10 +81,14 @@ def _his(text: str, match: re.Match[str]) -> str:
 
 
 def _stands_alone(text: str, end: int) -> bool:
-    """Whether no noun phrase begins behind `end`: a mark, the end, or a word of the closed classes."""
-    found = _NEXT.match(text, end)
-    following = found[1] if found else None
-    return following is None or following.lower() in _CLOSED
+    """Whether no noun phrase begins behind `end`, adverbs left out: a mark, the end, or a word of the closed classes."""
+    while (found := _NEXT.match(text, end)) and (following := (found[1] or "").lower()):
+        if following in _CLOSED:
+            return True
+        if not following.endswith("ly") or following in _NO_ADVERBS:
+            return False
+        end = found.end()
+    return True
 
 
 def _in_case(word: str, like: str) -> str:
