@@ -12,7 +12,6 @@ from megalm.corpus.bias.representation import (
     PAIR_DOCUMENTS,
     PAIR_SENTENCES,
     SENTENCES,
-    axis_of,
 )
 from megalm.corpus.bias.scan import EVERY
 from megalm.corpus.bias.statistics import (
@@ -24,7 +23,7 @@ from megalm.corpus.bias.statistics import (
     relative_risk,
     share,
 )
-from megalm.corpus.bias.terms import ATTRIBUTE, DEROGATORY, PROFESSION
+from megalm.corpus.bias.terms import ATTRIBUTE, DEROGATORY, PROFESSION, axis_of
 from megalm.corpus.step import GROUPS_IN, GROUPS_REMOVED
 
 Figures = dict[str, Any]
@@ -45,11 +44,12 @@ def figures_by_group(steps: Sequence[dict[str, Any]]) -> Figures:
 
 
 def removal_by_group(steps: Sequence[dict[str, Any]]) -> list[Figures]:
-    """For each step that removed documents: the rate of removal of those that mention a group, against the others.
+    """For each step that removed documents: the rate of removal of those that mention a group.
 
-    `steps` are tallies as `Tally.to_json` gives them. `ratio` is the group's rate over that of all documents looked at;
-    `relative_risk` its rate over that of the documents without the group (statistics.relative_risk); `significant` says that
-    the difference is to be believed among all rows of the result (statistics.discoveries). Where several steps removed documents,
+    `steps` are tallies as `Tally.to_json` gives them. `ratio` is the group's rate over that of all documents looked at.
+    `relative_risk` (statistics.relative_risk) compares it with the documents that mention other groups of its axis and not this one,
+    because long documents mention more of everything; an axis as a whole (gender) is compared with those that mention no
+    group of it. `others_in` and `others_removed` count the compared. `significant` says that the difference is to be believed among all rows of the result (statistics.discoveries). Where several steps removed documents,
     a last entry ALL_STEPS adds them up: each document counts once, with the groups it had where it was removed or in the end.
     """
     counted = [step for step in steps if GROUPS_IN in step["tables"]]
@@ -74,11 +74,7 @@ def representation(steps: Sequence[dict[str, Any]]) -> list[Figures]:
 def _removals(step: dict[str, Any]) -> Figures:
     came, went = step["tables"][GROUPS_IN], step["tables"][GROUPS_REMOVED]
     total, removed = came[EVERY], went[EVERY]
-    rows = [
-        _removal_row(group, went.get(group, 0), count, removed, total)
-        for group, count in came.items()
-        if group != EVERY
-    ]
+    rows = [_removal_row(label, came, went) for label in came if label != EVERY]
     return {
         "stage": step.get("stage", ""),
         "step": step["step"],
@@ -100,17 +96,20 @@ def _all_steps(counted: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"step": ALL_STEPS, "tables": {GROUPS_IN: dict(sorted(came.items())), GROUPS_REMOVED: went}}
 
 
-def _removal_row(group: str, removed: int, count: int, all_removed: int, total: int) -> Figures:
-    risk = None
-    if count < total:
-        risk = relative_risk(removed, count, all_removed - removed, total - count)
+def _removal_row(label: str, came: dict[str, int], went: dict[str, int]) -> Figures:
+    count, removed = came[label], went.get(label, 0)
+    around = axis_of(label) if "." in label else EVERY
+    others, others_removed = came[around] - count, went.get(around, 0) - removed
     rate = share(removed, count)
+    risk = relative_risk(removed, count, others_removed, others) if others else None
     return {
-        "group": group,
+        "group": label,
         "documents_in": count,
         "removed": removed,
         **_named(rate, "rate", "low", "high"),
-        "ratio": _rounded(rate.value * total / all_removed),
+        "ratio": _rounded(rate.value * came[EVERY] / went[EVERY]),
+        "others_in": others,
+        "others_removed": others_removed,
         **_named(risk, "relative_risk", "relative_risk_low", "relative_risk_high", "p"),
     }
 

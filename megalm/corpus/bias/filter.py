@@ -8,9 +8,9 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megalm.config.suggest import nearest
-from megalm.corpus.bias.representation import TermsSettings, axis_of
+from megalm.corpus.bias.representation import TermsSettings
 from megalm.corpus.bias.scan import scan
-from megalm.corpus.bias.terms import DEROGATORY, Terms, load_terms
+from megalm.corpus.bias.terms import DEROGATORY, Terms, axis_of, load_terms
 from megalm.corpus.step import Filter
 from megalm.corpus.words import split
 from megalm.errors import UserError

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from megalm.config.section import Section
 from megalm.corpus.bias.scan import scan
-from megalm.corpus.bias.terms import load_terms
+from megalm.corpus.bias.terms import axis_of, load_terms
 from megalm.corpus.step import Filter
 from megalm.corpus.words import split
 
@@ -73,11 +73,6 @@ class Representation(Filter):
         if not groups or not words:
             return []
         return [f"{group}{BETWEEN}{word}" for group in _with_axes(groups) for word in words]
-
-
-def axis_of(label: str) -> str:
-    """The axis of a label: gender of gender.female."""
-    return label.partition(".")[0]
 
 
 def _with_axes(labels: Iterable[str]) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datatrove.data import Document
 
-from megalm.corpus.bias.terms import Terms, load_terms
+from megalm.corpus.bias.terms import Terms, axis_of, load_terms
 from megalm.corpus.words import split
 
 EVERY = "*"
@@ -105,7 +105,8 @@ class GroupsOf:
 
 
 def groups_of(document: Document, terms: Terms) -> list[str]:
-    """EVERY and the groups that the document mentions, such as gender.female; none where there is no text to look at."""
+    """EVERY, the groups that the document mentions and their axes (gender.female, gender); none without text to look at."""
     if not document.text or (found := scan(document, terms)) is None:
         return []
-    return [EVERY, *terms.groups.intersection(found.mentions)]
+    groups = terms.groups.intersection(found.mentions)
+    return [EVERY, *groups, *set(map(axis_of, groups))]

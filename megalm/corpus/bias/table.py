@@ -8,16 +8,18 @@ FEW = 5
 
 
 def removal_lines(figures: list[dict[str, Any]], top: int) -> Iterator[str]:
-    """For each step its `top` groups, those whose removal rate differs most from that of the other documents first."""
+    """For each step its `top` groups, those first that differ most surely from others of their axis."""
     for step in figures:
         rows = [
-            row for row in step["groups"] if row["documents_in"] >= FEW and row["relative_risk"] is not None
+            row
+            for row in step["groups"]
+            if "." in row["group"] and min(row["documents_in"], row["others_in"]) >= FEW
         ]
         if not rows:
             continue
         yield (
             f"{step['step']}: {step['removed']:,} of {step['documents_in']:,} documents removed "
-            f"({_percent(step['rate'])}); by group, against the documents without it (* beyond chance):"
+            f"({_percent(step['rate'])}); by group, against other groups of its axis (* beyond chance):"
         )
         yield from _table(
             (
@@ -27,6 +29,7 @@ def removal_lines(figures: list[dict[str, Any]], top: int) -> Iterator[str]:
                 "rate",
                 "95 % interval",
                 "ratio",
+                "others' rate",
                 "relative risk",
                 "95 % interval",
                 "",
@@ -41,7 +44,7 @@ def representation_lines(figures: dict[str, Any], top: int) -> Iterator[str]:
     if others := figures["documents_in_other_languages"]:
         yield f"{others:,} documents in other languages were passed by"
     head = ("", "documents", "share", "95 % interval", "mentions", "of axis", "per million words")
-    yield from _table(head, map(_mention_cells, figures["groups"]))
+    yield from _table(head, (_mention_cells(row) for row in figures["groups"] if row["documents"] >= FEW))
     words = sorted(figures["words_of"], key=lambda row: (-row["mentions"], row["group"]))
     yield from _table(head, map(_mention_cells, words[:top]))
     strong = [row for row in figures["associations"] if row["significant"] and row["expected"] >= FEW][:top]
@@ -61,6 +64,7 @@ def _removal_cells(row: dict[str, Any]) -> tuple[str, ...]:
         _percent(row["rate"]),
         f"{_percent(row['low'])} - {_percent(row['high'])}",
         f"{row['ratio']:.2f}",
+        _percent(row["others_removed"] / row["others_in"]),
         f"{row['relative_risk']:.2f}",
         f"{row['relative_risk_low']:.2f} - {row['relative_risk_high']:.2f}",
         "*" if row["significant"] else "",

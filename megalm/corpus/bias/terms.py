@@ -46,6 +46,11 @@ class TermsFile(Section):
         return lists
 
 
+def axis_of(label: str) -> str:
+    """The axis of a label: gender of gender.female."""
+    return label.partition(".")[0]
+
+
 class Term(NamedTuple):
     """A term as it is looked for: lower-case tokens, which of them need a capital, and the labels it stands for."""
 

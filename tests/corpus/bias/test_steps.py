@@ -93,7 +93,7 @@ def test_removal_rates_by_group_are_those_of_a_hand(inputs, tmp_path):
     report, documents = build(inputs, tmp_path / "out", steps, removal_by_group=True)
     assert (
         len(documents) == 6
-    )  # of each three: d1 and d3 stay, d2 falls to the second step, d0, d4, d5 to the first
+    )  # of the six texts 1 and 3 stay, 2 falls to the second step, 0, 4 and 5 to the first
     first, second, every = report["removal_by_group"]
     assert (first["step"], first["documents_in"], first["removed"]) == ("length", 15, 6)
     assert (second["documents_in"], second["removed"]) == (9, 3)
@@ -101,7 +101,13 @@ def test_removal_rates_by_group_are_those_of_a_hand(inputs, tmp_path):
     assert "*" not in rows and "gender.female" in rows and "profession.nurse" not in rows
     female = rows["gender.female"]
     assert (female["documents_in"], female["removed"], female["rate"]) == (6, 3, 0.5)
-    assert female["ratio"] == 1.25 and female["relative_risk"] == 1.5  # 3 of 6 against 3 of 9
+    assert female["ratio"] == 1.25 and (female["others_in"], female["others_removed"]) == (6, 0)  # he alone
+    assert female["relative_risk"] == 7.0 and female["relative_risk_low"] < 1  # 3.5 of 7 against 0.5 of 7
+    assert (rows["gender"]["documents_in"], rows["gender"]["removed"]) == (12, 3)
+    assert rows["gender"]["relative_risk"] == round(
+        (3.5 / 13) / (3.5 / 4), 6
+    )  # against 3 of 3: halves in all cells
+    assert rows["nationality.indian"]["relative_risk"] is None  # no other nationality
     assert rows["gender.male"]["removed"] == 0 and rows["nationality.indian"]["documents_in"] == 3
     rows = {row["group"]: row for row in every["groups"]}
     assert (every["step"], every["documents_in"], every["removed"]) == ("all steps", 15, 9)
