@@ -8,7 +8,7 @@ from pathlib import Path
 from datatrove.data import Document
 
 from megalm.corpus.bias.terms import Terms, axis_of, load_terms
-from megalm.corpus.words import split
+from megalm.corpus.words import Split, split
 
 EVERY = "*"
 """Stands for all documents that were looked at, beside the groups."""
@@ -21,17 +21,15 @@ _ABBREVIATIONS = frozenset("mr mrs ms dr prof st sr jr rev gen sen rep gov capt 
 class Scan:
     """The terms of one text: `places` are (number of the token, labels), in order."""
 
-    def __init__(self, tokens: list[str], terms: Terms):
-        self.tokens = tokens
+    def __init__(self, parts: Split, terms: Terms):
+        self.tokens = tokens = parts.tokens
         starts = terms.starts
-        lower = [token.lower() for token in tokens]
-        if any("’" in token for token in tokens if len(token) > 1):
+        lower = list(map(str.lower, tokens))
+        if "’" in parts.text:
             lower = [token.replace("’", "'") for token in lower]
         self.places: list[tuple[int, tuple[str, ...]]] = []
         covered = [0] * (len(terms.axes) + 1)
-        for place, first in enumerate(lower):
-            if first not in starts:
-                continue
+        for place, first in [(place, token) for place, token in enumerate(lower) if token in starts]:
             for axis, rest, capitals, labels in starts[first]:
                 end = place + 1 + len(rest)
                 if place < covered[axis]:
@@ -86,7 +84,7 @@ def scan(document: Document, terms: Terms) -> Scan | None:
     if document.metadata.get("language", terms.file.language) != terms.file.language:
         return None
     if _last is None or _last[0] is not document.text or _last[1] is not terms:
-        _last = document.text, terms, Scan(split(document).tokens, terms)
+        _last = document.text, terms, Scan(split(document), terms)
     return _last[2]
 
 

@@ -13,7 +13,7 @@ TERMS = load_terms()
 
 
 def mentions(text: str, terms=TERMS) -> dict[str, int]:
-    return dict(Scan(Split(text).tokens, terms).mentions)
+    return dict(Scan(Split(text), terms).mentions)
 
 
 def test_every_list_has_words_and_pairs_go_both_ways_once():
@@ -55,15 +55,15 @@ def test_terms_are_found_as_whole_words_in_their_case(text, label, count):
 
 
 def test_sentences_end_at_marks_not_at_abbreviations_and_long_ones_are_cut():
-    found = Scan(Split("Dr. Smith saw her. The nurse?! He left").tokens, TERMS)
+    found = Scan(Split("Dr. Smith saw her. The nurse?! He left"), TERMS)
     assert found.sentences == 3
     assert [sorted(labels) for labels in found.labels_of_sentences()] == [
         ["gender.female", "profession.doctor", "pronoun.she"],
         ["profession.nurse"],
         ["gender.male", "pronoun.he"],
     ]
-    assert Scan(["word"] * 101, TERMS).sentences == 3
-    assert Scan([], TERMS).sentences == 0 and Scan([".", "!"], TERMS).sentences == 0
+    assert Scan(Split("word " * 101), TERMS).sentences == 3
+    assert Scan(Split(""), TERMS).sentences == 0 and Scan(Split(". !"), TERMS).sentences == 0
 
 
 def test_groups_are_those_of_the_text_as_it_stands_now():
