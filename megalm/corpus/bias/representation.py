@@ -60,7 +60,7 @@ class Representation(Filter):
         self.tally.table(MENTIONS).update(found.mentions)
         self.tally.table(DOCUMENTS).update(_with_axes(found.mentions))
         pairs: set[str] = set()
-        for labels in found.labels_of_sentences():
+        for labels in found.labels_of_sentences(self._terms.groups):
             self.tally.table(SENTENCES).update(_with_axes(labels))
             together = self._pairs(labels)
             self.tally.table(PAIR_SENTENCES).update(together)

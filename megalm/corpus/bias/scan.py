@@ -64,10 +64,16 @@ class Scan:
         """How many sentences the text has; those of more than LONGEST tokens are cut."""
         return len(self._begins)
 
-    def labels_of_sentences(self) -> list[set[str]]:
-        """The labels in each sentence that holds any."""
+    def labels_of_sentences(self, groups: frozenset[str]) -> list[set[str]]:
+        """The labels in each sentence that holds any.
+
+        Words that name one of `groups` themselves (policeman) are left out, else they would stand beside it each time.
+        """
+        naming = {place for place, labels in self.places if labels[0] in groups}
         found: dict[int, set[str]] = {}
         for place, labels in self.places:
+            if place in naming and labels[0] not in groups:
+                continue
             found.setdefault(bisect_left(self._begins, place + 1), set()).update(labels)
         return list(found.values())
 

@@ -57,11 +57,14 @@ def test_terms_are_found_as_whole_words_in_their_case(text, label, count):
 def test_sentences_end_at_marks_not_at_abbreviations_and_long_ones_are_cut():
     found = Scan(Split("Dr. Smith saw her. The nurse?! He left"), TERMS)
     assert found.sentences == 3
-    assert [sorted(labels) for labels in found.labels_of_sentences()] == [
+    assert [sorted(labels) for labels in found.labels_of_sentences(TERMS.groups)] == [
         ["gender.female", "profession.doctor", "pronoun.she"],
         ["profession.nurse"],
         ["gender.male", "pronoun.he"],
     ]
+    own = Scan(Split("A policeman met a nurse"), TERMS)
+    assert own.mentions["profession.police_officer"] == 1
+    assert own.labels_of_sentences(TERMS.groups) == [{"gender.male", "profession.nurse"}]
     assert Scan(Split("word " * 101), TERMS).sentences == 3
     assert Scan(Split(""), TERMS).sentences == 0 and Scan(Split(". !"), TERMS).sentences == 0
 
