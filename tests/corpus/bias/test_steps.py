@@ -72,6 +72,8 @@ def test_counts_are_those_of_a_hand(inputs, tmp_path):
     assert nurse["pmi"] == 1.0 and nurse["low"] < nurse["odds_ratio"] < nurse["high"]
     assert nurse["odds_ratio"] == pytest.approx((6.5 / 3.5) / (0.5 / 9.5), rel=1e-5)
     assert rows["gender.male", "profession.nurse"]["pmi"] is None
+    lawyer = rows["gender.female", "profession.lawyer"]  # 3 of 9 sentences, 3 of the other 9
+    assert (lawyer["together"], lawyer["odds_ratio"], lawyer["pmi"]) == (3, 1.0, 0.0)
 
 
 def without_seconds(report):
