@@ -4,11 +4,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megalm import atomic
 from megalm.corpus.bias.filter import check_labels, count_with_axes
@@ -23,7 +23,7 @@ from megalm.splits import hash64
 class BalanceSettings(TermsSettings):
     """Options of the step `representation_balance`."""
 
-    ratio: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    ratio: dict[str, float] = Field(
         min_length=2,
         description="Wanted numbers of documents, one to another, by the group that each mentions most, such as "
         "{gender.female: 1, gender.male: 1}. Groups with more lose documents, until the ratio to the scarcest is met.",
@@ -31,6 +31,14 @@ class BalanceSettings(TermsSettings):
     min_keep: float = Field(
         0.1, ge=0, le=1, description="Least share of a group's documents that stays, whatever the ratio."
     )
+
+    @field_validator("ratio")
+    @classmethod
+    def _positive(cls, ratio: dict[str, float]) -> dict[str, float]:
+        for group, part in ratio.items():
+            if not part > 0:
+                raise ValueError(f"the part of {group} is {part}; give a number above 0")
+        return ratio
 
 
 class RepresentationBalance(Collective):

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
 
 from datatrove.data import Document
 from pydantic import Field
@@ -28,7 +27,7 @@ class RepresentationFilter(Filter):
     class Settings(TermsSettings):
         """Options of the step `representation_filter`."""
 
-        max_share: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        max_share: dict[str, float] = Field(
             {DEROGATORY: 0.01},
             min_length=1,
             description="Greatest share of the words by label, an axis or AXIS.GROUP, such as {derogatory: 0.01, derogatory.women: 0}.",

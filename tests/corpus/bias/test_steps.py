@@ -184,6 +184,12 @@ def test_an_unknown_label_names_the_nearest():
         step.start()
 
 
+def test_a_part_of_nothing_is_refused(inputs, tmp_path):
+    steps = [{"representation_balance": {"ratio": {"gender.male": 0, "gender.female": 1}}}]
+    with pytest.raises(UserError, match=r"the part of gender.male is 0.0; give a number above 0"):
+        build(inputs, tmp_path / "out", steps)
+
+
 def test_kept_shares_meet_the_ratio_to_the_scarcest():
     counts = {"a": 100, "b": 400, "c": 50}
     assert kept_shares(counts, {"a": 1, "b": 1}, 0) == {"a": 1, "b": 0.25}
