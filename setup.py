@@ -63,6 +63,7 @@ setup(
             *CORPUS,
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             "mypy",
             "types-PyYAML",

@@ -1,6 +1,39 @@
-"""What holds for every test."""
+"""What holds for every test: threads, how many run side by side, and what is compiled meanwhile."""
 
 import os
 
+import psutil
+import pytest
+
+from tests import operators as compiled
+
 # Several processes share the cores; set before torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MEMORY_OF_A_WORKER = 4 << 30  # pytest, with torch imported, and the worlds of processes that its tests start
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes that share the tests under `-n auto`."""
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().total // MEMORY_OF_A_WORKER))
+
+
+def test_run(config: pytest.Config) -> str:
+    """A name that all processes of this run of pytest know."""
+    return getattr(config, "workerinput", {}).get("testrunuid", str(os.getpid()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that wait for a compiler come last."""
+    items.sort(key=lambda item: "operators" in item.fixturenames)
+    wanted = bool(items) and "operators" in items[-1].fixturenames
+    first = getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0"
+    if wanted and first and not config.option.collectonly:
+        config.add_cleanup(compiled.start(test_run(config)))
+
+
+@pytest.fixture(scope="session")
+def operators(request: pytest.FixtureRequest) -> None:
+    """Waits until DeepSpeed's C++ operators are compiled, or have turned out not to compile here."""
+    with compiled.locked(compiled.lock_of(test_run(request.config))):
+        pass

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Lint, format, types and all tests, in an environment of its own. Arguments go to pytest: bash tests/run.sh -k gpt -x
+# The tests run in as many processes as there are cores and memory for (`-n 0`: in one, for --pdb or to see output at once).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,5 +17,6 @@ check ruff format --check .
 check mypy megalm
 echo "== pytest $*"
 if [ ${#failed[@]} -gt 0 ]; then echo "FAILED before the tests: $(IFS=';'; echo "${failed[*]}")"; fi
-"$bin/python" -m pytest "$@"
+# a process that has nothing left takes half of what another still has
+"$bin/python" -m pytest -n auto --dist worksteal "$@"
 [ ${#failed[@]} -eq 0 ]
