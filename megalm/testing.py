@@ -1,6 +1,6 @@
 """Runs functions on worlds of gloo processes in tests: `run_distributed(fn, world_size, *args)`.
 
-Importing torch and Megatron-Core takes seconds, so one process does it once and forks the workers of every world, and a
+Importing torch, Megatron-Core and the engines takes seconds, so one process does it once and forks the workers of every world, and a
 world serves many calls. Workers see no GPU and use one thread each.
 """
 
@@ -229,8 +229,8 @@ def _nursery_main(descriptor: int) -> None:
     from megalm.parallel import cpu
 
     cpu.install()
-    import megatron.core.models.gpt.gpt_model
-    import megatron.core.optimizer.optimizer  # noqa: F401
+    # with all that an engine needs: what is imported here, no worker of any world imports again
+    import megalm.engine.build  # noqa: F401
 
     gc.collect()
     gc.freeze()

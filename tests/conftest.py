@@ -13,14 +13,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 MEMORY_OF_A_WORKER = 4 << 30  # pytest, with torch imported, and the worlds of processes that its tests start
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Processes that share the tests under `-n auto`."""
     return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().total // MEMORY_OF_A_WORKER))
 
 
-def test_run(config: pytest.Config) -> str:
-    """A name that all processes of this run of pytest know."""
-    return getattr(config, "workerinput", {}).get("testrunuid", str(os.getpid()))
+def pytest_configure(config: pytest.Config) -> None:
+    """Name this run of pytest, and end with it what it began."""
+    if not hasattr(config, "workerinput"):
+        os.environ[compiled.RUN] = str(os.getpid())
+        config.add_cleanup(compiled.end)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,11 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = bool(items) and "operators" in items[-1].fixturenames
     first = getattr(config, "workerinput", {}).get("workerid", "gw0") == "gw0"
     if wanted and first and not config.option.collectonly:
-        config.add_cleanup(compiled.start(test_run(config)))
+        compiled.start()
 
 
 @pytest.fixture(scope="session")
-def operators(request: pytest.FixtureRequest) -> None:
+def operators() -> None:
     """Waits until DeepSpeed's C++ operators are compiled, or have turned out not to compile here."""
-    with compiled.locked(compiled.lock_of(test_run(request.config))):
+    with compiled.locked():
         pass

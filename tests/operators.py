@@ -1,4 +1,4 @@
-"""Compiles DeepSpeed's C++ operators while other tests run; `python -m tests.operators DESCRIPTOR` is the process that does.
+"""Compiles DeepSpeed's C++ operators while other tests run; `python -m tests.operators` is the process that does.
 
 Compiling takes minutes the first time. Tests that need the operators ask for the fixture `operators`, come last, and wait.
 """
@@ -10,32 +10,34 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 BUILDERS = ("CPUAdamBuilder", "AsyncIOBuilder")
-NICE = 5  # the tests that run meanwhile go first
+NICE = 2  # the tests that run meanwhile go first
+JOBS = "2"  # files at once; each takes up to 1.5 GB
+RUN = "MEGALM_TEST_RUN"  # environment variable: which run of pytest this is
 
 
-def lock_of(run: str) -> Path:
-    """The file that is locked for as long as the operators of test run `run` are being compiled."""
-    return Path(tempfile.gettempdir()) / f"megalm-operators-{os.getuid()}-{run}"
+def lock() -> Path:
+    """The file that is locked for as long as the operators are being compiled; all processes of a run of pytest name the same."""
+    return Path(tempfile.gettempdir()) / f"megalm-operators-{os.environ[RUN]}"
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Hold the lock; gives its descriptor."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+def locked(wait: bool = True) -> Iterator[int]:
+    """Hold the lock; gives the file's descriptor. BlockingIOError if somebody has it and `wait` is not set."""
+    descriptor = os.open(lock(), os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def start(run: str) -> Callable[[], None]:
-    """Start to compile, in a process that holds the lock; returns what ends it."""
-    with locked(lock_of(run)) as descriptor:  # the process inherits the lock
+def start() -> None:
+    """Start to compile, in a process that holds the lock until it ends."""
+    with locked() as descriptor:  # the process inherits the lock
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.operators"],
             cwd=Path(__file__).parents[1],
@@ -46,18 +48,27 @@ def start(run: str) -> Callable[[], None]:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        os.write(descriptor, str(process.pid).encode())
 
-    def end() -> None:
+
+def end() -> None:
+    """Stop the compiling, if it is still going on."""
+    if not lock().exists():
+        return
+    try:
+        with locked(wait=False):
+            pass
+    except BlockingIOError:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)  # the compilers too
-        process.wait()
-        lock_of(run).unlink(missing_ok=True)
-
-    return end
+            os.killpg(int(lock().read_text()), signal.SIGTERM)  # the compilers too
+        with locked():
+            pass
+    lock().unlink()
 
 
 def main() -> None:
     os.nice(NICE)
+    os.environ.setdefault("MAX_JOBS", JOBS)
     # torch takes its lock of the build folder away on the way out, so leave by an exception
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     import torch

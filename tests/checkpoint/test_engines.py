@@ -90,6 +90,7 @@ def test_weights_alone_become_what_adam_updates(tmp_path: Path, data: Path, save
             assert written[name].equal(tensor), name
 
 
+@pytest.mark.usefixtures("operators")
 @pytest.mark.parametrize("target", ["DeepSpeed, ZeRO-2", "DeepSpeed, ZeRO-3"])
 def test_offloaded_state_is_saved_and_loaded_too(tmp_path: Path, data: Path, saved, target: str) -> None:
     source, tensors, losses, norms = saved("TP2", moves.padded("TP2"))

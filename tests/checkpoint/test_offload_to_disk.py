@@ -47,7 +47,7 @@ def problem_of_disk() -> str | None:
 
 
 @pytest.fixture(scope="module")
-def asynchronous_io() -> None:
+def asynchronous_io(operators: None) -> None:
     (problem,) = run_distributed(problem_of_disk, 1)
     if problem:
         pytest.skip(f"DeepSpeed's asynchronous I/O cannot be compiled here: {problem}")

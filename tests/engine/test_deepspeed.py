@@ -252,7 +252,8 @@ def test_offloaded_to_the_cpu_the_same_numbers_come_out_of_torchs_adamw(dtype: s
         check_offloaded(dtype)
 
 
-@pytest.mark.slow  # compiles a C++ extension the first time
+@pytest.mark.slow
+@pytest.mark.usefixtures("operators")
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_offloaded_to_the_cpu_the_same_numbers_come_out_of_deepspeeds_cpu_adam(dtype: str) -> None:
     if not run_distributed(runs_in_cpu_adam, 1)[0]:
