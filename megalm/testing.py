@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from megalm import launch
+from megalm.errors import UserError
 
 MAX_THREADS = 150  # each group that a call left behind wakes its threads a hundred times a second: time for fresh processes
 MAX_WORLDS = 3  # kept alive at once; the one unused for longest makes room
@@ -229,8 +230,14 @@ def _nursery_main(descriptor: int) -> None:
     from megalm.parallel import cpu
 
     cpu.install()
+    import torch
+
     # with all that an engine needs: what is imported here, no worker of any world imports again
     import megalm.engine.build  # noqa: F401
+    from megalm.engine.deepspeed_setup import import_deepspeed
+
+    with contextlib.suppress(UserError):  # it need not be installed
+        import_deepspeed(torch.device("cpu"))
 
     gc.collect()
     gc.freeze()
@@ -319,6 +326,7 @@ def _clean_up() -> None:
     from megatron.core.tensor_parallel import random as megatron_random
 
     gc.collect()
+    _pass_over_imports()
     dist.barrier()  # a peer may still be using a group
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
@@ -329,3 +337,14 @@ def _clean_up() -> None:
     megatron_random.get_cuda_rng_tracker().reset()
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
+
+
+_modules = 0
+
+
+def _pass_over_imports() -> None:
+    """After an import, keep the collector from looking at all of it again in every call: a tenth of a second each time."""
+    global _modules
+    if len(sys.modules) != _modules:
+        gc.freeze()
+        _modules = len(sys.modules)
