@@ -5,6 +5,7 @@ import os
 import psutil
 import pytest
 
+from megalm.launch import available_cores
 from tests import operators as compiled
 
 # Several processes share the cores; set before torch is imported, which reads it once.
@@ -16,7 +17,7 @@ MEMORY_OF_A_WORKER = 4 << 30  # pytest, with torch imported, and the worlds of p
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Processes that share the tests under `-n auto`."""
-    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().total // MEMORY_OF_A_WORKER))
+    return max(1, min(available_cores(), psutil.virtual_memory().total // MEMORY_OF_A_WORKER))
 
 
 def pytest_configure(config: pytest.Config) -> None:
