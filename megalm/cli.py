@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 import megalm
-from megalm import launch
+from megalm import atomic, launch
 from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
@@ -26,7 +26,6 @@ _USERS_FILES = {
     errno.EACCES,
     errno.EEXIST,
     errno.EISDIR,
-    errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
@@ -91,6 +90,9 @@ def _mistake(error: Exception) -> str | None:
         bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
         line = "No sub-command given." if bare else " ".join(error.format_message().split())
         return f"{line} (see `{where} --help`)"
+    if isinstance(error, OSError) and error.errno in atomic.FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free some space there, then give the command again"
     if isinstance(error, OSError) and error.errno in _USERS_FILES:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; check the path, its permissions and the space left"

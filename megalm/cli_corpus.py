@@ -121,13 +121,14 @@ def crawl(
     max_pages: Annotated[int, typer.Option(min=1, help="Stop after so many pages.")] = 100,
     delay: Annotated[float, typer.Option(min=0, help="Seconds between two requests.")] = 1.0,
     agent: Annotated[str | None, typer.Option(help="What the crawler calls itself.")] = None,
+    max_depth: Annotated[int, typer.Option(min=0, help="Follow so many links in a row at most.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Read the pages of one site, as its robots.txt allows; repeat the command to go on after a kill."""
     from megalm.corpus.crawl import AGENT
     from megalm.corpus.crawl import crawl as crawl_site
 
-    counts = crawl_site(url, output, max_pages, delay, agent or AGENT)
+    counts = crawl_site(url, output, max_pages, delay, agent or AGENT, max_depth)
     line = "  ".join(f"{name} {count:,}" for name, count in counts.items())
     typer.echo(json.dumps({"output": str(output), **counts}) if as_json else f"{output}  {line}")
 

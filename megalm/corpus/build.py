@@ -45,7 +45,7 @@ def build_corpus(recipe: Recipe, overwrite: bool = False, progress: bool = False
     plan = Plan.make(recipe)
     output = recipe.output
     work = output / "work"
-    with _locked(work):
+    with atomic.name_full_disk(output), _locked(work):
         _refuse_queued(work)
         if overwrite:
             _clear(output)
@@ -111,8 +111,9 @@ def _run(recipe: Recipe, stages: list[Stage], progress: bool) -> Report | None:
         begin_progress(folder / "progress", stage.tasks)
     if settings.kind == "slurm":
         with_logs = [(stage, folder / "logs") for stage, folder in zip(stages, folders, strict=True)]
-        jobs = submit_slurm(with_logs, settings)
-        atomic.write_text(recipe.output / "work" / "slurm.json", json.dumps(jobs))
+        path = recipe.output / "work" / "slurm.json"
+        atomic.write_text(path, "[]")
+        submit_slurm(with_logs, settings, lambda jobs: atomic.write_text(path, json.dumps(jobs)))
         return None
     run = run_local if settings.kind == "local" else run_ray
     documents: int | None = None

@@ -46,7 +46,7 @@ def to_line(document: Document) -> bytes:
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
     try:
         return orjson.dumps(value, default=str, option=options)
-    except TypeError:  # half of a surrogate pair, which UTF-8 cannot hold
+    except TypeError:  # half of a surrogate pair, which UTF-8 cannot hold, or a number of more than 64 bits
         return orjson.dumps(_mend(value), default=str, option=options)
 
 
@@ -127,6 +127,8 @@ def open_shard(folder: Path, rank: int) -> Iterator[Any]:
 def _mend(value: Any) -> Any:
     if isinstance(value, str):
         return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return float(value) if abs(value) < 10**300 else str(value)
     if isinstance(value, dict):
         return {_mend(key): _mend(item) for key, item in value.items()}
     return [_mend(item) for item in value] if isinstance(value, list | tuple) else value

@@ -14,6 +14,9 @@ from megalm.corpus.sources.text import cut_lines
 
 Row = dict[str, Any]
 
+DEEPEST = 200
+"""Levels of metadata; the library that writes shards takes 254."""
+
 
 class Table(Source):
     """Rows with columns."""
@@ -41,6 +44,9 @@ class Table(Source):
         left_out = {self.text_key, self.id_key, *(["metadata"] if isinstance(inner, dict) else [])}
         names = columns if self.keep is None else self.keep
         metadata = {name: columns[name] for name in names if name in columns and name not in left_out}
+        if _deeper(metadata.values(), DEEPEST):
+            counters["broken"] += 1
+            return None
         document = self.document(file, place, text, metadata)
         if id not in (None, ""):
             document.id = str(id)
@@ -143,6 +149,20 @@ def _loads_leniently(line: bytes, counters: Counter[str]) -> Any:
         return json.loads(decode(line, counters))
     except (ValueError, RecursionError):
         return None
+
+
+def _deeper(values: Iterable[Any], levels: int) -> bool:
+    """Whether lists and objects stand in each other more than `levels` deep."""
+    for _ in range(levels):
+        values = [
+            inner
+            for value in values
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not values:
+            return False
+    return True
 
 
 def _readable(rows: Any, counters: Counter[str]) -> Iterator[list[str]]:
