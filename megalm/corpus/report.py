@@ -108,7 +108,8 @@ def report_path(output: Path) -> Path:
 
 def write_report(output: Path, report: Report) -> None:
     """Write the report in one step."""
-    atomic.write_text(report_path(output), json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    atomic.write_bytes(report_path(output), text.encode("utf-8", "replace"))  # names of files may be no UTF-8
 
 
 def read_report(output: Path) -> Report | None:

@@ -47,7 +47,7 @@ def to_line(document: Document) -> bytes:
     try:
         return orjson.dumps(value, default=str, option=options)
     except TypeError:  # half of a surrogate pair, which UTF-8 cannot hold, or a number of more than 64 bits
-        return orjson.dumps(_mend(value), default=str, option=options)
+        return orjson.dumps(mend(value), default=str, option=options)
 
 
 class ReadShards(PipelineStep):
@@ -124,11 +124,12 @@ def open_shard(folder: Path, rank: int) -> Iterator[Any]:
         yield stream
 
 
-def _mend(value: Any) -> Any:
+def mend(value: Any) -> Any:
+    """A value of JSON with U+FFFD for halves of surrogate pairs, and numbers that others can read."""
     if isinstance(value, str):
         return _SURROGATES.sub("\ufffd", value)
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         return float(value) if abs(value) < 10**300 else str(value)
     if isinstance(value, dict):
-        return {_mend(key): _mend(item) for key, item in value.items()}
-    return [_mend(item) for item in value] if isinstance(value, list | tuple) else value
+        return {mend(key): mend(item) for key, item in value.items()}
+    return [mend(item) for item in value] if isinstance(value, list | tuple) else value

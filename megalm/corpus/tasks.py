@@ -117,7 +117,7 @@ class TaskEnd(PipelineStep):
             "steps": [step.tally.to_json() for step in self.counting()],
             "kept": kept.to_json(),
         }
-        atomic.write_text(self.folder / f"{rank:05d}.json", json.dumps(record, ensure_ascii=False))
+        atomic.write_text(self.folder / f"{rank:05d}.json", json.dumps(record))
 
     def _watch(self, data: Any, kept: Tally, rank: int) -> Iterator[Document]:
         with open(self.progress, "r+b") as file, mmap.mmap(file.fileno(), 0) as counts:

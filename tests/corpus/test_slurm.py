@@ -99,7 +99,7 @@ def test_jobs_that_were_ended_amid_and_submitted_again_give_the_bytes_of_a_local
         ["COMPLETED", "FAILED" if end == "killed" else "CANCELLED"]
     )
     assert {state for job in later for state in cluster.states(job).values()} == {"CANCELLED"}
-    assert not list(output.glob("documents/*.zst"))
+    assert len(list(output.glob("documents/*.zst"))) == 1 and not (output / "report.json").exists()
     assert submit(inputs, output, steps) == 0
     cluster.wait()
     assert len(cluster.states(jobs_of(output)[0])) == 1  # the finished task is not done again
@@ -117,7 +117,7 @@ def test_what_sbatch_refuses_is_one_line_in_its_words_and_nothing_stays_queued(
     line = capfd.readouterr().err
     assert "unrecognized option '--colour=red'" in line and line.count("\n") == 1
     # The second stage alone is refused: it has more tasks than the cluster lets an array have.
-    assert submit(inputs, tmp_path / "a", ["wide"], sbatch={"hold": ""}, max_array_size=5000) == 2
+    assert submit(inputs, tmp_path / "b", ["wide"], sbatch={"hold": ""}, max_array_size=5000) == 2
     line = capfd.readouterr().err
     assert "stage 01-wide-all: Batch job submission failed: Invalid job array specification" in line
     assert line.count("\n") == 1

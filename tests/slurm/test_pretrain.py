@@ -32,6 +32,11 @@ def submit(slurm, monkeypatch: pytest.MonkeyPatch, config: Path, log: Path) -> s
     return slurm.call("sbatch", "--parsable", *options, "launch/pretrain.sbatch", str(config)).strip()
 
 
+def stops(run: Path) -> list[str]:
+    """What the run said when it was told to end."""
+    return [event for event in events(run) if event.startswith("stopped")]
+
+
 def test_two_nodes_train_save_at_the_time_limit_and_at_preemption_and_go_on(slurm, tmp_path, monkeypatch):
     run = tmp_path / "run"
     settings = (ZERO1, f"train.steps={ENDLESS}", f"checkpoint.interval={ENDLESS}")
@@ -49,11 +54,9 @@ def test_two_nodes_train_save_at_the_time_limit_and_at_preemption_and_go_on(slur
 
     try:
         slurm.until(lambda: is_beyond(3))
-        slurm.call(
-            "scancel", "--batch", "--signal=USR1", job
-        )  # what --signal asks SLURM for before the time limit
-        slurm.until(lambda: bool(events(run)))
-        (stop,) = events(run)
+        slurm.call("scancel", "--batch", "--signal=USR1", job)  # as --signal has it before the time limit
+        slurm.until(lambda: bool(stops(run)))
+        (stop,) = stops(run)
         (saved,) = list_checkpoints(run)
         assert stop.startswith(f"stopped on request after step {saved}, saved")
         slurm.until(lambda: is_beyond(saved + 3))
@@ -65,4 +68,4 @@ def test_two_nodes_train_save_at_the_time_limit_and_at_preemption_and_go_on(slur
     steps = [line["step"] for line in step_lines(run)]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > saved + 3
     assert list(list_checkpoints(run))[-1] == len(steps)
-    assert events(run)[-1].startswith(f"stopped on request after step {len(steps)}, saved")
+    assert stops(run)[-1].startswith(f"stopped on request after step {len(steps)}, saved")

@@ -9,6 +9,7 @@ import orjson
 from datatrove.data import Document
 from pydantic import Field
 
+from megalm.corpus.shards import mend
 from megalm.corpus.sources.base import InputFile, Part, Source, decode, open_binary, read_lines
 from megalm.corpus.sources.text import cut_lines
 
@@ -145,10 +146,14 @@ def _loads_leniently(line: bytes, counters: Counter[str]) -> Any:
     """A line with invalid UTF-8, a byte order mark or half of a surrogate pair; None where it is no JSON."""
     import json
 
+    damage: Counter[str] = Counter()
+    text = decode(line, damage)
     try:
-        return json.loads(decode(line, counters))
+        value = mend(json.loads(text))
     except (ValueError, RecursionError):
         return None
+    counters["invalid_utf8"] += bool(damage or "\\ud" in text.lower())
+    return value
 
 
 def _deeper(values: Iterable[Any], levels: int) -> bool:

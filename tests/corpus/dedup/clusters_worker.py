@@ -1,6 +1,5 @@
 """Joins the pairs of so many documents in clusters of four and prints by how much the memory in use grew at its peak."""
 
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from megalm.corpus.dedup import clusters, runs
 from megalm.corpus.dedup.catalog import ENTRY, documents_in, number_of
 from megalm.corpus.dedup.clusters import Cluster, decisions_of
 from megalm.corpus.dedup.runs import RunWriter
+from tests.memory import peak_bytes, reset_peak
 
 SHARDS = 4
 
@@ -46,14 +46,14 @@ def check(folder: Path) -> None:
 
 
 def main(count: int) -> None:
-    runs.RUN_BYTES = 1 << 18
-    clusters.PAIRS_AT_ONCE = clusters.DOCUMENTS_AT_ONCE = 1 << 14
+    runs.RUN_BYTES = 1 << 20
+    clusters.PAIRS_AT_ONCE = clusters.DOCUMENTS_AT_ONCE = 1 << 16
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, count)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = reset_peak()
         Cluster(folder, [], "pairs").work((), 0, 1)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+        print(peak_bytes() - before)
         check(folder)
 
 
