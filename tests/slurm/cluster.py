@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import re
 import secrets
 import shlex
 import shutil
@@ -119,6 +120,11 @@ class Cluster:
         """The state of a job, or of each task of an array, by id; states of ended jobs are kept."""
         records = self.call("scontrol", "show", "job", "--oneliner", job).splitlines()
         return dict(map(_id_and_state, filter(None, records)))
+
+    def restarts(self, job: str) -> int:
+        """How often a job was requeued."""
+        record = self.call("scontrol", "show", "job", "--oneliner", job)
+        return int(re.search(r" Restarts=(\d+)", record)[1])
 
     def wait(self) -> None:
         """Return when no job waits or runs any more."""
