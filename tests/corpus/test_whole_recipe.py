@@ -75,30 +75,31 @@ def test_all_steps_together_and_any_dealing_out_gives_the_same_bytes(inputs, tmp
     assert {step["step"]: step["removed"] for step in other_report["steps"]} == removed
 
 
-@pytest.mark.slow
+def killed_build(inputs, output, renames: int) -> int:
+    """Build in a forked process that kills itself before a rename when so many are done; its exit code."""
+    child = os.fork()
+    if child == 0:
+        try:
+            replace, left = os.replace, itertools.count(renames, -1)
+
+            def fatal(source, target, **options):
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(source, target, **options)
+
+            os.replace = fatal
+            build(inputs, output, tasks=1, workers=1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def test_a_build_killed_again_and_again_in_every_stage_gives_the_same_bytes(inputs, tmp_path):
-    """Killed before a rename, each time somewhat later; the next build goes on from what the last has left."""
+    """Each time somewhat later, for a task has several renames; the next build goes on from what the last has left."""
     _, shards = build(inputs, tmp_path / "whole", tasks=1, workers=1)
     kills, stages = 0, set()
-    while True:
-        child = os.fork()
-        if child == 0:
-            try:
-                replace, left = os.replace, itertools.count(3 + 2 * kills, -1)
-
-                def fatal(source, target, **options):
-                    if next(left) == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    replace(source, target, **options)
-
-                os.replace = fatal
-                build(inputs, tmp_path / "killed", tasks=1, workers=1)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status != -signal.SIGKILL:
-            break
+    while (status := killed_build(inputs, tmp_path / "killed", 3 + 2 * kills)) == -signal.SIGKILL:
         kills += 1
         stages.add(len(list((tmp_path / "killed/work").glob("*/logs"))))
     assert status == 0 and kills > 8 and len(stages) > 5
