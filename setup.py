@@ -30,7 +30,9 @@ setup(
     description="Train large language models on any layout of processes, with the same answer on each.",
     license="Apache-2.0",
     packages=find_packages(include=["megalm", "megalm.*"]),
-    package_data={"megalm.tokenizer": ["templates/*.jinja"]},
+    package_data={
+        package: ["templates/*.jinja"] for package in ("megalm.tokenizer", "megalm.corpus", "megalm.html")
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from megalm.config.load import explain, override, read_yaml
 from megalm.config.section import Section
 from megalm.corpus.registry import step_class
+from megalm.corpus.route import Route, RouteSettings
 from megalm.corpus.sources import source_class
 from megalm.corpus.sources.base import Source
 from megalm.corpus.step import Collective, Step
@@ -67,6 +68,9 @@ class RecipeFile(Section):
     keep_removed: bool = Field(
         False, description="Write the removed documents too, with step and reason, into OUTPUT/removed."
     )
+    route: RouteSettings | None = Field(
+        None, description="Write the documents into folders, such as one for each language."
+    )
     executor: ExecutorSettings = Field(ExecutorSettings(), description="Where the tasks run.")
 
 
@@ -82,10 +86,14 @@ class Recipe(NamedTuple):
         """Directory of the corpus, absolute."""
         return Path(self.file.output).expanduser().absolute()
 
+    def all_steps(self) -> list[Step | Collective]:
+        """The steps, and at their end what writes the documents into folders."""
+        return [*self.steps, *([Route(self.file.route)] if self.file.route else [])]
+
     def resolved(self) -> dict[str, Any]:
         """The recipe with every option spelled out; the executor is left out, for it does not change the corpus."""
         return {
-            **self.file.model_dump(mode="json", include={"output", "tasks", "task_bytes", "keep_removed"}),
+            **self.file.model_dump(mode="json", exclude={"sources", "steps", "executor"}),
             "sources": [source.model_dump(mode="json") for source in self.sources],
             "steps": [{step.name: step.settings.model_dump(mode="json")} for step in self.steps],
         }
