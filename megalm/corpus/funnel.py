@@ -67,7 +67,9 @@ def funnel_lines(rows: Sequence[FunnelRow]) -> list[str]:
 def _cells(row: FunnelRow) -> tuple[str, ...]:
     name = f"+ {row.name}" if row.kind == "source" else row.name
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in row.reasons[:_MOST_REASONS])
+    reasons = ", ".join(
+        f"{reason.removeprefix(f'{row.name}.')} {count:,}" for reason, count in row.reasons[:_MOST_REASONS]
+    )
     more = len(row.reasons) - _MOST_REASONS
     return (
         name,

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from megalm.corpus.funnel import FunnelRow, funnel
 from megalm.corpus.report_bias import removal_table, representation_tables
-from megalm.html.chart import Chart, Shown, first, make_chart
+from megalm.html.chart import Shown, first, make_chart
 from megalm.html.numbers import counted, duration, percent, short
 from megalm.html.page import render
 from megalm.html.picture import strip
@@ -40,6 +40,7 @@ def draw_page(report: Report) -> str:
             "report": report,
             "title": Path(str(report["recipe"].get("output", ""))).name or "corpus",
             "read": read,
+            "raw_pages": any(step["step"] == "extract" for step in report["steps"]),
             "figures": _figures(report, rows, read),
             "funnel": _funnel(rows),
             "steps": _steps(report),
@@ -48,7 +49,7 @@ def draw_page(report: Report) -> str:
             "sources": first(report["sources"], MOST_ROWS),
             "damage": _damage(report),
             "folders": _folders(report.get("folders", [])),
-            "charts": first(list(_charts(report)), MOST_CHARTS),
+            "charts": _charts(report),
             "kept_samples": report["kept"]["samples"].get("kept", []),
             "removed_samples": _samples(report),
             "removal": removal_table(report.get("removal_by_group", [])),
@@ -138,7 +139,7 @@ def _folders(folders: Sequence[Mapping[str, Any]]) -> Shown:
     return Shown([(folder, strip((folder["documents"] / most, "kept"))) for folder in shown.rows], shown.more)
 
 
-def _charts(report: Report) -> list[Chart]:
+def _charts(report: Report) -> Shown:
     """Lengths, languages and sources before and after, then all that steps observed."""
     kept = report["kept"]["histograms"]
     lengths: Counter[str] = Counter()
@@ -147,20 +148,24 @@ def _charts(report: Report) -> list[Chart]:
     languages: Counter[str] = Counter()
     for step in report["steps"]:
         languages.update(step["histograms"].get("language", {}) if step["step"] == "language" else {})
-    charts = [_before_and_after("Characters of a document", lengths, kept.get("characters", {}))]
-    if kept.get("language") or languages:
-        charts.append(_before_and_after("Language", languages, kept.get("language", {})))
+    found = [
+        ("Characters of a document", {"before": lengths, "kept": kept.get("characters", {})}),
+        ("Language", {"before": languages, "kept": kept.get("language", {})}),
+    ]
     if len(kept.get("source", {})) > 1:
-        charts.append(make_chart("Source", {"kept": kept["source"]}))
-    for step in report["steps"]:
-        for name, histogram in step["histograms"].items():
-            if name not in ("characters", "language", "folder"):
-                charts.append(make_chart(f"{step['step']}: {name}", {"documents": histogram}))
-    return charts
-
-
-def _before_and_after(title: str, before: Mapping[str, int], after: Mapping[str, int]) -> Chart:
-    return make_chart(title, {"before": before, "kept": after} if before else {"kept": after})
+        found.append(("Source", {"kept": kept["source"]}))
+    found += [
+        (f"{step['step']}: {name}", {"documents": histogram})
+        for step in report["steps"]
+        for name, histogram in step["histograms"].items()
+        if name not in ("characters", "language", "folder")
+    ]
+    told = [
+        (title, {name: histogram for name, histogram in series.items() if histogram})
+        for title, series in found
+    ]
+    shown = first([chart for chart in told if chart[1]], MOST_CHARTS)
+    return Shown([make_chart(*chart) for chart in shown.rows], shown.more)
 
 
 def _samples(report: Report) -> Shown:

@@ -55,9 +55,7 @@ class Step(PipelineStep, ABC):
         languages = getattr(self.settings, "languages", None)
         if languages is None or document.metadata.get("language") in languages:
             return True
-        self.count(
-            "documents passed by" if "language" in document.metadata else "documents of no language passed by"
-        )
+        self.count("in other languages" if "language" in document.metadata else "of no known language")
         return False
 
     def start(self) -> None:

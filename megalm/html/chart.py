@@ -8,7 +8,7 @@ from markupsafe import Markup
 from megalm.html.bins import make_bins
 from megalm.html.picture import columns, strip
 
-MOST_LABELS = 15
+MOST_LABELS = 12
 STYLES = ("before", "kept")
 
 

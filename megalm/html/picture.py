@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 360, 180
 """Of a chart, in pixels on a narrow screen: text must be large enough to read there."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 10, 22
 _MOST_TICKS = 6
+_WIDEST_SLOT = 40.0
 _THINNEST = 0.004
 
 
@@ -58,7 +59,7 @@ def columns(bins: Sequence[Bin], names: Sequence[str], styles: Sequence[str], ti
     """
     most = max((max(bin.counts) for bin in bins), default=0) or 1
     ticks = _ticks(most)
-    slot = (WIDTH - _LEFT - _RIGHT) / len(bins)
+    slot = min((WIDTH - _LEFT - _RIGHT) / len(bins), _WIDEST_SLOT)
     scale = (HEIGHT - _TOP - _BOTTOM) / max(most, ticks[-1])
     ground = HEIGHT - _BOTTOM
     parts = [_grid_line(tick, ground - tick * scale) for tick in ticks]

@@ -10,7 +10,7 @@ def tally(step: str, documents: int, characters: int, **removed: int) -> dict:
 REPORT = {
     "sources": [tally("crawl", 1_000, 0), tally("books", 500, 30_000)],
     "steps": [
-        tally("extract", 1_400, 100_000, empty=100),
+        tally("extract", 1_400, 100_000, **{"extract.empty": 100}),
         tally("quality", 600, 50_000, a=300, b=1, c=2, d=3, e=490, f=4),
     ],
     "documents": 700,  # some more than once

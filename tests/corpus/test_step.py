@@ -90,7 +90,7 @@ def test_steps_pass_documents_in_other_languages_by_and_count_them():
     ]
     assert [document.text for document in step.run(iter(documents))] == ["bb", "CC", "dd", "eee"]
     assert step.tally.removed == {"upper.odd": 1}
-    assert step.tally.counters == {"documents passed by": 2, "documents of no language passed by": 1}
+    assert step.tally.counters == {"in other languages": 2, "of no known language": 1}
     assert [document.text for document in Upper().run([Document("bb", "1")])] == ["BB"]
 
 

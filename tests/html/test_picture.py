@@ -87,7 +87,7 @@ def test_templates_escape_without_being_asked_and_miss_no_value():
         *((short, value, text) for value, text in ((1234, "1.23k"), (999_999, "1M"), (-35e6, "-35M"), (2e14, "200T"))),
         *((percent, value, text) for value, text in ((0, "0.0%"), (1, "100.0%"), (0.5, "50.0%"), (0.99999, "99.999%"))),
         *((percent, value, text) for value, text in ((0.0004, "0.04%"), (1.25, "125.0%"))),
-        *((duration, value, text) for value, text in ((0.123, "0.12 s"), (45.4, "45 s"), (200, "3 min 20 s"))),
+        *((duration, value, text) for value, text in ((0, "0 s"), (1.23e-7, "0.12 µs"), (0.00099, "990 µs"), (0.0123, "12 ms"), (0.123, "0.12 s"), (45.4, "45 s"), (200, "3 min 20 s"))),
         *((duration, value, text) for value, text in ((59.9, "60 s"), (3599.9, "59 min 59 s"), (18_720, "5 h 12 min"))),
     ],
 )  # fmt: skip
