@@ -10,6 +10,7 @@ from megalm.html.numbers import short
 
 MOST_BINS = 24
 _WIDE = 50
+_SMALLEST = 1e-290
 _STEPS = (1, 2, 5)
 _MANTISSAS = (("1", "1.5", "2", "3", "5", "7"), ("1", "2", "5"), ("1",))
 
@@ -29,7 +30,7 @@ def make_bins(*histograms: Mapping[str, int]) -> list[Bin] | None:
     Keys such as nan and inf are left out.
     """
     try:
-        numbers = [[(float(key), count) for key, count in histogram.items()] for histogram in histograms]
+        numbers = [[(_number(key), count) for key, count in histogram.items()] for histogram in histograms]
     except ValueError:
         return None
     values = sorted({value for pairs in numbers for value, _ in pairs if math.isfinite(value)})
@@ -46,6 +47,12 @@ def make_bins(*histograms: Mapping[str, int]) -> list[Bin] | None:
         Bin(low, high, short(low) if single or low == high else f"{short(low)}–{short(high)}", tuple(column))
         for (low, high), column in zip(pairwise(edges), counts, strict=True)
     ]
+
+
+def _number(key: str) -> float:
+    """The number, nothing where it is so small that steps between such numbers cannot be told from nothing."""
+    value = float(key)
+    return 0.0 if abs(value) < _SMALLEST else value
 
 
 def _edges(values: Sequence[float]) -> list[float]:
