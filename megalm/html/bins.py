@@ -95,8 +95,8 @@ def _linear(low: float, high: float) -> list[float]:
                 first, last = math.floor(low / width) - 1, math.floor(high / width) + 2
                 edges = [float(f"{number * step}e{power}") for number in range(first, last + 1)]
                 edges = _between(edges, low, high)
-                # The greatest value, such as a score of 1, needs no bin of its own.
-                return edges[:-1] if len(edges) > 2 and edges[-2] == high else edges
+                # A score of 1 needs no bin of its own.
+                return edges[:-1] if len(edges) > 2 and edges[-2] == high == 1 else edges
         power += 1
 
 

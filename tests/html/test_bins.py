@@ -45,10 +45,12 @@ def test_lengths_have_logarithmic_bins_with_round_borders():
     assert {bin.low: bin.counts[0] for bin in bins if bin.counts[0]} == {10.0**p: p + 1 for p in range(1, 7)}
 
 
-def test_scores_have_equal_bins_and_the_greatest_no_bin_of_its_own():
+def test_scores_have_equal_bins_and_1_has_none_of_its_own():
     bins = make_bins({"0.05": 1, "0.51": 2, "0.99": 3, "1": 4})
     assert [bin.low for bin in bins] == [pytest.approx(0.05 * n) for n in range(1, 20)]
     assert bins[-1].high == 1 and bins[-1].counts == (7,)
+    halves = make_bins({f"{n / 20:.2g}": n for n in range(20)})
+    assert [(bin.low, bin.counts) for bin in halves] == [(pytest.approx(n / 20), (n,)) for n in range(20)]
 
 
 def test_small_whole_numbers_have_a_bin_each():
