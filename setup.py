@@ -31,7 +31,9 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["megalm", "megalm.*"]),
     package_data={
-        package: ["templates/*.jinja"] for package in ("megalm.tokenizer", "megalm.corpus", "megalm.html")
+        "megalm.tokenizer": ["templates/*.jinja"],
+        "megalm.corpus": ["templates/*.jinja"],
+        "megalm.html": ["templates/*.jinja"],
     },
     python_requires=">=3.10",
     install_requires=[
