@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from megalm.html.chart import Shown, first
 from megalm.html.picture import strip
 
-MOST_GROUPS = 40
+MOST_GROUPS = 30
 MOST_STEPS = 10
 MOST_WORDS = 20
 
@@ -29,29 +29,37 @@ def removal_table(entries: Sequence[Entry]) -> RemovalTable:
     for column, step in enumerate(steps):
         for row in step["groups"]:
             cells.setdefault(row["group"], [None] * len(steps))[column] = {**row, "heat": _heat(row)}
-    uneven = sorted(cells, key=lambda group: (-max(map(_unevenness, cells[group])), group))
+    uneven = sorted(sorted(cells), key=lambda group: max(map(_unevenness, cells[group])), reverse=True)
     rows = [(group, cells[group]) for group in sorted(uneven[:MOST_GROUPS])]
     return RemovalTable(Shown(steps, len(entries) - len(steps)), Shown(rows, len(cells) - len(rows)))
 
 
 def representation_tables(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """For each step `representation` its groups, words and associations, with bars."""
+    """For each step `representation` the groups and words mentioned most, and the words that stand beside a group."""
     return [
         {
             **entry,
-            "groups": _with_bars(sorted(entry["groups"], key=lambda row: row["axis"]), MOST_GROUPS),
-            "words_of": _with_bars(sorted(entry["words_of"], key=lambda row: -row["mentions"]), MOST_WORDS),
-            "associations": first([row for row in entry["associations"] if row["significant"]], MOST_WORDS),
+            "groups": _most_mentioned(entry["groups"], MOST_GROUPS),
+            "words_of": _most_mentioned(entry["words_of"], MOST_WORDS),
+            "associations": first([row for row in entry["associations"] if _is_beside(row)], MOST_WORDS),
         }
         for entry in entries
     ]
 
 
-def _with_bars(rows: Sequence[Entry], most: int) -> Shown:
-    """Bars show the share of an axis's mentions."""
-    shown = first(rows, most)
-    drawn = [(row, strip((row["share_of_axis"] or 0, "kept"))) for row in shown.rows]
+def _most_mentioned(rows: Sequence[Entry], most: int) -> Shown:
+    """The rows of most mentions in order of their names, with bars of their share of the axis."""
+    shown = first(sorted(rows, key=lambda row: (-row["mentions"], row["group"])), most)
+    drawn = [
+        (row, strip((row["share_of_axis"] or 0, "kept")))
+        for row in sorted(shown.rows, key=lambda row: row["group"])
+    ]
     return Shown(drawn, shown.more)
+
+
+def _is_beside(row: Entry) -> bool:
+    """Whether sentences with the group hold the word more often than chance would have it."""
+    return bool(row["significant"] and row["together"] and row["low"] is not None and row["low"] > 1)
 
 
 def _heat(row: Entry) -> str:
@@ -66,8 +74,9 @@ def _heat(row: Entry) -> str:
     return f"heat-{'more' if steps > 0 else 'less'}-{min(abs(steps), 4)}"
 
 
-def _unevenness(row: Entry | None) -> float:
-    """How far a group's rate is from the step's, 0 where that may be chance."""
-    if row is None or not row["significant"]:
-        return 0.0
-    return abs(math.log(row["ratio"])) if row["ratio"] else math.inf
+def _unevenness(row: Entry | None) -> tuple[float, int]:
+    """How far a group's rate is from the step's, 0 where that may be chance; then how many documents mention it."""
+    if row is None:
+        return 0.0, 0
+    ratio = abs(math.log(row["ratio"])) if row["ratio"] else math.inf
+    return ratio if row["significant"] else 0.0, row["documents_in"]

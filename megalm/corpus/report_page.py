@@ -98,7 +98,7 @@ def _steps(report: Report) -> Shown:
         {
             **step,
             "place": place,
-            "gone": step["documents_in"] - step["documents_out"],
+            "gone": sum(step["removed"].values()),
             "why": first(_commonest(step["removed"]), MOST_REASONS_A_STEP),
             "counted": first(_commonest(step["counters"]), MOST_COUNTERS),
         }
