@@ -4,11 +4,13 @@ import re
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from megalm.html.numbers import counted, duration, percent, short
 
 # What neither HTML nor XML may hold: controls but for tab and newline, halves of surrogate pairs, non-characters.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_BREAKS = re.compile("(?<=[./_])")
 
 
 def render(package: str, template: str, values: dict[str, Any]) -> str:
@@ -19,7 +21,7 @@ def render(package: str, template: str, values: dict[str, Any]) -> str:
 def environment(package: str) -> Environment:
     """What fills in the templates of `package` and those of this one, `base.html.jinja` and `parts.html.jinja`.
 
-    Every string is escaped unless it is Markup, which `megalm.html.picture` alone makes; a missing value is an error.
+    Every string is escaped unless it is Markup, which this package alone makes; a missing value is an error.
     """
     made = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("megalm.html")]),
@@ -29,8 +31,19 @@ def environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"counted": counted, "duration": duration, "percent": percent, "short": short}
+    made.filters |= {
+        "breakable": breakable,
+        "counted": counted,
+        "duration": duration,
+        "percent": percent,
+        "short": short,
+    }
     return made
+
+
+def breakable(name: str) -> Markup:
+    """A long name that may be broken behind its dots, slashes and underscores."""
+    return Markup("<wbr>").join(printable(part) for part in _BREAKS.split(name))
 
 
 def printable(value: Any) -> Any:

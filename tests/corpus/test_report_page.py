@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("own_steps")
 HOSTILE = """</pre></svg></style></title><script>alert(1)</script><img src=x onerror=alert(2)> "' onload='x' {{ 7*7 }} \x00\x1b\ud800"""
 ELEMENTS = set(
     "html head meta title style body header h1 h2 h3 h4 p nav a dl div dt dd main section table caption thead tbody tr th td "
-    "span svg rect g line text figure figcaption small details summary bdi article pre".split()
+    "span svg rect g line text figure figcaption small details summary bdi article pre wbr br".split()
 )
 ATTRIBUTES = set(
     "lang charset http-equiv content name aria-label aria-labelledby aria-hidden href class id role scope colspan dir "

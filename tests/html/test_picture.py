@@ -75,6 +75,8 @@ def test_templates_escape_without_being_asked_and_miss_no_value():
     assert template.render(text=HOSTILE) == (
         "&lt;/svg&gt;&lt;script&gt;alert(1)&lt;/script&gt;&#34; onload=&#39;x&#39; &amp;amp; \ufffd\ufffd\ufffd"
     )
+    name = environment("megalm.corpus").from_string("{{ name|breakable }}").render(name="a.b_<i>")
+    assert name == "a.<wbr>b_<wbr>&lt;i&gt;"
     with pytest.raises(UndefinedError):
         template.render()
 
