@@ -18,7 +18,7 @@ from megalm.tokenizer.documents import expand_inputs
 from tests.corpus.recipes import documents_of, make_recipe
 from tests.corpus.test_build import killed_build
 
-LANGUAGES = [*["en"] * 6, *["de"] * 3, "FR", "fr", "la", "../up", None]
+LANGUAGES = [*["en"] * 6, *["de"] * 3, "FR", "fr", "la", "../up", *[None] * 4]
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_named_folders_are_all_there_are_and_need_no_counting(inputs, tmp_path):
 
 def test_a_mixed_corpus_keeps_its_order_and_splits_in_each_folder(inputs, tmp_path):
     steps = [{"mix": {"splits": "50,50"}}]
-    build_corpus(make_recipe(inputs, tmp_path / "plain", steps, tasks=2))
-    build_corpus(make_recipe(inputs, tmp_path / "routed", steps, tasks=2, route={"folders": ["en"]}))
+    build_corpus(make_recipe(inputs, tmp_path / "plain", steps, tasks=1))
+    build_corpus(make_recipe(inputs, tmp_path / "routed", steps, tasks=1, route={"folders": ["en"]}))
     for plain in shard_paths(tmp_path / "plain" / "documents"):
         wanted = [d.id for d in read_shard(plain) if d.metadata["language"] == "en"]
         routed = tmp_path / "routed" / "documents" / "en" / plain.name

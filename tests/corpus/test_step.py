@@ -94,6 +94,12 @@ def test_steps_pass_documents_in_other_languages_by_and_count_them():
     assert [document.text for document in Upper().run([Document("bb", "1")])] == ["BB"]
 
 
+def test_labels_hold_no_halves_of_characters():
+    tally = Tally("s")
+    tally.observe("label", "a\ud800")
+    assert tally.histograms == {"label": {"a\ufffd": 1}}
+
+
 def test_samples_hold_what_json_and_people_can_read():
     tally = Tally("s")
     metadata = {
