@@ -198,7 +198,13 @@ def draw_again(output: Path) -> Report:
         )
     if report.get("kind") != KIND:
         raise UserError(f"{report_path(output)} is not the report of a corpus; name the output of a recipe")
-    atomic.write_text(page_path(output), draw_page(report))
+    try:
+        page = draw_page(report)
+    except KeyError as error:
+        raise UserError(
+            f"{report_path(output)} has no {error}: another version of megalm wrote it; build anew with --overwrite"
+        ) from error
+    atomic.write_text(page_path(output), page)
     return report
 
 

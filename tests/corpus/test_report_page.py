@@ -253,7 +253,11 @@ def test_the_page_is_drawn_again_from_the_report_alone(output, page, capsys, tmp
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "has no report.json; name a corpus"), ('{"kind": "x"}', "is not the report of a corpus")],
+    [
+        (None, "has no report.json; name a corpus"),
+        ('{"kind": "x"}', "is not the report of a corpus"),
+        ('{"kind": "megalm corpus"}', "has no 'sources': another version of megalm wrote it"),
+    ],
 )
 def test_no_report_is_one_line(tmp_path, capsys, content, message):
     if content:
