@@ -63,20 +63,20 @@ def _is_beside(row: Entry) -> bool:
 
 
 def _heat(row: Entry) -> str:
-    """CSS class of a cell: how much more or less often than others the group's documents were removed."""
+    """CSS class of a cell: how much more or less often the group's documents were removed than those they are compared with."""
     if not row["significant"]:
         return "heat-none"
-    if not row["ratio"]:
+    if not row["relative_risk"]:
         return "heat-less-4"
-    steps = round(2 * math.log2(row["ratio"]))  # half steps of a doubling
+    steps = round(2 * math.log2(row["relative_risk"]))  # half steps of a doubling
     if steps == 0:
         return "heat-same"
     return f"heat-{'more' if steps > 0 else 'less'}-{min(abs(steps), 4)}"
 
 
 def _unevenness(row: Entry | None) -> tuple[float, int]:
-    """How far a group's rate is from the step's, 0 where that may be chance; then how many documents mention it."""
+    """How far a group's relative risk is from 1, 0 where that may be chance; then how many documents mention it."""
     if row is None:
         return 0.0, 0
-    ratio = abs(math.log(row["ratio"])) if row["ratio"] else math.inf
-    return ratio if row["significant"] else 0.0, row["documents_in"]
+    risk = abs(math.log(row["relative_risk"])) if row["relative_risk"] else math.inf
+    return risk if row["significant"] else 0.0, row["documents_in"]
