@@ -16,8 +16,8 @@ def tally(step: str, **values: Any) -> dict[str, Any]:
     return {"step": step, **counts, "removed": {}, "counters": {}, "histograms": {}, "samples": {}} | values
 
 
-def group(name: str, ratio: float | None, significant: bool, documents: int = 50) -> dict[str, Any]:
-    rate = 0.1 * (ratio or 0)
+def group(name: str, risk: float | None, significant: bool, documents: int = 50) -> dict[str, Any]:
+    rate = 0.1 * (risk or 0)
     return {
         "group": name,
         "documents_in": documents,
@@ -25,7 +25,7 @@ def group(name: str, ratio: float | None, significant: bool, documents: int = 50
         "rate": rate,
         "low": rate / 2,
         "high": rate * 2,
-        "ratio": ratio,
+        "relative_risk": risk,
         "significant": significant,
     }
 
@@ -63,6 +63,7 @@ def report() -> dict[str, Any]:
         group("age.old", 4.0, True),
         group(f"gender.{HOSTILE}", 0.5, True),
         group("age.young", 3.0, False),
+        group("age", None, False),
     ]
     removal = [
         {
@@ -128,6 +129,7 @@ def test_removal_is_coloured_where_it_is_more_than_chance(report):
     ]
     assert found[f"gender.{HOSTILE}"] == [("number heat heat-less-2", "5.0% ×0.5"), ("number quiet", "–")]
     assert found["age.young"] == [("number heat heat-none", "30.0% ×3"), ("number quiet", "–")]
+    assert found["age"][0] == ("number heat heat-none", "0.0%")
     assert found["gender.x"] == [("number quiet", "–"), ("number heat heat-less-4", "0.0% ×0")]
 
 
