@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megalm.corpus import route
@@ -118,6 +118,7 @@ def test_a_key_with_very_many_values_is_refused(inputs, tmp_path, monkeypatch):
         build_corpus(make_recipe(inputs, tmp_path / "out", [], tasks=1, route={}))
 
 
+@settings(max_examples=50)
 @given(st.text(), st.text())
 @example("..", ".")
 @example("a/b", "a%2fb")
