@@ -34,6 +34,7 @@ setup(
         "megalm.tokenizer": ["templates/*.jinja"],
         "megalm.corpus": ["templates/*.jinja"],
         "megalm.html": ["templates/*.jinja"],
+        "megalm.corpus.bias": ["lists/*.yaml"],
     },
     python_requires=">=3.10",
     install_requires=[
@@ -75,6 +76,7 @@ setup(
             "tiktoken",
             "hypothesis",
             "scikit-learn",  # tests hold the classifiers to its logistic regression and measures
+            "scipy",
         ],
     },
     entry_points={"console_scripts": ["megalm=megalm.cli:main"]},

@@ -33,6 +33,7 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Build a corpus; repeat the command to go on after a kill."""
+    from megalm.corpus.bias.table import removal_lines
     from megalm.corpus.build import build_corpus
     from megalm.corpus.funnel import funnel, funnel_lines
     from megalm.corpus.recipe import load_recipe
@@ -52,7 +53,7 @@ def build(
     if as_json:
         typer.echo(json.dumps({"output": str(loaded.output), **report}))
         return
-    for line in funnel_lines(funnel(report)):
+    for line in (*funnel_lines(funnel(report)), *removal_lines(report.get("removal_by_group", []), top=5)):
         typer.echo(line)
     typer.echo(page_path(loaded.output))
 
@@ -103,6 +104,33 @@ def show(
     else:
         for entry in entries:
             typer.echo(render(entry))
+
+
+@corpus_app.command("bias")
+def bias(
+    path: Annotated[
+        Path, typer.Argument(help="A corpus (the output of a recipe), shards, JSONL or text files.")
+    ],
+    terms: Annotated[
+        Path | None, typer.Option(help="A file of term lists, laid over those of megalm (English).")
+    ] = None,
+    text_key: Annotated[str, typer.Option(help="Key of a JSON line that holds the text.")] = "text",
+    top: Annotated[int, typer.Option(min=1, help="Rows of each table but that of groups.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Count whom documents mention, beside which words, and whom the filters of a corpus removed."""
+    from megalm.corpus.bias.audit import audit
+    from megalm.corpus.bias.table import removal_lines, representation_lines
+
+    figures = audit(path, terms, text_key)
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    for line in (
+        *representation_lines(figures, top),
+        *removal_lines(figures.get("removal_by_group", []), top),
+    ):
+        typer.echo(line)
 
 
 @corpus_app.command("crawl")

@@ -11,6 +11,7 @@ import yaml
 from datatrove.utils.logging import logger
 
 from megalm import atomic
+from megalm.corpus.bias.scan import GroupsOf
 from megalm.corpus.executors import queued_slurm_jobs, run_local, run_ray, submit_slurm
 from megalm.corpus.plan import Plan
 from megalm.corpus.progress import stage_progress
@@ -93,12 +94,13 @@ def _finish(recipe: Recipe, stages: list[Stage]) -> list[Stage]:
     """The stages with their counts written at the end of each task, and the report at the end of all."""
     finished = []
     ended: list[Ended] = []
+    groups = GroupsOf(recipe.file.group_terms) if recipe.file.removal_by_group else None
     for stage in stages:
         folder = stage_folder(recipe.output, stage.name)
         removals = Removals(recipe.output / "removed" / stage.name) if recipe.file.keep_removed else None
         before = ended[-1] if ended else None
         begin = TaskBegin()
-        end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals, before, begin)
+        end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals, before, begin, groups)
         finished.append(stage._replace(pipeline=[begin, *stage.pipeline, end]))
         ended.append(Ended(folder / "counts", stage.tasks))
     return [*finished, Stage("report", 1, [WriteReport(recipe.output, ended, recipe.resolved())])]

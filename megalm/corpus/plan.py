@@ -44,7 +44,7 @@ class Plan(NamedTuple):
             "recipe": recipe.resolved(),
             "tasks": len(tasks),
             "inputs": [[file.path, file.size, file.modified_ns] for file in files],
-            "step_files": [_state(path) for step in recipe.steps for path in step.files()],
+            "step_files": [_state(path) for path in recipe.files()],
         }
         return cls(tasks, identity)
 

@@ -71,6 +71,12 @@ class RecipeFile(Section):
     route: RouteSettings | None = Field(
         None, description="Write the documents into folders, such as one for each language."
     )
+    removal_by_group: bool = Field(
+        False, description="Count for each step how many documents that mention a group it removes."
+    )
+    group_terms: Path | None = Field(
+        None, description="Term lists of one's own for removal_by_group, laid over those of megalm."
+    )
     executor: ExecutorSettings = Field(ExecutorSettings(), description="Where the tasks run.")
 
 
@@ -89,6 +95,11 @@ class Recipe(NamedTuple):
     def all_steps(self) -> list[Step | Collective]:
         """The steps, and at their end what writes the documents into folders."""
         return [*self.steps, *([Route(self.file.route)] if self.file.route else [])]
+
+    def files(self) -> list[Path]:
+        """The files beside the sources that the build reads."""
+        own = [self.file.group_terms] if self.file.group_terms else []
+        return own + [path for step in self.steps for path in step.files()]
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every option spelled out; the executor is left out, for it does not change the corpus."""

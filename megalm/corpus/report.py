@@ -14,6 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 
 import megalm
 from megalm import atomic
+from megalm.corpus.bias.figures import figures_by_group
 from megalm.corpus.report_page import draw_page
 from megalm.corpus.shards import shard_paths
 from megalm.corpus.tally import Tally
@@ -102,6 +103,7 @@ def make_report(output: Path, stages: Sequence[str], recipe: dict[str, Any]) -> 
         "folders": folder_counts(steps[-1], shards) if recipe["route"] else [],
         "sources": [tally.to_json() for _, counts in merged for tally in counts.sources],
         "steps": steps,
+        **figures_by_group(steps),
         "kept": kept.to_json(),
         "stages": [
             {"stage": stage, "tasks": counts.tasks, "seconds": round(counts.seconds, 3)}

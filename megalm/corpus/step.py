@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +15,8 @@ from megalm.corpus.shards import Removals
 from megalm.corpus.tally import Tally
 
 SettingsClass = type[Section]
+GROUPS_IN, GROUPS_REMOVED = "groups.in", "groups.removed"
+"""Tables of documents by group, as they came into a step and as it removed them."""
 
 
 class ForLanguages(Section):
@@ -45,6 +47,8 @@ class Step(PipelineStep, ABC):
         self.settings = self.Settings() if settings is None else settings
         self.tally = Tally(self.name)
         self.removals: Removals | None = None
+        self.groups: Callable[[Document], list[str]] | None = None
+        """The groups under which a document is counted, where the recipe wants removals by group."""
 
     def files(self) -> list[Path]:
         """Files that the step reads (lists, models); a build refuses to go on when one of them has changed."""
@@ -65,8 +69,12 @@ class Step(PipelineStep, ABC):
     def apply(self, document: Document) -> str | None:
         """Keep the document (None) or remove it (the reason, a short key such as "gopher.too_short")."""
 
+    def additions(self, document: Document) -> Iterable[Document]:
+        """New documents that follow one that stays; they are counted as `added`."""
+        return ()
+
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
-        """Yield the documents that stay, counting all."""
+        """Yield the documents that stay, and those added, counting all."""
         self.tally = tally = Tally(self.name)
         clock = time.perf_counter
         begin = clock()
@@ -75,21 +83,33 @@ class Step(PipelineStep, ABC):
         for document in data:
             tally.documents_in += 1
             tally.characters_in += len(document.text)
+            groups = self.groups(document) if self.groups else ()  # before `apply`, which may change the text
             begin = clock()
             reason = self.apply(document)
+            added = tuple(self.additions(document)) if reason is None else ()  # before later steps change it
             tally.seconds += clock() - begin
-            if reason is None:
-                tally.documents_out += 1
-                tally.characters_out += len(document.text)
-                yield document
-            else:
+            if groups:
+                self._count_groups(groups, reason is not None)
+            if reason is not None:
                 self.removed(document, reason)
+                continue
+            if added:
+                self.count("added", len(added))
+            for kept in (document, *added):
+                tally.documents_out += 1
+                tally.characters_out += len(kept.text)
+                yield kept
 
     def removed(self, document: Document, reason: str) -> None:
         """Count a removed document, perhaps keep it as a sample, and write it out where the recipe says so."""
         self.tally.remove(reason, document.id, document.text, document.metadata)
         if self.removals is not None:
             self.removals.write(document, self.name, reason)
+
+    def _count_groups(self, groups: list[str], removed: bool) -> None:
+        self.tally.table(GROUPS_IN).update(groups)
+        if removed:
+            self.tally.table(GROUPS_REMOVED).update(groups)
 
     def count(self, name: str, amount: int = 1) -> None:
         """Add to a counter that the report shows, for instance of e-mail addresses masked."""

@@ -1,4 +1,4 @@
-"""What a step counts: documents in and out, reasons with samples, counters and histograms; tallies of tasks add up."""
+"""What a step counts: documents in and out, reasons with samples, counters, histograms and tables; tallies of tasks add up."""
 
 import hashlib
 import math
@@ -34,6 +34,7 @@ class Tally:
         self.removed: Counter[str] = Counter()
         self.counters: Counter[str] = Counter()
         self.histograms: dict[str, Counter[str]] = {}
+        self.tables: dict[str, Counter[str]] = {}
         self._samples: dict[str, list[tuple[str, Sample]]] = {}
 
     def remove(self, reason: str, id: str, text: str, metadata: dict[str, Any]) -> None:
@@ -60,6 +61,10 @@ class Tally:
         bin = mend(value) if isinstance(value, str) else f"{value:.2g}"
         self.histograms.setdefault(name, Counter())[bin] += 1
 
+    def table(self, name: str) -> Counter[str]:
+        """The table `name`: counts that a step adds up for figures derived from them, such as documents by group."""
+        return self.tables.setdefault(name, Counter())
+
     def add(self, other: "Tally") -> None:
         """Add what another task counted in the same step."""
         for name in ("documents_in", "documents_out", "characters_in", "characters_out", "seconds"):
@@ -68,6 +73,8 @@ class Tally:
         self.counters.update(other.counters)
         for name, histogram in other.histograms.items():
             self.histograms.setdefault(name, Counter()).update(histogram)
+        for name, table in other.tables.items():
+            self.table(name).update(table)
         for reason, samples in other._samples.items():
             self._samples[reason] = _smallest([*self._samples.get(reason, []), *samples])
 
@@ -85,6 +92,7 @@ class Tally:
             "histograms": {
                 name: dict(sorted(bins.items())) for name, bins in sorted(self.histograms.items())
             },
+            "tables": {name: dict(sorted(table.items())) for name, table in sorted(self.tables.items())},
             "samples": {
                 reason: [sample | {"key": key} for key, sample in samples]
                 for reason, samples in sorted(self._samples.items())
@@ -100,6 +108,7 @@ class Tally:
         tally.removed.update(data["removed"])
         tally.counters.update(data["counters"])
         tally.histograms = {name: Counter(bins) for name, bins in data["histograms"].items()}
+        tally.tables = {name: Counter(table) for name, table in data["tables"].items()}
         for reason, samples in data["samples"].items():
             tally._samples[reason] = [
                 (sample["key"], {name: value for name, value in sample.items() if name != "key"})

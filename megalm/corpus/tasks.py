@@ -14,6 +14,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from megalm import atomic
+from megalm.corpus.bias.scan import GroupsOf
 from megalm.corpus.pages import raw_page
 from megalm.corpus.plan import read_parts
 from megalm.corpus.shards import ReadShards, Removals
@@ -106,6 +107,7 @@ class TaskEnd(PipelineStep):
         removals: Removals | None,
         before: Ended | None,
         begin: TaskBegin,
+        groups: GroupsOf | None = None,
     ):
         super().__init__()
         self.before = before
@@ -116,6 +118,7 @@ class TaskEnd(PipelineStep):
         self.removals = removals
         for step in self.counting():
             step.removals = removals
+            step.groups = groups
 
     def counting(self) -> list[Step]:
         """The steps that count."""
