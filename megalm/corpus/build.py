@@ -20,6 +20,7 @@ from megalm.corpus.report import (
     Report,
     WriteReport,
     merge_counts,
+    page_path,
     read_report,
     report_path,
     stage_data,
@@ -28,7 +29,7 @@ from megalm.corpus.report import (
 )
 from megalm.corpus.shards import ReadShards, Removals, WriteShards
 from megalm.corpus.step import Stage, Step
-from megalm.corpus.tasks import Ended, ReadSources, TaskEnd, begin_progress
+from megalm.corpus.tasks import Ended, ReadSources, TaskBegin, TaskEnd, begin_progress
 from megalm.errors import UserError
 
 
@@ -66,7 +67,7 @@ def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
     output, tasks = recipe.output, len(plan.tasks)
     stages: list[Stage] = []
     source: Path | None = None
-    rest = list(recipe.steps)
+    rest = recipe.all_steps()
     while True:
         steps: list[Step] = []
         while rest and isinstance(step := rest[0], Step):
@@ -98,8 +99,9 @@ def _finish(recipe: Recipe, stages: list[Stage]) -> list[Stage]:
         folder = stage_folder(recipe.output, stage.name)
         removals = Removals(recipe.output / "removed" / stage.name) if recipe.file.keep_removed else None
         before = ended[-1] if ended else None
-        end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals, before, groups)
-        finished.append(stage._replace(pipeline=[*stage.pipeline, end]))
+        begin = TaskBegin()
+        end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals, before, begin, groups)
+        finished.append(stage._replace(pipeline=[begin, *stage.pipeline, end]))
         ended.append(Ended(folder / "counts", stage.tasks))
     return [*finished, Stage("report", 1, [WriteReport(recipe.output, ended, recipe.resolved())])]
 
@@ -121,8 +123,7 @@ def _run(recipe: Recipe, stages: list[Stage], progress: bool) -> Report | None:
         shown = progress and stage.name != "report"
         with stage_progress(stage.name, folder, stage.tasks, documents, shown):
             run(stage, folder / "logs", settings)
-        if kept := merge_counts(folder / "counts")["kept"]:
-            documents = kept[0].documents_out
+        documents = merge_counts(folder / "counts").kept.documents_out or documents
     return read_report(recipe.output)
 
 
@@ -132,7 +133,8 @@ def _clear(output: Path) -> None:
     if not plan.exists():
         return
     atomic.write_text(plan, "{}")
-    report_path(output).unlink(missing_ok=True)
+    for path in (report_path(output), page_path(output)):
+        path.unlink(missing_ok=True)
     for path in (output / "documents", output / "removed", *(output / "work").iterdir()):
         if path.is_dir():
             shutil.rmtree(path)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from megalm.config.load import explain, override, read_yaml
 from megalm.config.section import Section
 from megalm.corpus.registry import step_class
+from megalm.corpus.route import Route, RouteSettings
 from megalm.corpus.sources import source_class
 from megalm.corpus.sources.base import Source
 from megalm.corpus.step import Collective, Step
@@ -67,6 +68,9 @@ class RecipeFile(Section):
     keep_removed: bool = Field(
         False, description="Write the removed documents too, with step and reason, into OUTPUT/removed."
     )
+    route: RouteSettings | None = Field(
+        None, description="Write the documents into folders, such as one for each language."
+    )
     removal_by_group: bool = Field(
         False, description="Count for each step how many documents that mention a group it removes."
     )
@@ -87,6 +91,10 @@ class Recipe(NamedTuple):
     def output(self) -> Path:
         """Directory of the corpus, absolute."""
         return Path(self.file.output).expanduser().absolute()
+
+    def all_steps(self) -> list[Step | Collective]:
+        """The steps, and at their end what writes the documents into folders."""
+        return [*self.steps, *([Route(self.file.route)] if self.file.route else [])]
 
     def files(self) -> list[Path]:
         """The files beside the sources that the build reads."""
