@@ -28,7 +28,24 @@ def build(
     output_prefix: Annotated[
         Path, typer.Option("--output-prefix", "-o", help="Gives PREFIX_train, _valid and _test.")
     ],
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one for each CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes, or tasks at a time; by default one for each CPU.")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Deal the build out as tasks, with logs: local, slurm or ray.")
+    ] = None,
+    tasks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --executor: how many; by default one for each 4 to 512 MiB, 1000 at most."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="With --executor: its settings, e.g. slurm.partition=cpu.", metavar="KEY=VALUE"
+        ),
+    ] = None,
     splits: Annotated[str, typer.Option(help="Shares of train, valid and test.")] = "98,1,1",
     seed: Annotated[int, typer.Option(help="Of the order of documents.")] = 0,
     append_eod: Annotated[bool, typer.Option(help="End each document with the end token.")] = True,
@@ -53,6 +70,7 @@ def build(
     """Tokenize, split and shuffle documents; repeat the command to go on after a kill."""
     from megalm.dataset import Extras, build_dataset
 
+    where = _executor(executor, workers, tasks, settings)
     records = build_dataset(
         inputs,
         tokenizer,
@@ -66,8 +84,29 @@ def build(
         overwrite=overwrite,
         progress=True,
         extras=Extras(origins, id_key, prompt_key, fim_rate, fim_spm_rate),
+        executor=where,
+        tasks=tasks,
     )
-    _print_parts(as_json, output_prefix, records)
+    if records:
+        _print_parts(as_json, output_prefix, records)
+        return
+    jobs = json.loads((output_prefix.with_name(f"{output_prefix.name}.build") / "slurm.json").read_text())
+    line = f"submitted as SLURM jobs {', '.join(jobs)}; the same command prints the result when they are done"
+    typer.echo(json.dumps({"jobs": jobs}) if as_json else line)
+
+
+def _executor(kind: str | None, workers: int | None, tasks: int | None, settings: list[str] | None) -> Any:
+    """The settings of an executor, None where none is asked for."""
+    from megalm.errors import UserError
+
+    if kind is None:
+        if tasks or settings:
+            raise UserError("--tasks and --set are for an executor: add --executor local, slurm or ray")
+        return None
+    from megalm.executors.settings import parse_settings
+
+    given = [*(settings or []), f"kind={kind}"]
+    return parse_settings([*given, f"workers={workers}"] if workers else given)
 
 
 @dataset_app.command("merge")

@@ -24,7 +24,7 @@ class Task(NamedTuple):
 def run_tasks(tasks: Sequence[Task], workers: int, advance: Callable[[int], Any]) -> None:
     """Run `tasks`, telling `advance` the size of each as it ends; the first error ends all and is raised."""
     if workers == 1:
-        with _one_thread():
+        with one_thread():
             for task in tasks:
                 task.function(*task.arguments)
                 advance(task.size)
@@ -54,7 +54,7 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep the tokenizers library to one thread, so that a worker is one core."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

@@ -12,8 +12,7 @@ from datatrove.utils.logging import logger
 
 from megalm import atomic
 from megalm.corpus.bias.scan import GroupsOf
-from megalm.corpus.executors import queued_slurm_jobs, run_local, run_ray, submit_slurm
-from megalm.corpus.plan import Plan
+from megalm.corpus.plan import Plan, check_recipe
 from megalm.corpus.progress import stage_progress
 from megalm.corpus.recipe import Recipe
 from megalm.corpus.report import (
@@ -28,9 +27,11 @@ from megalm.corpus.report import (
     sweep,
 )
 from megalm.corpus.shards import ReadShards, Removals, WriteShards
-from megalm.corpus.step import Stage, Step
+from megalm.corpus.step import Step
 from megalm.corpus.tasks import Ended, ReadSources, TaskBegin, TaskEnd, begin_progress
 from megalm.errors import UserError
+from megalm.executors.run import refuse_queued, run_local, run_ray, submit_slurm
+from megalm.executors.stage import Stage
 
 
 def build_corpus(recipe: Recipe, overwrite: bool = False, progress: bool = False) -> Report | None:
@@ -43,11 +44,13 @@ def build_corpus(recipe: Recipe, overwrite: bool = False, progress: bool = False
     Returns the report, or None where the tasks were handed to SLURM and are still to run. Raises UserError where
     something else was built in `output`, unless `overwrite`.
     """
-    plan = Plan.make(recipe)
     output = recipe.output
     work = output / "work"
+    if not overwrite:
+        check_recipe(recipe, work)
+    plan = Plan.make(recipe)
     with atomic.name_full_disk(output), _locked(work):
-        _refuse_queued(work)
+        refuse_queued(work / "slurm.json")
         if overwrite:
             _clear(output)
         if plan.check_same(work):
@@ -146,14 +149,6 @@ def _refuse_foreign(output: Path) -> None:
     if any((output / "documents").glob("*")):
         raise UserError(
             f"{output / 'documents'} holds files that no build of a corpus made; choose another output"
-        )
-
-
-def _refuse_queued(work: Path) -> None:
-    path = work / "slurm.json"
-    if path.exists() and (jobs := queued_slurm_jobs(json.loads(path.read_text()))):
-        raise UserError(
-            f"SLURM jobs {', '.join(jobs)} of this build still wait or run; let them end, or scancel them"
         )
 
 

@@ -1,5 +1,6 @@
 """Crawls the pages of one site into a WARC file: slowly, as its robots.txt says, and on after a kill."""
 
+import fcntl
 import io
 import os
 from collections import Counter, deque
@@ -51,6 +52,7 @@ def crawl(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.partial")
     with atomic.name_full_disk(output.parent), open(partial, "a+b") as file:
+        _lock(file, partial)
         crawler = _Crawler(start, file, max_pages, delay, agent, max_depth)
         crawler.go_on(partial)
         crawler.run()
@@ -59,6 +61,13 @@ def crawl(
     os.replace(partial, output)
     atomic.sync_directory(output.parent)
     return dict(sorted(crawler.counts.items()))
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"another crawl is writing {path}; wait for it or choose another file") from None
 
 
 class _Crawler:

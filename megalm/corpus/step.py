@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -13,6 +13,7 @@ from pydantic import Field
 from megalm.config.section import Section
 from megalm.corpus.shards import Removals
 from megalm.corpus.tally import Tally
+from megalm.executors.stage import Stage
 
 SettingsClass = type[Section]
 GROUPS_IN, GROUPS_REMOVED = "groups.in", "groups.removed"
@@ -142,17 +143,6 @@ class Transform(Step):
     def apply(self, document: Document) -> str | None:
         """As `change` says, where the document is in one of the step's languages."""
         return self.change(document) if self.concerns(document) else None
-
-
-class Stage(NamedTuple):
-    """One pipeline of a collective, run as `tasks` tasks before the next stage begins.
-
-    What its last step yields, if anything, are documents.
-    """
-
-    name: str
-    tasks: int
-    pipeline: list[PipelineStep]
 
 
 class Collective(ABC):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from megalm import atomic
 from megalm.dataset.pieces import prompt_of, tokenized
 from megalm.dataset.recipe import Recipe
-from megalm.dataset.runs import Documents, RunSize, write_run
+from megalm.dataset.runs import Documents, Place, RunSize, write_run
 from megalm.splits import SPLITS, split_limits
 from megalm.tokenizer import Tokenizer, load_tokenizer
 from megalm.tokenizer.documents import Document, read_documents
@@ -42,8 +42,8 @@ class Counts:
     """What a chunk gave."""
 
     runs: list[RunSize] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
-    """Of each split."""
+    splits: list[Place] = field(default_factory=lambda: [Place(0, 0, 0)] * len(SPLITS))
+    """How much there is of each split."""
 
 
 def run_path(folder: Path, key: str, number: int) -> Path:
@@ -59,7 +59,7 @@ def chunk_marker(folder: Path, key: str) -> Path:
 def read_counts(folder: Path, key: str) -> Counts:
     """Return the counts of a finished chunk."""
     found = json.loads(chunk_marker(folder, key).read_text(encoding="utf-8"))
-    return Counts([RunSize(*size) for size in found["runs"]], found["tokens"])
+    return Counts([RunSize(*size) for size in found["runs"]], [Place(*size) for size in found["splits"]])
 
 
 def tokenize_chunk(chunk: Chunk, recipe: Recipe, folder: Path) -> None:
@@ -79,8 +79,10 @@ def tokenize_chunk(chunk: Chunk, recipe: Recipe, folder: Path) -> None:
         documents = tokenized(batch, path, chunk.file_number, recipe, tokenizer)
         documents.rows["key"] = _keys(batch, chunk, recipe)
         split_D = documents.rows["key"] >> np.uint64(SPLIT_SHIFT)
-        for split in range(len(SPLITS)):
-            counts.tokens[split] += int(documents.rows["tokens"][split_D == split].sum())
+        for split, before in enumerate(counts.splits):
+            rows = documents.rows[split_D == split]
+            size = Place(len(rows), int(rows["tokens"].sum()), int(rows["name"].sum()))
+            counts.splits[split] = before.plus(size)
         waiting.append(documents)
         if sum(len(part.tokens) for part in waiting) >= RUN_TOKENS:
             flush()

@@ -29,27 +29,13 @@ class HuggingFaceTokenizer(PieceTokenizer):
         """Take the text of a `tokenizer.json` and its token that ends a document; UserError without one."""
         self.content = content
         self._backend = backend_from_json(content)
-        self.eod_token = eod_token
-        eod_id = self._backend.token_to_id(eod_token)
-        if eod_id is None:
-            raise UserError(
-                f"the tokenizer has no token '{eod_token}' to end documents with; name one that it has"
-            )
-        self._eod_id = eod_id
+        self._end_documents_with(eod_token)
         # Ids may have holes, so the count of tokens is not enough.
         self._vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         if self._vocab_size > LARGEST_ID:
             raise UserError(
                 f"the tokenizer has an id of {self._vocab_size - 1}, above the {LARGEST_ID} that are sensible; copy it again"
             )
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
-    def eod_id(self) -> int:
-        return self._eod_id
 
     @cached_property
     def hash(self) -> str:

@@ -38,26 +38,12 @@ class SentencePieceTokenizer(PieceTokenizer):
                 )
         self.added = {token["content"]: token["id"] for token in added if token["content"] not in self._ids}
         self._vocab_size = max([len(self._ids), *(i + 1 for i in self.added.values())])
-        eod_id = self.token_id(eod_token)
-        if eod_id is None:
-            raise UserError(
-                f"the tokenizer has no token '{eod_token}' to end documents with; name one that it has"
-            )
-        self.eod_token = eod_token
-        self._eod_id = eod_id
+        self._end_documents_with(eod_token)
 
     @property
     def model(self) -> bytes:
         """The model as its file holds it."""
         return self._model.SerializeToString()
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
-    def eod_id(self) -> int:
-        return self._eod_id
 
     @cached_property
     def hash(self) -> str:

@@ -4,7 +4,6 @@ import gzip
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +17,7 @@ from megalm.dataset import IndexedDataset, build_dataset, verify
 from megalm.errors import UserError
 from megalm.tasks import Task, run_tasks
 from megalm.tokenizer import load_tokenizer, train_bpe
+from tests.kills import killed
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
 
 SPLITS = ("train", "valid", "test")
@@ -115,18 +115,28 @@ def test_result_does_not_depend_on_workers_or_sizes_of_pieces(source, tokenizer_
 def test_runs_beyond_the_limit_of_open_files_are_read_all_the_same(
     source, tokenizer_path, tmp_path, monkeypatch
 ):
-    from megalm.dataset import runs
+    from megalm.dataset.runs import RunReader
 
-    opened: list[Path] = []
-    open_run = runs.RunReader.open
-    monkeypatch.setattr(runs.RunReader, "open", lambda self: (opened.append(self._path), open_run(self)))
+    at_once: list[int] = []
+    now: set[RunReader] = set()
+
+    def noted(function, change):
+        def call(reader):
+            function(reader)
+            change(reader)
+            at_once.append(len(now))
+
+        return call
+
+    monkeypatch.setattr(RunReader, "open", noted(RunReader.open, now.add))
+    monkeypatch.setattr(RunReader, "close", noted(RunReader.close, now.discard))
     (tmp_path / "few").mkdir()
     build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
-    assert len(set(opened)) > 10
-    opened.clear()
+    assert max(at_once) > 10 and not now
+    at_once.clear()
     monkeypatch.setattr("megalm.dataset.shuffle.resource.getrlimit", lambda _: (9, 9))
     build_dataset([source], tokenizer_path, tmp_path / "few" / "d", workers=1)
-    assert len(opened) == 4
+    assert max(at_once) == 4
     assert files_of(tmp_path / "few" / "d") == files_of(tmp_path / "d")
 
 
@@ -177,25 +187,8 @@ def test_large_vocabularies_take_32_bits(source, tmp_path):
 
 
 def killed_build(call: str, count: int, *arguments, **settings) -> bool:
-    """Build in a forked process that kills itself before call number `count` of `os.call`; whether it did."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function, left = getattr(os, call), itertools.count(count, -1)
-
-            def fatal(*positional, **keywords):
-                if next(left) == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*positional, **keywords)
-
-            setattr(os, call, fatal)
-            build_dataset(*arguments, workers=1, **settings)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
+    """Build in a process that kills itself before call number `count` of `os.call`; whether it did."""
+    return killed(os, call, count, lambda: build_dataset(*arguments, workers=1, **settings))
 
 
 @pytest.mark.parametrize("call", ["replace", "unlink", "fsync"])
@@ -235,10 +228,10 @@ def test_a_replaced_dataset_is_never_mixed_with_the_new_one(source, tokenizer_pa
 
 
 def test_finished_chunks_are_not_tokenized_again(source, tokenizer_path, tmp_path, monkeypatch):
-    from megalm.dataset import build
+    from megalm.dataset import stages
 
     done: list[str] = []
-    tokenize = build.tokenize_chunk
+    tokenize = stages.tokenize_chunk
 
     def counted(chunk, *arguments):
         if len(done) == 3:
@@ -246,12 +239,12 @@ def test_finished_chunks_are_not_tokenized_again(source, tokenizer_path, tmp_pat
         tokenize(chunk, *arguments)
         done.append(chunk.key)
 
-    monkeypatch.setattr(build, "tokenize_chunk", counted)
+    monkeypatch.setattr(stages, "tokenize_chunk", counted)
     with pytest.raises(KeyboardInterrupt):
         build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
     first, done = done, []
     monkeypatch.setattr(
-        build, "tokenize_chunk", lambda chunk, *a: (tokenize(chunk, *a), done.append(chunk.key))
+        stages, "tokenize_chunk", lambda chunk, *a: (tokenize(chunk, *a), done.append(chunk.key))
     )
     build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
     assert len(first) == 3 and len(done) > 3
@@ -262,7 +255,7 @@ def test_other_settings_do_not_reuse_what_a_kill_left(source, tokenizer_path, tm
     (tmp_path / "whole").mkdir()
     build_dataset([source], tokenizer_path, tmp_path / "whole" / "d", workers=1, append_eod=False)
     monkeypatch.setattr(
-        "megalm.dataset.build.write_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "megalm.dataset.stages.write_piece", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)

@@ -74,6 +74,9 @@ class Source(Section):
         """The name, or else the kind."""
         return self.name or self.kind
 
+    def set_output(self, output: Path) -> None:
+        """Told where the corpus is made, before anything else is asked; most sources need not know."""
+
     def files(self) -> list[InputFile]:
         """The files named, in order of path; raises UserError where there is none."""
         found: dict[str, InputFile] = {}

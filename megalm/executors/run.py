@@ -1,6 +1,7 @@
 """Runs the tasks of stages on datatrove's executors: processes of this machine, SLURM or Ray."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,9 +14,9 @@ from typing import IO, Any
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.utils.logging import logger
 
-from megalm.corpus.recipe import ExecutorSettings, SlurmSettings
-from megalm.corpus.step import Stage
 from megalm.errors import UserError
+from megalm.executors.settings import ExecutorSettings, SlurmSettings
+from megalm.executors.stage import Stage
 from megalm.launch import available_cores
 from megalm.tasks import Task, run_tasks
 
@@ -112,7 +113,7 @@ def submit_slurm(
                     subprocess.run(["scancel", *jobs], timeout=_SLURM_SECONDS, check=False)
                 raise UserError(
                     f"sbatch refused the job of stage {stage.name}: {_one_line(errors)}; "
-                    "look at executor.slurm in the recipe"
+                    "look at the settings executor.slurm"
                 ) from None
         if executor.job_id != -1:
             jobs.append(str(executor.job_id))
@@ -153,6 +154,14 @@ def _slurm_options(slurm: SlurmSettings) -> dict[str, Any]:
         "env_command": setup,
         "sbatch_args": {"kill-on-invalid-dep": "yes", **slurm.sbatch},
     }
+
+
+def refuse_queued(path: Path) -> None:
+    """Raise UserError where jobs whose ids the file `path` holds still wait or run."""
+    if path.exists() and (jobs := queued_slurm_jobs(json.loads(path.read_text(encoding="utf-8")))):
+        raise UserError(
+            f"SLURM jobs {', '.join(jobs)} of this build still wait or run; let them end, or scancel them"
+        )
 
 
 @contextlib.contextmanager
