@@ -46,6 +46,7 @@ def main() -> None:
         folder = Path(name)
         source = folder / "text.jsonl"
         texts = texts_of(arguments.data) if arguments.data else made_texts()
+        texts = in_pieces(texts, arguments.longest)
         characters, documents, size = write_source(source, texts, arguments.megabytes * MB)
         if arguments.tokenizer is None:
             arguments.tokenizer = folder / "tokenizer"
@@ -81,6 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=32_000, help="of the trained tokenizer")
     parser.add_argument("--megabytes", type=int, default=100, help="size of the JSONL file")
     parser.add_argument("--workers", type=int, default=1, help="time megalm with so many, too")
+    parser.add_argument("--longest", type=int, default=100_000, help="characters; longer documents are cut")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scratch", type=Path, help="folder for the files; by default the system's")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -88,11 +90,17 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def texts_of(path: Path) -> Iterator[str]:
-    """The documents of `path`, long ones in pieces, again and again."""
+    """The documents of `path`, again and again."""
     files = expand_inputs([path])
     for file in cycle(files):
         for document in read_documents(file):
-            yield from (document.text[i : i + 100_000] for i in range(0, len(document.text), 100_000))
+            yield document.text
+
+
+def in_pieces(texts: Iterator[str], longest: int) -> Iterator[str]:
+    """The `texts`, those of more characters than `longest` cut."""
+    for text in texts:
+        yield from (text[i : i + longest] for i in range(0, len(text), longest))
 
 
 def made_texts() -> Iterator[str]:

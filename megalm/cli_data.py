@@ -1,6 +1,7 @@
 """The commands `megalm dataset ...`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +83,7 @@ def build(
         text_key=text_key,
         sample_by=sample_by,  # type: ignore[arg-type]  # checked by build_dataset
         overwrite=overwrite,
-        progress=True,
+        progress=sys.stderr.isatty(),
         extras=Extras(origins, id_key, prompt_key, fim_rate, fim_spm_rate),
         executor=where,
         tasks=tasks,
@@ -133,17 +134,19 @@ def dataset_info(
         int | None, typer.Option(min=1, help="How its documents fill packs of so many tokens, too.")
     ] = None,
     long_documents: Annotated[
-        str, typer.Option(help="With --packed: cut, truncate or drop what no pack holds.")
-    ] = "cut",
+        str | None, typer.Option(help="With --packed: cut (default), truncate or drop what no pack holds.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print type, counts and origin of a dataset."""
     from megalm.dataset import info
     from megalm.errors import UserError
 
-    if long_documents not in ("cut", "truncate", "drop"):
+    if long_documents not in (None, "cut", "truncate", "drop"):
         raise UserError(f"--long-documents is '{long_documents}': choose cut, truncate or drop")
-    print_result(as_json, info(prefix, packed, long_documents))  # type: ignore[arg-type]  # checked above
+    if long_documents and packed is None:
+        raise UserError("--long-documents is for --packed: add that or leave it out")
+    print_result(as_json, info(prefix, packed, long_documents or "cut"))  # type: ignore[arg-type]  # checked above
 
 
 @dataset_app.command("verify")
@@ -180,6 +183,8 @@ def split(
 
     if by_text and (tokenizer is None or shares is None):
         raise UserError("--by-text needs --shares and --tokenizer: add them")
+    if tokenizer is not None and not by_text:
+        raise UserError("--tokenizer is for --by-text: add that or leave it out")
     try:
         numbers = None if documents is None else [int(number) for number in documents.split(",")]
     except ValueError:
@@ -213,8 +218,9 @@ def show(
 
     is_config = source.suffix in (".yaml", ".yml")
     if sample is None and not is_config:
-        if overrides:
-            raise UserError(f"settings such as {overrides[0]} are for samples: add --sample")
+        if overrides or valid:
+            wrong = f"settings such as {overrides[0]} are" if overrides else "--valid is"
+            raise UserError(f"{wrong} for samples: add --sample")
         documents = show_documents(source, tokenizer_of(source, tokenizer), document or 0, count)
         if as_json:
             typer.echo(json.dumps({"documents": documents}))

@@ -11,6 +11,7 @@ from megalm import atomic
 from megalm.dataset.fim import FimTokens
 from megalm.dataset.indexed import idx_path
 from megalm.dataset.plan import Plan
+from megalm.dataset.publishing import check_targets
 from megalm.dataset.recipe import Extras, Recipe
 from megalm.dataset.sidecar import read_sidecar
 from megalm.dataset.stages import (
@@ -21,6 +22,7 @@ from megalm.dataset.stages import (
     finish,
     first_pass,
     missing,
+    remove_folder,
     second_pass,
     trash,
 )
@@ -28,9 +30,9 @@ from megalm.dataset.writer import sha256_of
 from megalm.errors import UserError
 from megalm.launch import available_cores
 from megalm.splits import SPLITS, split_limits
-from megalm.tasks import progress_bar, run_tasks
+from megalm.tasks import ends_on_sigterm, progress_bar, run_tasks
 from megalm.tokenizer import load_tokenizer
-from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs
+from megalm.tokenizer.documents import BUILD_SUFFIX, SampleBy, check_sample_by, expand_inputs
 
 if TYPE_CHECKING:
     from megalm.executors.settings import ExecutorSettings
@@ -72,12 +74,13 @@ def build_dataset(
     run. Raises UserError for inputs or settings that do not fit.
     """
     prefix = Path(prefix)
+    check_targets([f"{prefix}_{name}" for name in SPLITS] if prefix.name else [prefix])
     recipe = _recipe(tokenizer_path, append_eod, text_key, sample_by, splits, seed, extras or Extras())
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least one is needed")
     run_on_executor = _executor() if executor else None
     plan = Plan.make(recipe, expand_inputs(inputs))
-    folder = prefix.with_name(f"{prefix.name}.build")
+    folder = prefix.with_name(f"{prefix.name}{BUILD_SUFFIX}")
     shutil.rmtree(trash(folder), ignore_errors=True)
     if not overwrite and not plan.begun_in(folder):
         finished = _finished(prefix, plan)
@@ -185,7 +188,13 @@ def _locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"another build is at work in {folder}; wait for it or choose another prefix"
             ) from error
-        yield
+        try:
+            with ends_on_sigterm():
+                yield
+        except UserError:
+            if not any(folder.glob("*.run")) and not (folder / "slurm.json").exists():
+                remove_folder(folder)  # there is nothing that another try could use
+            raise
 
 
 def _refuse_queued(folder: Path) -> None:

@@ -66,6 +66,11 @@ class Arrangement:
             splits = [size.plus(more) for size, more in zip(splits, count.splits, strict=True)]
         if not any(size.tokens for size in splits):
             raise UserError("the inputs hold no text; check the files and the key that the text is under")
+        prompt_key = plan.recipe.extras.prompt_key
+        if prompt_key is not None and not any(count.masked for count in counts):
+            raise UserError(
+                f"no document has a prompt under '{prompt_key}'; name the key that holds it, or leave it out"
+            )
         size = token_dtype(plan.recipe.vocab_size).itemsize
         total = sum(split.tokens for split in splits) * size
         bucket = min(BUCKET_BYTES, max(LEAST_BUCKET_BYTES, total // LEAST_BUCKETS))

@@ -21,7 +21,7 @@ from megalm.dataset.shuffle import (
     read_edges,
     write_piece,
 )
-from megalm.dataset.sidecar import write_sidecar
+from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.dataset.writer import sha256_of
 from megalm.splits import SPLITS
 from megalm.tasks import Task
@@ -91,7 +91,7 @@ def finish(plan: Plan, folder: Path, prefix: Path) -> dict[str, Record]:
     # A build that is killed from here on begins its second pass again: its files are no longer in one place.
     arrangement_path(folder).unlink()
     _publish(folder, prefix, records)
-    _remove(folder)
+    remove_folder(folder)
     return records
 
 
@@ -127,7 +127,7 @@ def _check_done(work: Sequence[Work]) -> None:
 def _record(recipe: Recipe, split: str, layout: Layout, inputs: list[Record]) -> Record:
     digests = {f"{kind}_sha256": sha256_of(path) for kind, path in layout.paths().items() if kind != "crc"}
     return {
-        "kind": "megalm dataset",
+        "kind": KIND,
         "tokenizer": recipe.tokenizer,
         "tokenizer_hash": recipe.tokenizer_hash,
         "vocab_size": recipe.vocab_size,
@@ -156,7 +156,7 @@ def _publish(folder: Path, prefix: Path, records: dict[str, Record]) -> None:
     publish({f"{prefix}_{name}": folder / "out" / name for name in records})
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove the build folder; a kill amid the removal leaves nothing that looks like an unfinished build."""
     os.rename(folder, trash(folder))
     shutil.rmtree(trash(folder), ignore_errors=True)

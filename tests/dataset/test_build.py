@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -314,6 +315,26 @@ def test_a_finished_build_is_kept_and_another_one_needs_overwrite(
     assert sorted(files_of(prefix)) == ["d_train.bin", "d_train.crc", "d_train.idx", "d_train.json"]
 
 
+def test_inputs_that_have_a_records_name_are_never_replaced(tokenizer_path, tmp_path):
+    source = write_jsonl(tmp_path / "web_train.json", make_texts(5))
+    before = source.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"web_train.json is no record of a dataset"):
+            build_dataset([source], tokenizer_path, tmp_path / "web", workers=1, overwrite=overwrite)
+    assert source.read_bytes() == before and list(tmp_path.iterdir()) == [source]
+    with pytest.raises(UserError, match="prefix '/' is a directory; add a name"):
+        build_dataset([source], tokenizer_path, "/", workers=1)
+
+
+def test_token_files_and_tokenizer_may_lie_among_the_inputs(tokenizer_path, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", make_texts(5))
+    shutil.copytree(tokenizer_path, tmp_path / "t")
+    settings = {"prefix": tmp_path / "out" / "d", "workers": 1, "splits": "1"}
+    first = build_dataset([tmp_path], tmp_path / "t", **settings)
+    assert first["train"]["documents"] == 5
+    assert build_dataset([tmp_path], tmp_path / "t", **settings) == first
+
+
 def test_same_sizes_with_other_content_are_not_taken_for_finished(tokenizer_path, tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", make_texts(40))
     build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
@@ -358,6 +379,14 @@ def test_a_bad_line_ends_the_build_with_its_place(tokenizer_path, tmp_path, work
     with pytest.raises(UserError, match=r"a.jsonl line 101 has no text under 'text'"):
         build_dataset([source], tokenizer_path, tmp_path / "d", workers=workers)
     assert not list(tmp_path.glob("d_*"))
+
+
+@pytest.mark.parametrize("line", ['{"text": ""}', "{"])
+def test_a_mistake_before_anything_is_tokenized_leaves_nothing(tokenizer_path, tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="hold no text|is not JSON"):
+        build_dataset([tmp_path / "a.jsonl"], tokenizer_path, tmp_path / "d", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("splits", ["", "a,b", "1,2,3,4", "1,-1", "0,0", "1/0"])

@@ -17,6 +17,7 @@ from pydantic import Field
 from megalm.config.section import Section
 from megalm.corpus.sources.http import HttpFile, file_name, is_url
 from megalm.errors import UserError
+from megalm.zst import open_zst
 
 COMPRESSED = (".gz", ".zst")
 _BLOCK = 1 << 20
@@ -153,8 +154,7 @@ def open_stream(path: str) -> Any:
     if encoding or name.endswith(".gz"):
         return gzip.open(stream)
     if name.endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-        return io.BufferedReader(reader, _BLOCK)
+        return open_zst(stream)
     return stream
 
 
