@@ -30,7 +30,12 @@ setup(
     description="Train large language models on any layout of processes, with the same answer on each.",
     license="Apache-2.0",
     packages=find_packages(include=["megalm", "megalm.*"]),
-    package_data={"megalm.tokenizer": ["templates/*.jinja"], "megalm.corpus.bias": ["lists/*.yaml"]},
+    package_data={
+        "megalm.tokenizer": ["templates/*.jinja"],
+        "megalm.corpus": ["templates/*.jinja"],
+        "megalm.html": ["templates/*.jinja"],
+        "megalm.corpus.bias": ["lists/*.yaml"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

@@ -161,13 +161,20 @@ def train_tokenizers(kind: str, source: Path, out: Path, size: int, workers: int
         backend.pre_tokenizer = PRETOKENIZERS["gpt2" if kind == "bpe" else kind].backend()
         backend.decoder = decoders.ByteLevel()
         specials = [EOD]
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-        )
+        trainer = bpe_trainer(size)
     backend.train_from_iterator((d.text for d in read_documents(source)), trainer)
     tokenizer = HuggingFaceTokenizer(backend.to_str(), specials[-1])
     return lambda: {tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)}
+
+
+def bpe_trainer(size: int) -> Any:
+    """The trainer of `tokenizers` with the settings that megalm has by default."""
+    from tokenizers import pre_tokenizers, trainers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[EOD], initial_alphabet=alphabet, show_progress=False
+    )
 
 
 def train_gigatoken(kind: str, source: Path, out: Path, size: int, workers: int, max_words: int) -> Tokens:
@@ -194,12 +201,23 @@ def train_rustbpe(kind: str, source: Path, out: Path, size: int, workers: int, m
 def train_sentencepiece(
     kind: str, source: Path, out: Path, size: int, workers: int, max_words: int
 ) -> Tokens:
+    import sentencepiece
+
+    lines = (line for document in read_documents(source) for line in document.text.split("\n"))
+    model = sentencepiece_model(lines, kind, size, num_threads=workers)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return lambda: {
+        EOD.encode() if i == 0 else piece_bytes(processor, i) for i in range(processor.get_piece_size())
+    }
+
+
+def sentencepiece_model(lines: Iterator[str], kind: str, size: int, **options: Any) -> bytes:
+    """What the library makes of `lines` with the settings that megalm has by default."""
     import io
 
     import sentencepiece
 
     model = io.BytesIO()
-    lines = (line for document in read_documents(source) for line in document.text.split("\n"))
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines,
         model_writer=model,
@@ -214,13 +232,10 @@ def train_sentencepiece(
         eos_piece=EOD,
         unk_id=1,
         bos_id=-1,
-        num_threads=workers,
         minloglevel=2,
+        **options,
     )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    return lambda: {
-        EOD.encode() if i == 0 else piece_bytes(processor, i) for i in range(processor.get_piece_size())
-    }
+    return model.getvalue()
 
 
 def piece_bytes(processor: Any, number: int) -> bytes:

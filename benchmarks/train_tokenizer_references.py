@@ -8,26 +8,22 @@ in every way; SentencePiece's BPE against its own library reading the texts. Exi
 """
 
 import argparse
-import io
 import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizer_references import corpora, take
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import Tokenizer, models
+from train_tokenizer import bpe_trainer, sentencepiece_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megalm.tokenizer import train_tokenizer
-from megalm.tokenizer.json_pieces import BYTE_CHARACTERS
 from megalm.tokenizer.training.bpe import BPE
 from megalm.tokenizer.training.cutting import PRETOKENIZERS
-
-EOD = "<|endoftext|>"
 
 
 def main() -> None:
@@ -65,13 +61,7 @@ def compare_bpe(texts: list[str], path: Path, folder: Path, pretokenizer: str, s
     ours = json.loads((folder / "t" / "tokenizer.json").read_text())["model"]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = PRETOKENIZERS[pretokenizer].backend()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[EOD],
-        initial_alphabet=sorted(BYTE_CHARACTERS),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(texts, bpe_trainer(size))
     theirs = json.loads(backend.to_str())["model"]
     return len(theirs["vocab"].items() ^ ours["vocab"].items()) + count_different(
         theirs["merges"], ours["merges"]
@@ -85,27 +75,8 @@ def compare_sentencepiece(texts: list[str], path: Path, folder: Path, size: int)
     ]
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     train_tokenizer([path], folder / "t", "sentencepiece-bpe", size, overwrite=True)
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=size,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        eos_id=0,
-        eos_piece=EOD,
-        unk_id=1,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    ours, theirs = (
-        pieces_of(data) for data in ((folder / "t" / "tokenizer.model").read_bytes(), model.getvalue())
-    )
-    return count_different(theirs, ours)
+    theirs = pieces_of(sentencepiece_model(iter(lines), "bpe", size))
+    return count_different(theirs, pieces_of((folder / "t" / "tokenizer.model").read_bytes()))
 
 
 def pieces_of(data: bytes) -> list[tuple[str, float, int]]:

@@ -78,6 +78,6 @@ heading "11/11 text from the model"
 
 heading "done"
 echo "run        $work/run (config.yaml, metrics.jsonl, checkpoints, learning curve)"
-echo "corpus     $work/corpus (report.json; megalm corpus show $work/corpus)"
+echo "corpus     $work/corpus (report.html; megalm corpus show $work/corpus)"
 echo "tokenizer  $work/tokenizer"
 echo "data       $work/data"

@@ -1,6 +1,7 @@
 """Files appear whole or not at all: written under a temporary name, synced, then renamed."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from megalm.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where no more can be written."""
+
+
+@contextlib.contextmanager
+def name_full_disk(folder: str | Path) -> Iterator[None]:
+    """Put `folder` as the file's name into an error in the block that says that a disk is full, but not which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(folder)
+        raise
 
 
 @contextlib.contextmanager
@@ -17,13 +32,18 @@ def open_atomic(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with (
+            name_full_disk(path.parent),
+            open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file,
+        ):
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that the user gave
         raise
     sync_directory(path.parent)
 

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 import megalm
-from megalm import launch
+from megalm import atomic, launch
 from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
@@ -26,7 +26,6 @@ _USERS_FILES = {
     errno.EACCES,
     errno.EEXIST,
     errno.EISDIR,
-    errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
@@ -90,14 +89,28 @@ def _mistake(error: Exception) -> str | None:
         where = getattr(getattr(error, "ctx", None), "command_path", "megalm")
         bare = type(error).__name__ == "NoArgsIsHelpError"  # its message is the whole help
         line = "No sub-command given." if bare else " ".join(error.format_message().split())
-        return f"{line} (see `{where} --help`)"
+        return f"{line}{_found(error.__cause__)} (see `{where} --help`)"
+    if isinstance(error, OSError) and error.errno in atomic.FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; free some space there, then give the command again"
     if isinstance(error, OSError) and error.errno in _USERS_FILES:
         where = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            return f"{where}a file is where a directory is needed; choose another path"
         return f"{where}{error.strerror}; check the path, its permissions and the space left"
-    if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
+    if _is_of_pydantic(error):
         first = error.errors(include_url=False)[0]  # type: ignore[attr-defined]
         return f"`{'.'.join(map(str, first['loc']))}` = {first['input']!r}: {first['msg']}"
     return None
+
+
+def _is_of_pydantic(error: BaseException | None) -> bool:
+    return type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic")
+
+
+def _found(cause: BaseException | None) -> str:
+    """The value on the command line that is of the wrong type."""
+    return f", found {cause.errors()[0]['input']!r}" if _is_of_pydantic(cause) else ""  # type: ignore[union-attr]
 
 
 def _print_version(wanted: bool) -> None:

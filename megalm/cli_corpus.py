@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,8 +35,9 @@ def build(
     """Build a corpus; repeat the command to go on after a kill."""
     from megalm.corpus.bias.table import removal_lines
     from megalm.corpus.build import build_corpus
+    from megalm.corpus.funnel import funnel, funnel_lines
     from megalm.corpus.recipe import load_recipe
-    from megalm.corpus.report import damage_in
+    from megalm.corpus.report import damage_in, page_path
 
     options = {"executor.kind": executor, "tasks": tasks, "executor.workers": workers}
     changes = [f"{key}={value}" for key, value in options.items() if value is not None]
@@ -52,9 +53,27 @@ def build(
     if as_json:
         typer.echo(json.dumps({"output": str(loaded.output), **report}))
         return
-    for line in (*_funnel(report), *removal_lines(report.get("removal_by_group", []), top=5)):
+    for line in (*funnel_lines(funnel(report)), *removal_lines(report.get("removal_by_group", []), top=5)):
         typer.echo(line)
-    typer.echo(f"{loaded.output}  {report['documents']:,} documents  {report['characters']:,} characters")
+    typer.echo(page_path(loaded.output))
+
+
+@corpus_app.command("report")
+def report(
+    output: Annotated[Path, typer.Argument(help="A corpus: the output of a recipe, built to its end.")],
+    as_json: AsJson = False,
+) -> None:
+    """Draw report.html again from report.json, and print the funnel."""
+    from megalm.corpus.funnel import funnel, funnel_lines
+    from megalm.corpus.report import draw_again, page_path
+
+    found = draw_again(output)
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), **found}))
+        return
+    for line in funnel_lines(funnel(found)):
+        typer.echo(line)
+    typer.echo(page_path(output))
 
 
 @corpus_app.command("show")
@@ -121,23 +140,13 @@ def crawl(
     max_pages: Annotated[int, typer.Option(min=1, help="Stop after so many pages.")] = 100,
     delay: Annotated[float, typer.Option(min=0, help="Seconds between two requests.")] = 1.0,
     agent: Annotated[str | None, typer.Option(help="What the crawler calls itself.")] = None,
+    max_depth: Annotated[int, typer.Option(min=0, help="Follow so many links in a row at most.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Read the pages of one site, as its robots.txt allows; repeat the command to go on after a kill."""
     from megalm.corpus.crawl import AGENT
     from megalm.corpus.crawl import crawl as crawl_site
 
-    counts = crawl_site(url, output, max_pages, delay, agent or AGENT)
+    counts = crawl_site(url, output, max_pages, delay, agent or AGENT, max_depth)
     line = "  ".join(f"{name} {count:,}" for name, count in counts.items())
     typer.echo(json.dumps({"output": str(output), **counts}) if as_json else f"{output}  {line}")
-
-
-def _funnel(report: dict[str, Any]) -> list[str]:
-    """A line for each source and step: documents in and out, and the commonest reasons."""
-    lines = [f"{'+' + source['step']:24} {source['documents_out']:>12,}" for source in report["sources"]]
-    for step in report["steps"]:
-        removed = sorted(step["removed"].items(), key=lambda pair: (-pair[1], pair[0]))
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in removed[:4])
-        more = f", {len(removed) - 4} more" if len(removed) > 4 else ""
-        lines.append(f"{step['step']:24} {step['documents_out']:>12,}  {reasons}{more}".rstrip())
-    return lines

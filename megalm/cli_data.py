@@ -1,6 +1,7 @@
 """The commands `megalm dataset ...`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,24 @@ def build(
     output_prefix: Annotated[
         Path, typer.Option("--output-prefix", "-o", help="Gives PREFIX_train, _valid and _test.")
     ],
-    workers: Annotated[int | None, typer.Option(help="Processes; by default one for each CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes, or tasks at a time; by default one for each CPU.")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Deal the build out as tasks, with logs: local, slurm or ray.")
+    ] = None,
+    tasks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --executor: how many; by default one for each 4 to 512 MiB, 1000 at most."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="With --executor: its settings, e.g. slurm.partition=cpu.", metavar="KEY=VALUE"
+        ),
+    ] = None,
     splits: Annotated[str, typer.Option(help="Shares of train, valid and test.")] = "98,1,1",
     seed: Annotated[int, typer.Option(help="Of the order of documents.")] = 0,
     append_eod: Annotated[bool, typer.Option(help="End each document with the end token.")] = True,
@@ -53,6 +71,7 @@ def build(
     """Tokenize, split and shuffle documents; repeat the command to go on after a kill."""
     from megalm.dataset import Extras, build_dataset
 
+    where = _executor(executor, workers, tasks, settings)
     records = build_dataset(
         inputs,
         tokenizer,
@@ -64,10 +83,31 @@ def build(
         text_key=text_key,
         sample_by=sample_by,  # type: ignore[arg-type]  # checked by build_dataset
         overwrite=overwrite,
-        progress=True,
+        progress=sys.stderr.isatty(),
         extras=Extras(origins, id_key, prompt_key, fim_rate, fim_spm_rate),
+        executor=where,
+        tasks=tasks,
     )
-    _print_parts(as_json, output_prefix, records)
+    if records:
+        _print_parts(as_json, output_prefix, records)
+        return
+    jobs = json.loads((output_prefix.with_name(f"{output_prefix.name}.build") / "slurm.json").read_text())
+    line = f"submitted as SLURM jobs {', '.join(jobs)}; the same command prints the result when they are done"
+    typer.echo(json.dumps({"jobs": jobs}) if as_json else line)
+
+
+def _executor(kind: str | None, workers: int | None, tasks: int | None, settings: list[str] | None) -> Any:
+    """The settings of an executor, None where none is asked for."""
+    from megalm.errors import UserError
+
+    if kind is None:
+        if tasks or settings:
+            raise UserError("--tasks and --set are for an executor: add --executor local, slurm or ray")
+        return None
+    from megalm.executors.settings import parse_settings
+
+    given = [*(settings or []), f"kind={kind}"]
+    return parse_settings([*given, f"workers={workers}"] if workers else given)
 
 
 @dataset_app.command("merge")
@@ -94,17 +134,19 @@ def dataset_info(
         int | None, typer.Option(min=1, help="How its documents fill packs of so many tokens, too.")
     ] = None,
     long_documents: Annotated[
-        str, typer.Option(help="With --packed: cut, truncate or drop what no pack holds.")
-    ] = "cut",
+        str | None, typer.Option(help="With --packed: cut (default), truncate or drop what no pack holds.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print type, counts and origin of a dataset."""
     from megalm.dataset import info
     from megalm.errors import UserError
 
-    if long_documents not in ("cut", "truncate", "drop"):
+    if long_documents not in (None, "cut", "truncate", "drop"):
         raise UserError(f"--long-documents is '{long_documents}': choose cut, truncate or drop")
-    print_result(as_json, info(prefix, packed, long_documents))  # type: ignore[arg-type]  # checked above
+    if long_documents and packed is None:
+        raise UserError("--long-documents is for --packed: add that or leave it out")
+    print_result(as_json, info(prefix, packed, long_documents or "cut"))  # type: ignore[arg-type]  # checked above
 
 
 @dataset_app.command("verify")
@@ -141,6 +183,8 @@ def split(
 
     if by_text and (tokenizer is None or shares is None):
         raise UserError("--by-text needs --shares and --tokenizer: add them")
+    if tokenizer is not None and not by_text:
+        raise UserError("--tokenizer is for --by-text: add that or leave it out")
     try:
         numbers = None if documents is None else [int(number) for number in documents.split(",")]
     except ValueError:
@@ -174,8 +218,9 @@ def show(
 
     is_config = source.suffix in (".yaml", ".yml")
     if sample is None and not is_config:
-        if overrides:
-            raise UserError(f"settings such as {overrides[0]} are for samples: add --sample")
+        if overrides or valid:
+            wrong = f"settings such as {overrides[0]} are" if overrides else "--valid is"
+            raise UserError(f"{wrong} for samples: add --sample")
         documents = show_documents(source, tokenizer_of(source, tokenizer), document or 0, count)
         if as_json:
             typer.echo(json.dumps({"documents": documents}))

@@ -1,10 +1,13 @@
 """Arguments and options that the commands on data share, and how their results are printed."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from megalm.errors import UserError
 
 Inputs = Annotated[
     list[Path], typer.Argument(help="JSONL or text files (.gz, .zst too), or directories of them.")
@@ -21,6 +24,16 @@ SampleBy = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another build left there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
+
+
+def read_stdin() -> str:
+    """Return the text of standard input as it stands, line ends too; UserError where it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"standard input is not UTF-8 (byte {error.start}: {error.reason}); convert it first"
+        ) from error
 
 
 def print_result(as_json: bool, result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from megalm import cli_tokenizer_report
-from megalm.cli_options import AsJson, SampleBy, TextKey, TokenizerPath, print_result
+from megalm.cli_options import AsJson, SampleBy, TextKey, TokenizerPath, print_result, read_stdin
 
 tokenizer_app = typer.Typer(help="Train tokenizers and use them.", no_args_is_help=True)
 for command in (
@@ -115,7 +115,7 @@ def encode(tokenizer: TokenizerPath, text: Text = None, as_json: AsJson = False)
     """Print the token ids of a text."""
     from megalm.tokenizer import load_tokenizer
 
-    ids = load_tokenizer(tokenizer).encode(sys.stdin.read() if text is None else text)
+    ids = load_tokenizer(tokenizer).encode(read_stdin() if text is None else text)
     typer.echo(json.dumps({"ids": ids}) if as_json else " ".join(map(str, ids)))
 
 
@@ -132,7 +132,7 @@ def decode(
     from megalm.tokenizer import load_tokenizer
 
     try:
-        ids = ids or [int(word) for word in sys.stdin.read().split()]
+        ids = ids or [int(word) for word in read_stdin().split()]
     except ValueError as error:
         raise UserError(
             f"the ids to decode are not whole numbers ({error}); separate them by spaces"

@@ -1,14 +1,13 @@
 """The commands that look at tokenizers: `megalm tokenizer info`, `show`, `compare` and `chat`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from megalm.cli_options import AsJson, SampleBy, TextKey, TokenizerPath
+from megalm.cli_options import AsJson, SampleBy, TextKey, TokenizerPath, read_stdin
 
 By = Annotated[
     list[str] | None,
@@ -44,9 +43,12 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Describe a tokenizer, and with inputs how well it does on them."""
+    from megalm.errors import UserError
     from megalm.tokenizer import load_tokenizer
     from megalm.tokenizer.vocabulary import describe
 
+    if (by or sample_bytes is not None) and not inputs:
+        raise UserError("--by and --sample-bytes are for measuring, but no inputs are given; name files")
     opened = load_tokenizer(tokenizer)
     described = describe(opened, examples)
     report = None
@@ -96,6 +98,8 @@ def compare(
 
     if not inputs and text is None:
         raise UserError("there is nothing to compare the tokenizers on; give --input FILE or --text TEXT")
+    if not inputs and (plot or by or sample_bytes is not None):
+        raise UserError("--plot, --by and --sample-bytes are for measuring; give --input FILE")
     if plot:
         check_plot_path(plot)
     if text is not None and len(tokenizers) < 2:
@@ -141,7 +145,7 @@ def show(
     from megalm.tokenizer.view import cells
 
     opened = load_tokenizer(tokenizer)
-    text = sys.stdin.read() if text is None else text
+    text = read_stdin() if text is None else text
     numbers, offsets = opened.encode_with_offsets(text)
     if as_json:
         tokens = zip(numbers, offsets, strict=True)
@@ -205,9 +209,11 @@ def _view(shown: Sequence[Any], title: str, ids: bool, html: Path | None, marks_
 def _read_messages(path: Path) -> dict[str, Any]:
     from megalm.errors import UserError
 
+    if not path.exists():
+        raise UserError(f"no messages at {path}; check the path")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON in UTF-8 ({error}); write a list of messages") from error
     if isinstance(content, list):
         return {"messages": content}

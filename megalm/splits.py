@@ -23,9 +23,9 @@ def split_limits(splits: str) -> list[int]:
     return [int(sum(shares[: i + 1]) / sum(shares) * 2**64) for i in range(len(SPLITS))]
 
 
-def split_of(text: str, limits: list[int]) -> int:
-    """The number of the split, by a hash of the text, so that copies of a document never lie on both sides."""
-    value = hash64(text.encode())
+def split_of(text: bytes, limits: list[int]) -> int:
+    """The number of the split, by a hash of the text (UTF-8), so that copies of a document never lie on both sides."""
+    value = hash64(text)
     return next(i for i, limit in enumerate(limits) if value < limit)
 
 

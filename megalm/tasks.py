@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,7 +26,7 @@ class Task(NamedTuple):
 def run_tasks(tasks: Sequence[Task], workers: int, advance: Callable[[int], Any]) -> None:
     """Run `tasks`, telling `advance` the size of each as it ends; the first error ends all and is raised."""
     if workers == 1:
-        with _one_thread():
+        with one_thread():
             for task in tasks:
                 task.function(*task.arguments)
                 advance(task.size)
@@ -32,7 +34,8 @@ def run_tasks(tasks: Sequence[Task], workers: int, advance: Callable[[int], Any]
     # Not forked: the caller may have threads (torch, tokenizers) that a fork would leave in a broken state.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
     try:
-        futures = {pool.submit(task.function, *task.arguments): task for task in tasks}
+        with _without_interrupts():
+            futures = {pool.submit(task.function, *task.arguments): task for task in tasks}
         for future in as_completed(futures):
             future.result()
             advance(futures[future].size)
@@ -40,8 +43,42 @@ def run_tasks(tasks: Sequence[Task], workers: int, advance: Callable[[int], Any]
         raise RuntimeError(
             "a worker process was killed (out of memory?); repeat the command with fewer workers"
         ) from error
+    except BaseException:  # Ctrl-C, too: nobody waits for what the others are at
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back; processes that are started meanwhile never hear it, and leave their end to their parent."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, with SystemExit, so that what is unfinished is removed on the way out.
+
+    Where the signal has a handler already, or outside of the main thread, nothing changes.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -54,7 +91,7 @@ def progress_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep the tokenizers library to one thread, so that a worker is one core."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

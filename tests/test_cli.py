@@ -156,13 +156,25 @@ def test_failure_of_ours_is_a_traceback_and_code_1(capsys, monkeypatch):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ENOSPC])
-def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "Permission denied; check the path"),
+        (errno.EEXIST, "a file is where a directory is needed; choose another path"),
+        (errno.ENOSPC, "No space left on device; free some space there"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, number, said):
     def refuse(*_):
         raise OSError(number, os.strerror(number), "out/file")
 
     monkeypatch.setattr("megalm.config.load_config", refuse)
-    assert f"out/file: {os.strerror(number)}; check" in mistake(capsys, "train", "config.yaml")
+    assert f"out/file: {said}" in mistake(capsys, "train", "config.yaml")
+
+
+def test_a_value_of_the_wrong_type_is_told(capsys):
+    line = mistake(capsys, "tokenizer", "train", "a.txt", "-o", "t", "--vocab-size", "32k")
+    assert "'--vocab-size'" in line and "found '32k'" in line
 
 
 def test_interrupt_is_code_130_without_a_traceback(capsys, monkeypatch):

@@ -89,6 +89,9 @@ def test_dataset_split_and_show_commands(source, tokenizer, tmp_path):
         (("show", whole, "batch.seq_length=8"), "are for samples"),
         (("show", whole, "--sample", 1, "--document", 1), "give one of them"),
         (("info", whole, "--packed", 8, "--long-documents", "burn"), "is 'burn': choose cut"),
+        (("info", whole, "--long-documents", "drop"), "--long-documents is for --packed"),
+        ((*by_text[:6], "--tokenizer", tokenizer), "--tokenizer is for --by-text"),
+        (("show", whole, "--valid"), "--valid is for samples"),
     ):
         with pytest.raises(UserError, match=message):
             run(dataset_app, *wrong)

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from megalm import cli
 from megalm.cli_tokenizer import tokenizer_app
+from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer
 from megalm.tokenizer.training import KINDS
 
@@ -71,6 +72,25 @@ def test_a_mistake_is_one_line_and_code_2(source, tmp_path, capsys):
         shown = capsys.readouterr()
         assert shown.out == "" and shown.err.count("\n") == 1 and shown.err.startswith("megalm: error: ")
     assert not (tmp_path / "t").exists()
+
+
+def test_standard_input_is_taken_as_it_stands(tmp_path):
+    arguments = ["train", "--kind", "byte", "-o", str(tmp_path / "t")]
+    assert CliRunner().invoke(tokenizer_app, arguments).exit_code == 0
+    tokenizer = load_tokenizer(tmp_path / "t")
+    text = "a\r\nb\rc\u2028é\n"
+    for command, ids in (
+        ("encode", lambda found: found["ids"]),
+        ("show", lambda found: [token["id"] for token in found["tokens"]]),
+    ):
+        result = CliRunner().invoke(
+            tokenizer_app, [command, str(tmp_path / "t"), "--json"], input=text.encode()
+        )
+        assert ids(json.loads(result.stdout)) == tokenizer.encode(text)
+    for command in ("encode", "show", "decode"):
+        wrong = CliRunner().invoke(tokenizer_app, [command, str(tmp_path / "t")], input=b"1 caf\xe9")
+        assert isinstance(wrong.exception, UserError)
+        assert str(wrong.exception).startswith("standard input is not UTF-8 (byte 5")
 
 
 def test_help_names_every_kind():

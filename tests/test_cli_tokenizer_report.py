@@ -209,12 +209,35 @@ def test_chat_takes_the_template_of_the_tokenizer_and_objects_with_tools(saved, 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "is not JSON"), ("3", "holds neither"), ('{"messages": 3}', "holds neither")]
+    ("content", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("3", "holds neither"),
+        ('{"messages": 3}', "holds neither"),
+    ],
 )
 def test_chat_files_that_hold_no_messages_are_told(saved, tmp_path, content, said):
+    with pytest.raises(UserError, match="no messages at .*chat.json; check the path"):
+        run("chat", saved["byte-level"], "--messages", tmp_path / "chat.json", "--template", "plain")
     (tmp_path / "chat.json").write_text(content)
     with pytest.raises(UserError, match=said):
         run("chat", saved["byte-level"], "--messages", tmp_path / "chat.json", "--template", "plain")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["info", "--by", "lang"],
+        ["info", "--sample-bytes", "9"],
+        ["compare", "--text", "a", "--by", "lang"],
+        ["compare", "--text", "a", "--plot", "a.png"],
+    ],
+)
+def test_options_that_measure_are_refused_where_nothing_is_measured(saved, options):
+    tokenizers = [saved["byte-level"]] * (1 + (options[0] == "compare"))
+    with pytest.raises(UserError, match=r"for measuring"):
+        run(options[0], *tokenizers, *options[1:])
 
 
 def test_mistakes_are_one_line_and_exit_code_2(saved, tmp_path):

@@ -12,14 +12,14 @@ from datatrove.utils.logging import logger
 
 from megalm import atomic
 from megalm.corpus.bias.scan import GroupsOf
-from megalm.corpus.executors import queued_slurm_jobs, run_local, run_ray, submit_slurm
-from megalm.corpus.plan import Plan
+from megalm.corpus.plan import Plan, check_recipe
 from megalm.corpus.progress import stage_progress
 from megalm.corpus.recipe import Recipe
 from megalm.corpus.report import (
     Report,
     WriteReport,
     merge_counts,
+    page_path,
     read_report,
     report_path,
     stage_data,
@@ -27,9 +27,11 @@ from megalm.corpus.report import (
     sweep,
 )
 from megalm.corpus.shards import ReadShards, Removals, WriteShards
-from megalm.corpus.step import Stage, Step
-from megalm.corpus.tasks import Ended, ReadSources, TaskEnd, begin_progress
+from megalm.corpus.step import Step
+from megalm.corpus.tasks import Ended, ReadSources, TaskBegin, TaskEnd, begin_progress
 from megalm.errors import UserError
+from megalm.executors.run import refuse_queued, run_local, run_ray, submit_slurm
+from megalm.executors.stage import Stage
 
 
 def build_corpus(recipe: Recipe, overwrite: bool = False, progress: bool = False) -> Report | None:
@@ -42,11 +44,13 @@ def build_corpus(recipe: Recipe, overwrite: bool = False, progress: bool = False
     Returns the report, or None where the tasks were handed to SLURM and are still to run. Raises UserError where
     something else was built in `output`, unless `overwrite`.
     """
-    plan = Plan.make(recipe)
     output = recipe.output
     work = output / "work"
-    with _locked(work):
-        _refuse_queued(work)
+    if not overwrite:
+        check_recipe(recipe, work)
+    plan = Plan.make(recipe)
+    with atomic.name_full_disk(output), _locked(work):
+        refuse_queued(work / "slurm.json")
         if overwrite:
             _clear(output)
         if plan.check_same(work):
@@ -66,7 +70,7 @@ def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
     output, tasks = recipe.output, len(plan.tasks)
     stages: list[Stage] = []
     source: Path | None = None
-    rest = list(recipe.steps)
+    rest = recipe.all_steps()
     while True:
         steps: list[Step] = []
         while rest and isinstance(step := rest[0], Step):
@@ -98,8 +102,9 @@ def _finish(recipe: Recipe, stages: list[Stage]) -> list[Stage]:
         folder = stage_folder(recipe.output, stage.name)
         removals = Removals(recipe.output / "removed" / stage.name) if recipe.file.keep_removed else None
         before = ended[-1] if ended else None
-        end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals, before, groups)
-        finished.append(stage._replace(pipeline=[*stage.pipeline, end]))
+        begin = TaskBegin()
+        end = TaskEnd(stage.pipeline, folder / "counts", folder / "progress", removals, before, begin, groups)
+        finished.append(stage._replace(pipeline=[begin, *stage.pipeline, end]))
         ended.append(Ended(folder / "counts", stage.tasks))
     return [*finished, Stage("report", 1, [WriteReport(recipe.output, ended, recipe.resolved())])]
 
@@ -111,8 +116,9 @@ def _run(recipe: Recipe, stages: list[Stage], progress: bool) -> Report | None:
         begin_progress(folder / "progress", stage.tasks)
     if settings.kind == "slurm":
         with_logs = [(stage, folder / "logs") for stage, folder in zip(stages, folders, strict=True)]
-        jobs = submit_slurm(with_logs, settings)
-        atomic.write_text(recipe.output / "work" / "slurm.json", json.dumps(jobs))
+        path = recipe.output / "work" / "slurm.json"
+        atomic.write_text(path, "[]")
+        submit_slurm(with_logs, settings, lambda jobs: atomic.write_text(path, json.dumps(jobs)))
         return None
     run = run_local if settings.kind == "local" else run_ray
     documents: int | None = None
@@ -120,8 +126,7 @@ def _run(recipe: Recipe, stages: list[Stage], progress: bool) -> Report | None:
         shown = progress and stage.name != "report"
         with stage_progress(stage.name, folder, stage.tasks, documents, shown):
             run(stage, folder / "logs", settings)
-        if kept := merge_counts(folder / "counts")["kept"]:
-            documents = kept[0].documents_out
+        documents = merge_counts(folder / "counts").kept.documents_out or documents
     return read_report(recipe.output)
 
 
@@ -131,7 +136,8 @@ def _clear(output: Path) -> None:
     if not plan.exists():
         return
     atomic.write_text(plan, "{}")
-    report_path(output).unlink(missing_ok=True)
+    for path in (report_path(output), page_path(output)):
+        path.unlink(missing_ok=True)
     for path in (output / "documents", output / "removed", *(output / "work").iterdir()):
         if path.is_dir():
             shutil.rmtree(path)
@@ -143,14 +149,6 @@ def _refuse_foreign(output: Path) -> None:
     if any((output / "documents").glob("*")):
         raise UserError(
             f"{output / 'documents'} holds files that no build of a corpus made; choose another output"
-        )
-
-
-def _refuse_queued(work: Path) -> None:
-    path = work / "slurm.json"
-    if path.exists() and (jobs := queued_slurm_jobs(json.loads(path.read_text()))):
-        raise UserError(
-            f"SLURM jobs {', '.join(jobs)} of this build still wait or run; let them end, or scancel them"
         )
 
 

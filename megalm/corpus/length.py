@@ -3,8 +3,7 @@
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.config.section import Section
-from megalm.corpus.step import Filter
+from megalm.corpus.step import Filter, ForLanguages
 
 
 class LengthFilter(Filter):
@@ -12,7 +11,7 @@ class LengthFilter(Filter):
 
     name = "length"
 
-    class Settings(Section):
+    class Settings(ForLanguages):
         """Options of the step `length`."""
 
         min_characters: int = Field(1, ge=0, description="Remove texts with fewer characters.")

@@ -1,9 +1,11 @@
 """The links of a page, as a polite crawler may follow them."""
 
+import string
 from typing import Any
-from urllib.parse import urldefrag, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
 _LONGEST_URL = 2000
+_UNQUOTED = string.punctuation.translate(str.maketrans("", "", '"<>'))
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -26,24 +28,42 @@ def links_in(page: bytes, url: str) -> list[str]:
 
 
 def normalize(base: str, link: str) -> str | None:
-    """The address of `link` on the page `base`, in one spelling; None for what is no page of the web."""
+    """The address of `link` on the page `base`, in one spelling; None for what is no page of the web.
+
+    Without fragment, user and password, and without steps `.` and `..`, which would lead around the rules of robots.txt;
+    what ASCII lacks is written as browsers do.
+    """
     try:
         parts = urlsplit(urldefrag(urljoin(base, link.strip())).url)
         port = parts.port
+        host = (parts.hostname or "").removesuffix(".")
+        host = f"[{host}]" if ":" in host else host.encode("idna").decode()
     except ValueError:
         return None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+    if parts.scheme not in _DEFAULT_PORTS or not host or set(host) & set(" %\\"):
         return None
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if port not in (None, _DEFAULT_PORTS[parts.scheme]):
         host = f"{host}:{port}"
-    url = urlunsplit((parts.scheme, host, parts.path or "/", parts.query, ""))
-    return url if len(url) <= _LONGEST_URL and url.isascii() and not set(url) & set(" \t\r\n") else None
+    path, query = (quote(part, _UNQUOTED) for part in (_without_steps(parts.path or "/"), parts.query))
+    url = urlunsplit((parts.scheme, host, path, query, ""))
+    return url if len(url) <= _LONGEST_URL else None
 
 
 def host_of(url: str) -> str:
     """Host and port of an address; http and https of a host are one."""
     return urlsplit(url).netloc
+
+
+def _without_steps(path: str) -> str:
+    kept: list[str] = []
+    segments = path.split("/")
+    plain = [segment.replace("%2e", ".").replace("%2E", ".") for segment in segments]
+    for segment, name in zip(segments, plain, strict=True):
+        if name == "..":
+            kept = kept[:1] + kept[1:-1]
+        elif name != ".":
+            kept.append(segment)
+    return "/".join([*kept, ""] if plain[-1] in (".", "..") else kept)
 
 
 class _Links:

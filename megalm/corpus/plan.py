@@ -56,19 +56,43 @@ class Plan(NamedTuple):
 
     def check_same(self, folder: Path) -> bool:
         """Whether this very build was begun in `folder`; raises UserError where another one was."""
-        path = folder / "plan.json"
-        if not path.exists():
+        before = _begun(folder)
+        if before is None:
             return False
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not before:
-            raise UserError(f"{folder.parent} was half removed; build anew with --overwrite")
-        now = json.loads(json.dumps(self.identity))
+        now = _plain(self.identity)
         if before == now:
             return True
-        raise UserError(
-            f"{folder.parent} was built from something else: {_difference(before, now)}; "
-            "choose another output, or build anew with --overwrite"
-        )
+        raise _differs(folder, _difference(before, now))
+
+
+def check_recipe(recipe: Recipe, folder: Path) -> None:
+    """Raise UserError where a build of another recipe was begun in `folder`, before anything is fetched for this one."""
+    before = _begun(folder)
+    if before is not None and (change := _changed("recipe", before["recipe"], _plain(recipe.resolved()))):
+        raise _differs(folder, change)
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """The identity of the build that was begun in `folder`."""
+    path = folder / "plan.json"
+    if not path.exists():
+        return None
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if not before:
+        raise UserError(f"{folder.parent} was half removed; build anew with --overwrite")
+    return before
+
+
+def _differs(folder: Path, change: str) -> UserError:
+    return UserError(
+        f"{folder.parent} was built from something else: {change}; "
+        "choose another output, or build anew with --overwrite"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back."""
+    return json.loads(json.dumps(value))
 
 
 def read_parts(folder: Path, rank: int) -> list[Part]:

@@ -2,54 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
 from megalm.config.load import explain, override, read_yaml
 from megalm.config.section import Section
 from megalm.corpus.registry import step_class
+from megalm.corpus.route import Route, RouteSettings
 from megalm.corpus.sources import source_class
 from megalm.corpus.sources.base import Source
 from megalm.corpus.step import Collective, Step
 from megalm.errors import UserError
-
-
-class SlurmSettings(Section):
-    """How the tasks of a build become SLURM jobs: an array of jobs a stage, each stage after the one before."""
-
-    partition: str = Field("", description="Partition; by default the cluster's own.")
-    time: str = Field("24:00:00", description="Time limit of a job.")
-    cpus_per_task: int = Field(1, ge=1, description="Cores of a task; more give it more memory.")
-    mem_per_cpu_gb: int = Field(4, ge=1, description="Memory of a core, in GB.")
-    tasks_per_job: int = Field(1, ge=1, description="Tasks that one job runs in turn.")
-    max_array_size: int = Field(
-        1001, ge=1, description="The cluster's limit on the size of an array of jobs."
-    )
-    qos: str = Field("", description="Quality of service; by default the cluster's own.")
-    setup: str = Field(
-        "", description="Shell commands that make megalm's environment ready, run in each job."
-    )
-    sbatch: dict[str, str] = Field({}, description="Further options of sbatch, e.g. {account: name}.")
-
-
-class RaySettings(Section):
-    """How the tasks of a build use a Ray cluster."""
-
-    address: str = Field("auto", description="Address of the cluster; auto finds the one of this machine.")
-    cpus_per_task: int = Field(1, ge=1, description="Cores of a task.")
-    mem_per_cpu_gb: float = Field(2, gt=0, description="Memory of a core, in GB.")
-
-
-class ExecutorSettings(Section):
-    """Where the tasks run."""
-
-    kind: Literal["local", "slurm", "ray"] = Field("local", description="local processes, slurm or ray.")
-    workers: int | None = Field(
-        None, ge=1, description="Tasks at a time; by default the cores (local) or no limit (slurm, ray)."
-    )
-    slurm: SlurmSettings = Field(SlurmSettings(), description="Options of kind slurm.")
-    ray: RaySettings = Field(RaySettings(), description="Options of kind ray.")
+from megalm.executors.settings import ExecutorSettings
 
 
 class RecipeFile(Section):
@@ -66,6 +31,9 @@ class RecipeFile(Section):
     task_bytes: int = Field(64 << 20, ge=1, description="Input of a task, where `tasks` is not given.")
     keep_removed: bool = Field(
         False, description="Write the removed documents too, with step and reason, into OUTPUT/removed."
+    )
+    route: RouteSettings | None = Field(
+        None, description="Write the documents into folders, such as one for each language."
     )
     removal_by_group: bool = Field(
         False, description="Count for each step how many documents that mention a group it removes."
@@ -87,6 +55,10 @@ class Recipe(NamedTuple):
     def output(self) -> Path:
         """Directory of the corpus, absolute."""
         return Path(self.file.output).expanduser().absolute()
+
+    def all_steps(self) -> list[Step | Collective]:
+        """The steps, and at their end what writes the documents into folders."""
+        return [*self.steps, *([Route(self.file.route)] if self.file.route else [])]
 
     def files(self) -> list[Path]:
         """The files beside the sources that the build reads."""
@@ -116,7 +88,10 @@ def parse_recipe(data: dict[str, Any], overrides: Sequence[str] = (), where: str
     file = _validated(RecipeFile, override(data, overrides), where)
     sources = [_source(entry, f"{where}: sources.{number}") for number, entry in enumerate(file.sources)]
     steps = [_step(entry, f"{where}: steps.{number}") for number, entry in enumerate(file.steps)]
-    return Recipe(file, sources, steps)
+    recipe = Recipe(file, sources, steps)
+    for source in sources:
+        source.set_output(recipe.output)
+    return recipe
 
 
 def _source(entry: dict[str, Any], where: str) -> Source:

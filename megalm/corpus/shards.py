@@ -22,8 +22,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def shard_paths(folder: str | Path) -> list[Path]:
-    """The shards in `folder` in order."""
-    return sorted(Path(folder).glob(f"*{SUFFIX}"))
+    """The shards in `folder` and in the folders of a routed corpus within it, in order."""
+    return sorted(path for pattern in (f"*{SUFFIX}", f"*/*{SUFFIX}") for path in Path(folder).glob(pattern))
 
 
 def read_shard(path: str | Path) -> Iterator[Document]:
@@ -46,12 +46,12 @@ def to_line(document: Document) -> bytes:
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
     try:
         return orjson.dumps(value, default=str, option=options)
-    except TypeError:  # half of a surrogate pair, which UTF-8 cannot hold
-        return orjson.dumps(_mend(value), default=str, option=options)
+    except TypeError:  # half of a surrogate pair, which UTF-8 cannot hold, or a number of more than 64 bits
+        return orjson.dumps(mend(value), default=str, option=options)
 
 
 class ReadShards(PipelineStep):
-    """Reads the shards of `folder`: task r of n has every n-th from the r-th on."""
+    """Reads the shards of `folder`: task r of n has every n-th from the r-th on. `shard` is the name of the one at hand."""
 
     type = "corpus"
     name = "read shards"
@@ -60,11 +60,13 @@ class ReadShards(PipelineStep):
         super().__init__()
         self.folder = Path(folder)
         self.documents = 0
+        self.shard = ""
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
         """Yield the documents of this task's shards."""
         self.documents = 0
         for path in shard_paths(self.folder)[rank::world_size]:
+            self.shard = path.name
             for document in read_shard(path):
                 self.documents += 1
                 yield document
@@ -116,17 +118,27 @@ class Removals:
 @contextlib.contextmanager
 def open_shard(folder: Path, rank: int) -> Iterator[Any]:
     """Yield a stream for lines that become the shard of `rank` when the block ends well."""
+    with open_shard_file(folder / f"{rank:05d}{SUFFIX}") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def open_shard_file(path: Path) -> Iterator[Any]:
+    """Yield a stream for lines that become the shard `path` when the block ends well."""
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     with (
-        atomic.open_atomic(folder / f"{rank:05d}{SUFFIX}") as file,
+        atomic.open_atomic(path) as file,
         compressor.stream_writer(file, closefd=False) as stream,
     ):
         yield stream
 
 
-def _mend(value: Any) -> Any:
+def mend(value: Any) -> Any:
+    """A value of JSON with U+FFFD for halves of surrogate pairs, and numbers that others can read."""
     if isinstance(value, str):
         return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return float(value) if abs(value) < 10**300 else str(value)
     if isinstance(value, dict):
-        return {_mend(key): _mend(item) for key, item in value.items()}
-    return [_mend(item) for item in value] if isinstance(value, list | tuple) else value
+        return {mend(key): mend(item) for key, item in value.items()}
+    return [mend(item) for item in value] if isinstance(value, list | tuple) else value

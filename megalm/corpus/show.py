@@ -83,7 +83,7 @@ def _samples(report: dict[str, Any]) -> Iterator[Entry]:
     for step in report["steps"]:
         for reason, samples in step["samples"].items():
             for sample in samples:
-                metadata = {name: sample[name] for name in ("url", "characters") if name in sample}
+                metadata = {**sample["metadata"], "characters": sample["characters"]}
                 yield {
                     "id": sample["id"],
                     "step": step["step"],

@@ -4,18 +4,31 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from pydantic import Field
 
 from megalm.config.section import Section
 from megalm.corpus.shards import Removals
 from megalm.corpus.tally import Tally
+from megalm.executors.stage import Stage
 
 SettingsClass = type[Section]
 GROUPS_IN, GROUPS_REMOVED = "groups.in", "groups.removed"
 """Tables of documents by group, as they came into a step and as it removed them."""
+
+
+class ForLanguages(Section):
+    """The option of steps that may be meant for some languages alone; options of such a step derive from it."""
+
+    languages: list[str] | None = Field(
+        None,
+        description="Apply to documents in these languages alone, as the step `language` found them or their source "
+        "says (codes such as en); others pass. By default to all. A recipe may name the step once a language, with "
+        "other options.",
+    )
 
 
 class Step(PipelineStep, ABC):
@@ -41,6 +54,14 @@ class Step(PipelineStep, ABC):
     def files(self) -> list[Path]:
         """Files that the step reads (lists, models); a build refuses to go on when one of them has changed."""
         return []
+
+    def concerns(self, document: Document) -> bool:
+        """Whether the document is in one of the languages that the step is for; others are counted."""
+        languages = getattr(self.settings, "languages", None)
+        if languages is None or document.metadata.get("language") in languages:
+            return True
+        self.count("in other languages" if "language" in document.metadata else "of no known language")
+        return False
 
     def start(self) -> None:
         """Called in the worker before the first document of a task."""
@@ -108,8 +129,8 @@ class Filter(Step):
         """None keeps the document, else the reason; scores may be written to `document.metadata`."""
 
     def apply(self, document: Document) -> str | None:
-        """As `check` says."""
-        return self.check(document)
+        """As `check` says, where the document is in one of the step's languages."""
+        return self.check(document) if self.concerns(document) else None
 
 
 class Transform(Step):
@@ -120,19 +141,8 @@ class Transform(Step):
         """Change the document; a reason removes it."""
 
     def apply(self, document: Document) -> str | None:
-        """As `change` says."""
-        return self.change(document)
-
-
-class Stage(NamedTuple):
-    """One pipeline of a collective, run as `tasks` tasks before the next stage begins.
-
-    What its last step yields, if anything, are documents.
-    """
-
-    name: str
-    tasks: int
-    pipeline: list[PipelineStep]
+        """As `change` says, where the document is in one of the step's languages."""
+        return self.change(document) if self.concerns(document) else None
 
 
 class Collective(ABC):

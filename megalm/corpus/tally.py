@@ -1,13 +1,18 @@
 """What a step counts: documents in and out, reasons with samples, counters, histograms and tables; tallies of tasks add up."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from megalm.corpus.shards import mend
+
 SAMPLES = 5
-"""How many removed documents are kept as examples of a reason."""
+"""How many documents are kept as examples of a reason."""
 SAMPLE_CHARACTERS = 1000
+SAMPLE_KEYS = 20
+SAMPLE_VALUE_CHARACTERS = 200
 
 Sample = dict[str, Any]
 
@@ -41,15 +46,19 @@ class Tally:
         """Perhaps keep a document as an example of `reason`."""
         key = hashlib.blake2b(id.encode("utf-8", "replace"), digest_size=8).hexdigest()
         kept = self._samples.setdefault(reason, [])
-        if len(kept) == SAMPLES and key >= kept[-1][0]:
+        if len(kept) == SAMPLES and key > kept[-1][0]:
             return
-        url = metadata.get("url")
-        sample = {"id": id, "text": text[:SAMPLE_CHARACTERS], "characters": len(text)}
-        self._samples[reason] = _smallest([*kept, (key, sample | ({"url": url} if url else {}))])
+        sample = {
+            "id": id,
+            "text": text[:SAMPLE_CHARACTERS],
+            "characters": len(text),
+            "metadata": _short(metadata),
+        }
+        self._samples[reason] = _smallest([*kept, (key, mend(sample))])
 
     def observe(self, name: str, value: float | str) -> None:
         """Add `value` to the histogram `name`; numbers fall into bins of two significant digits."""
-        bin = value if isinstance(value, str) else f"{value:.2g}"
+        bin = mend(value) if isinstance(value, str) else f"{value:.2g}"
         self.histograms.setdefault(name, Counter())[bin] += 1
 
     def table(self, name: str) -> Counter[str]:
@@ -108,5 +117,16 @@ class Tally:
         return tally
 
 
+def _short(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The first few entries that are plain values, long ones cut."""
+    few = [(name, value) for name, value in metadata.items() if isinstance(value, str | int | float)]
+    return {str(name)[:SAMPLE_VALUE_CHARACTERS]: _short_value(value) for name, value in few[:SAMPLE_KEYS]}
+
+
+def _short_value(value: str | int | float) -> Any:
+    plain = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)[:SAMPLE_VALUE_CHARACTERS]
+
+
 def _smallest(samples: Iterable[tuple[str, Sample]]) -> list[tuple[str, Sample]]:
-    return sorted(samples, key=lambda pair: (pair[0], pair[1]["text"]))[:SAMPLES]
+    return sorted(samples, key=lambda pair: (pair[0], pair[1]["text"], str(pair[1])))[:SAMPLES]

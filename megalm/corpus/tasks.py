@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import re
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from megalm import atomic
 from megalm.corpus.bias.scan import GroupsOf
+from megalm.corpus.pages import raw_page
 from megalm.corpus.plan import read_parts
 from megalm.corpus.shards import ReadShards, Removals
 from megalm.corpus.sources.base import Part, Source
@@ -23,6 +25,7 @@ from megalm.corpus.tally import Tally
 from megalm.errors import UserError
 
 _COUNT = struct.Struct("<q")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8}){0,3}")
 _EVERY = 16  # documents between two signs of life
 
 
@@ -53,6 +56,8 @@ class ReadSources(PipelineStep):
                     break
                 tally.documents_out += 1
                 tally.characters_out += len(document.text)
+                if raw_page(document) is None:
+                    tally.observe("characters", len(document.text))
                 yield document
 
 
@@ -72,6 +77,22 @@ class Ended(NamedTuple):
             )
 
 
+class TaskBegin(PipelineStep):
+    """Starts a task's clock, ahead of its pipeline."""
+
+    type = "corpus"
+    name = "task begin"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = 0.0
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:  # type: ignore[override]
+        """Pass on what there is, which is nothing."""
+        self.time = time.perf_counter()
+        return data
+
+
 class TaskEnd(PipelineStep):
     """Drives a task's pipeline to its end, then writes what its steps counted as `folder`/RANK.json."""
 
@@ -85,10 +106,12 @@ class TaskEnd(PipelineStep):
         progress: Path,
         removals: Removals | None,
         before: Ended | None,
+        begin: TaskBegin,
         groups: GroupsOf | None = None,
     ):
         super().__init__()
         self.before = before
+        self.begin = begin
         self.steps = list(steps)
         self.folder = folder
         self.progress = progress
@@ -116,8 +139,9 @@ class TaskEnd(PipelineStep):
             "sources": [tally.to_json() for tally in sources],
             "steps": [step.tally.to_json() for step in self.counting()],
             "kept": kept.to_json(),
+            "seconds": round(time.perf_counter() - self.begin.time, 3),
         }
-        atomic.write_text(self.folder / f"{rank:05d}.json", json.dumps(record, ensure_ascii=False))
+        atomic.write_text(self.folder / f"{rank:05d}.json", json.dumps(record))
 
     def _watch(self, data: Any, kept: Tally, rank: int) -> Iterator[Document]:
         with open(self.progress, "r+b") as file, mmap.mmap(file.fileno(), 0) as counts:
@@ -126,6 +150,8 @@ class TaskEnd(PipelineStep):
                 kept.characters_out += len(document.text)
                 kept.observe("characters", len(document.text))
                 kept.observe("source", str(document.metadata.get("source", "")))
+                if (language := document.metadata.get("language")) is not None:
+                    kept.observe("language", _language_label(language))
                 kept.sample("kept", document.id, document.text, document.metadata)
                 if number % _EVERY == 0:
                     _COUNT.pack_into(counts, rank * _COUNT.size, self._begun())
@@ -154,6 +180,11 @@ def begin_progress(path: Path, tasks: int) -> None:
     size = max(1, tasks) * _COUNT.size
     if not path.exists() or path.stat().st_size != size:
         atomic.write_bytes(path, bytes(size))
+
+
+def _language_label(value: Any) -> str:
+    """A language as sources and steps write it; other values, of which there may be any number, have one label."""
+    return value if isinstance(value, str) and _LANGUAGE.fullmatch(value) else "(no code)"
 
 
 def _check_unchanged(part: Part) -> None:

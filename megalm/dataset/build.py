@@ -2,34 +2,40 @@
 
 import contextlib
 import fcntl
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megalm import atomic
-from megalm.dataset.chunks import chunk_marker, read_counts, run_path, tokenize_chunk
-from megalm.dataset.copying import counts_of
 from megalm.dataset.fim import FimTokens
-from megalm.dataset.indexed import idx_path, token_dtype
-from megalm.dataset.plan import InputFile, Plan
-from megalm.dataset.publishing import publish, remove_dataset
+from megalm.dataset.indexed import idx_path
+from megalm.dataset.plan import Plan
+from megalm.dataset.publishing import check_targets
 from megalm.dataset.recipe import Extras, Recipe
-from megalm.dataset.shuffle import open_runs, write_split
-from megalm.dataset.sidecar import read_sidecar, write_sidecar
-from megalm.dataset.writer import IndexedDatasetWriter, sha256_of
+from megalm.dataset.sidecar import read_sidecar
+from megalm.dataset.stages import (
+    OPTIONAL,
+    Record,
+    Work,
+    begin_second_pass,
+    finish,
+    first_pass,
+    missing,
+    remove_folder,
+    second_pass,
+    trash,
+)
+from megalm.dataset.writer import sha256_of
 from megalm.errors import UserError
 from megalm.launch import available_cores
 from megalm.splits import SPLITS, split_limits
-from megalm.tasks import Task, progress_bar, run_tasks
+from megalm.tasks import ends_on_sigterm, progress_bar, run_tasks
 from megalm.tokenizer import load_tokenizer
-from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs
+from megalm.tokenizer.documents import BUILD_SUFFIX, SampleBy, check_sample_by, expand_inputs
 
-Record = dict[str, Any]
-OPTIONAL = {field.name for field in fields(Extras)} | {"fim_tokens"}
-"""Names in a record that a plain build leaves out."""
+if TYPE_CHECKING:
+    from megalm.executors.settings import ExecutorSettings
 
 
 def build_dataset(
@@ -45,6 +51,8 @@ def build_dataset(
     overwrite: bool = False,
     progress: bool = False,
     extras: Extras | None = None,
+    executor: "ExecutorSettings | None" = None,
+    tasks: int | None = None,
 ) -> dict[str, Record]:
     """Tokenize, split and shuffle the documents of `inputs` into PREFIX_train, PREFIX_valid and PREFIX_test.
 
@@ -54,38 +62,36 @@ def build_dataset(
     places in the inputs. Each split that is not empty is a .bin, an .idx and a .json that records how it was
     made; empty texts are left out. `extras` adds origins, names, prompts or fill-in-the-middle (see `Extras`).
 
-    The result does not depend on `workers` (default: the CPUs this process may use). After a kill, the same
-    call makes only the parts that are missing (they lie in PREFIX.build until the end) and gives the same
+    With `executor` the build is dealt out to so many `tasks` (by default one for each 4 to 512 MiB of input, 1,000 at most) on
+    datatrove's local, SLURM or Ray executor, whose logs lie in PREFIX.logs; its own `workers` counts then.
+
+    The result does not depend on `workers` (default: the CPUs this process may use), executor and `tasks`. After a kill, the
+    same call makes only the parts that are missing (they lie in PREFIX.build until the end) and gives the same
     bytes. A result that is there already is returned as it is; another one in its place is an error unless
     `overwrite`.
 
-    Returns the record (what the .json holds) of each split written. Raises UserError for inputs or settings
-    that do not fit.
+    Returns the record (what the .json holds) of each split written, nothing where all was handed to SLURM and is still to
+    run. Raises UserError for inputs or settings that do not fit.
     """
     prefix = Path(prefix)
+    check_targets([f"{prefix}_{name}" for name in SPLITS] if prefix.name else [prefix])
     recipe = _recipe(tokenizer_path, append_eod, text_key, sample_by, splits, seed, extras or Extras())
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least one is needed")
-    paths = expand_inputs(inputs)
-    plan = Plan.make(recipe, paths)
-    folder = prefix.with_name(f"{prefix.name}.build")
-    shutil.rmtree(_trash(folder), ignore_errors=True)
+    run_on_executor = _executor() if executor else None
+    plan = Plan.make(recipe, expand_inputs(inputs))
+    folder = prefix.with_name(f"{prefix.name}{BUILD_SUFFIX}")
+    shutil.rmtree(trash(folder), ignore_errors=True)
     if not overwrite and not plan.begun_in(folder):
         finished = _finished(prefix, plan)
         if finished:
             return finished
-    with _locked(folder):
-        plan.clear_unusable(folder)
-        atomic.write_text(folder / "plan.json", plan.to_json())
-        _run_first_pass(plan, folder, workers or available_cores(), progress)
-        if Plan.make(recipe, paths) != plan:
-            raise UserError(
-                f"the inputs of {prefix} changed during the build; repeat the command when they are at rest"
-            )
-        records = _run_second_pass(plan, folder, progress)
-        _publish(folder, prefix, records)
-        _remove(folder)
-    return records
+    with atomic.name_full_disk(folder), _locked(folder):
+        _refuse_queued(folder)
+        if run_on_executor:
+            return run_on_executor(plan, folder, prefix, executor, tasks)
+        plan.begin_in(folder)
+        return _run_here(plan, folder, prefix, workers or available_cores(), progress)
 
 
 def _recipe(
@@ -115,89 +121,31 @@ def _recipe(
     )
 
 
-def _run_first_pass(plan: Plan, folder: Path, workers: int, progress: bool) -> None:
-    """Hash every input and turn every chunk into sorted runs, unless a marker says that it is done."""
-    tasks = []
-    for number, file in enumerate(plan.files):
-        if not _digest_path(folder, file).exists():
-            tasks.append(Task(_save_digest, (file, folder), 0))
-        for chunk in plan.chunks:
-            if chunk.file_number == number and not chunk_marker(folder, chunk.key).exists():
-                tasks.append(Task(tokenize_chunk, (chunk, plan.recipe, folder), chunk.size))
-    total = sum(chunk.size for chunk in plan.chunks)
-    with progress_bar("tokenize", total, progress) as advance:
+def _run_here(plan: Plan, folder: Path, prefix: Path, workers: int, progress: bool) -> dict[str, Record]:
+    """Do what is missing on processes of this machine."""
+    _run("tokenize", first_pass(plan, folder), workers, progress)
+    begin_second_pass(plan, folder)
+    _run("shuffle", second_pass(plan, folder), workers, progress)
+    return finish(plan, folder, prefix)
+
+
+def _run(title: str, work: list[Work], workers: int, progress: bool) -> None:
+    tasks = missing(work)
+    total = sum(one.task.size for one in work)
+    with progress_bar(title, total, progress) as advance:
         advance(total - sum(task.size for task in tasks))
-        run_tasks(tasks, workers, advance)
+        run_tasks(tasks, max(1, min(workers, len(tasks))), advance)
 
 
-def _run_second_pass(plan: Plan, folder: Path, progress: bool) -> dict[str, Record]:
-    """Write the datasets into `folder`/out and return their records."""
-    counts = [read_counts(folder, chunk.key) for chunk in plan.chunks]
-    runs = [
-        (run_path(folder, chunk.key, number), size)
-        for chunk, count in zip(plan.chunks, counts, strict=True)
-        for number, size in enumerate(count.runs)
-    ]
-    inputs = [
-        {"path": file.path, "bytes": file.size, "sha256": _digest_path(folder, file).read_text()}
-        for file in plan.files
-    ]
-    tokens = [sum(count.tokens[split] for count in counts) for split in range(len(SPLITS))]
-    if not sum(tokens):
-        raise UserError("the inputs hold no text; check the files and the key that the text is under")
-
-    extras = plan.recipe.extras
-    masked = extras.prompt_key is not None
-    sources = [file.path for file in plan.files] if extras.traced else None
-    records = {}
-    dtype = token_dtype(plan.recipe.vocab_size)
-    with progress_bar("shuffle", sum(tokens), progress) as advance, open_runs(runs, dtype) as readers:
-        for split, name in enumerate(SPLITS):
-            if not tokens[split]:
-                continue
-            out = folder / "out" / name
-            with IndexedDatasetWriter(out, dtype, masked, sources) as writer:
-                write_split(writer, readers, split, tokens[split], advance)
-            records[name] = _record(plan.recipe, name, writer, inputs)
-            write_sidecar(out, records[name])
-    return records
-
-
-def _record(recipe: Recipe, split: str, writer: IndexedDatasetWriter, inputs: list[Record]) -> Record:
-    return {
-        "kind": "megalm dataset",
-        "tokenizer": recipe.tokenizer,
-        "tokenizer_hash": recipe.tokenizer_hash,
-        "vocab_size": recipe.vocab_size,
-        "eod_id": recipe.eod_id,
-        "append_eod": recipe.append_eod,
-        **counts_of(writer),
-        "split": split,
-        "splits": recipe.splits,
-        "seed": recipe.seed,
-        "text_key": recipe.text_key,
-        "sample_by": recipe.sample_by,
-        **{name: value for name, value in recipe.settings().items() if name in OPTIONAL},
-        "inputs": inputs,
-    }
-
-
-def _publish(folder: Path, prefix: Path, records: dict[str, Record]) -> None:
-    """Move the datasets to their names; a reader never finds files of two builds under one prefix."""
-    for name in SPLITS:
-        if name not in records:
-            remove_dataset(f"{prefix}_{name}")
-    publish({f"{prefix}_{name}": folder / "out" / name for name in records})
-
-
-def _remove(folder: Path) -> None:
-    """Remove the build folder; a kill amid the removal leaves nothing that looks like an unfinished build."""
-    os.rename(folder, _trash(folder))
-    shutil.rmtree(_trash(folder), ignore_errors=True)
-
-
-def _trash(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.trash")
+def _executor() -> Callable[..., dict[str, Record]]:
+    """What runs a build on an executor; its packages are not needed otherwise."""
+    try:
+        from megalm.dataset.on_executor import run_on_executor
+    except ImportError as error:
+        raise UserError(
+            f"executors need a package that is not installed ({error}); pip install 'megalm[corpus]'"
+        ) from None
+    return run_on_executor
 
 
 def _finished(prefix: Path, plan: Plan) -> dict[str, Record]:
@@ -229,14 +177,6 @@ def _made_by(record: Record, plan: Plan) -> bool:
     )
 
 
-def _digest_path(folder: Path, file: InputFile) -> Path:
-    return folder / f"{file.key}.sha256"
-
-
-def _save_digest(file: InputFile, folder: Path) -> None:
-    atomic.write_text(_digest_path(folder, file), sha256_of(file.path))
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone."""
@@ -248,4 +188,18 @@ def _locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"another build is at work in {folder}; wait for it or choose another prefix"
             ) from error
-        yield
+        try:
+            with ends_on_sigterm():
+                yield
+        except UserError:
+            if not any(folder.glob("*.run")) and not (folder / "slurm.json").exists():
+                remove_folder(folder)  # there is nothing that another try could use
+            raise
+
+
+def _refuse_queued(folder: Path) -> None:
+    jobs = folder / "slurm.json"
+    if jobs.exists():
+        from megalm.executors.run import refuse_queued
+
+        refuse_queued(jobs)

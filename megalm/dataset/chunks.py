@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from megalm import atomic
 from megalm.dataset.pieces import prompt_of, tokenized
 from megalm.dataset.recipe import Recipe
-from megalm.dataset.runs import Documents, RunSize, write_run
+from megalm.dataset.runs import Documents, Place, RunSize, write_run
 from megalm.splits import SPLITS, split_limits
 from megalm.tokenizer import Tokenizer, load_tokenizer
 from megalm.tokenizer.documents import Document, read_documents
@@ -42,8 +42,10 @@ class Counts:
     """What a chunk gave."""
 
     runs: list[RunSize] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=lambda: [0] * len(SPLITS))
-    """Of each split."""
+    splits: list[Place] = field(default_factory=lambda: [Place(0, 0, 0)] * len(SPLITS))
+    """How much there is of each split."""
+    masked: int = 0
+    """Tokens of prompts, which do not count in the loss."""
 
 
 def run_path(folder: Path, key: str, number: int) -> Path:
@@ -59,7 +61,8 @@ def chunk_marker(folder: Path, key: str) -> Path:
 def read_counts(folder: Path, key: str) -> Counts:
     """Return the counts of a finished chunk."""
     found = json.loads(chunk_marker(folder, key).read_text(encoding="utf-8"))
-    return Counts([RunSize(*size) for size in found["runs"]], found["tokens"])
+    splits = [Place(*size) for size in found["splits"]]
+    return Counts([RunSize(*size) for size in found["runs"]], splits, found["masked"])
 
 
 def tokenize_chunk(chunk: Chunk, recipe: Recipe, folder: Path) -> None:
@@ -79,8 +82,11 @@ def tokenize_chunk(chunk: Chunk, recipe: Recipe, folder: Path) -> None:
         documents = tokenized(batch, path, chunk.file_number, recipe, tokenizer)
         documents.rows["key"] = _keys(batch, chunk, recipe)
         split_D = documents.rows["key"] >> np.uint64(SPLIT_SHIFT)
-        for split in range(len(SPLITS)):
-            counts.tokens[split] += int(documents.rows["tokens"][split_D == split].sum())
+        for split, before in enumerate(counts.splits):
+            rows = documents.rows[split_D == split]
+            size = Place(len(rows), int(rows["tokens"].sum()), int(rows["name"].sum()))
+            counts.splits[split] = before.plus(size)
+        counts.masked += len(documents.counts) - int(documents.counts.sum())
         waiting.append(documents)
         if sum(len(part.tokens) for part in waiting) >= RUN_TOKENS:
             flush()
@@ -97,7 +103,7 @@ def _keys(batch: list[Document], chunk: Chunk, recipe: Recipe) -> NDArray[np.uin
         texts = [prompt_of(document, path, key) or document.text for document in batch]
     text_D = _hashes([text.encode() for text in texts])
     place_D = _hashes(
-        [repr((recipe.seed, chunk.file_number, document.offset)).encode() for document in batch]
+        [f"({recipe.seed}, {chunk.file_number}, {document.offset})".encode() for document in batch]
     )
     key_D = place_D >> np.uint64(64 - SPLIT_SHIFT)
     for limit in split_limits(recipe.splits):
@@ -106,12 +112,8 @@ def _keys(batch: list[Document], chunk: Chunk, recipe: Recipe) -> NDArray[np.uin
     return key_D
 
 
-def hash_text(text: bytes) -> int:
-    """Return the 64 bits that decide on the split of a text (UTF-8)."""
-    return int(_hashes([text])[0])
-
-
 def _hashes(values: list[bytes]) -> NDArray[np.uint64]:
+    """`megalm.splits.hash64` of each value."""
     digests = b"".join([hashlib.blake2b(value, digest_size=8).digest() for value in values])
     return np.frombuffer(digests, "<u8")
 

@@ -68,10 +68,13 @@ class Copier:
         return OriginColumns(offsets, files, np.zeros(count, np.int64), np.empty(0, np.uint8))
 
 
-def shared_record(sidecar: dict[str, Any]) -> dict[str, Any]:
-    """Return what a copy's sidecar says as its source's does."""
-    optional = {name: sidecar[name] for name in ("prompt_key", "fim_tokens") if name in sidecar}
-    return {name: sidecar.get(name) for name in SHARED} | optional
+def shared_record(sidecars: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a copy's sidecar says as those of its sources do, the first of them where only some have it."""
+    found = {name: sidecars[0].get(name) for name in SHARED}
+    for name in ("prompt_key", "fim_tokens"):
+        values = [sidecar[name] for sidecar in sidecars if name in sidecar]
+        found |= {name: values[0]} if values else {}
+    return found
 
 
 def counts_of(writer: IndexedDatasetWriter) -> dict[str, Any]:

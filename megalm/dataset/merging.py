@@ -6,8 +6,8 @@ from typing import Any
 
 from megalm.dataset.copying import Copier, counts_of, shared_record
 from megalm.dataset.indexed import IndexedDataset, idx_path
-from megalm.dataset.publishing import publish, staged
-from megalm.dataset.sidecar import write_sidecar
+from megalm.dataset.publishing import check_targets, publish, staged
+from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.errors import UserError
 
 
@@ -19,6 +19,7 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = 
     """
     if not prefixes:
         raise UserError("nothing to merge; name at least one dataset prefix")
+    check_targets([output])
     parts = [IndexedDataset(prefix) for prefix in prefixes]
     if any(Path(output).resolve() == part.prefix.resolve() for part in parts):
         raise UserError(f"output {output} is one of the inputs; choose another prefix")
@@ -35,8 +36,8 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = 
         sidecars = [part.sidecar for part in parts if part.sidecar]
         if len(sidecars) == len(parts):
             record = {
-                "kind": "megalm dataset",
-                **shared_record(sidecars[0]),
+                "kind": KIND,
+                **shared_record(sidecars),
                 **record,
                 "merged": [
                     {"prefix": str(part.prefix), "bin_sha256": sidecar["bin_sha256"]}
@@ -55,9 +56,9 @@ def _check_alike(parts: Sequence[IndexedDataset]) -> None:
             raise UserError(
                 f"{part.prefix} holds {part.dtype}, {first.prefix} {first.dtype}; build them alike"
             )
-        for name in ("tokenizer_hash", "eod_id"):
+        for name in ("tokenizer_hash", "eod_id", "append_eod"):
             if part.sidecar and first.sidecar and part.sidecar[name] != first.sidecar[name]:
                 raise UserError(
-                    f"{part.prefix} has {name} {part.sidecar[name]}, {first.prefix} has "
-                    f"{first.sidecar[name]}; build them with one tokenizer"
+                    f"{part.prefix} has {name} {part.sidecar[name]}, {first.prefix} has {first.sidecar[name]}; build "
+                    "them alike"
                 )

@@ -101,12 +101,18 @@ class Origins:
         )
 
 
+def head_and_inputs(documents: int, name_bytes: int, inputs: Sequence[str]) -> tuple[bytes, bytes]:
+    """Return what the file begins with, and the list of inputs that it ends with."""
+    listed = json.dumps(list(inputs), ensure_ascii=False).encode()
+    return HEADER.pack(MAGIC, documents, name_bytes, len(listed)), listed
+
+
 class OriginsWriter:
     """Streams origins into a file; they wait in spool files, so memory does not grow."""
 
     def __init__(self, folder: Path, inputs: Sequence[str]) -> None:
         """inputs: the paths that the numbers of files stand for."""
-        self._inputs = json.dumps(list(inputs), ensure_ascii=False).encode()
+        self._inputs = inputs
         self._stack = contextlib.ExitStack()
         self._spools: list[IO[bytes]] = []
         for _ in range(4):
@@ -129,11 +135,12 @@ class OriginsWriter:
 
     def finish(self, file: IO[bytes]) -> None:
         """Write all of it to `file`."""
-        file.write(HEADER.pack(MAGIC, self._documents, self._name_bytes, len(self._inputs)))
+        head, inputs = head_and_inputs(self._documents, self._name_bytes, self._inputs)
+        file.write(head)
         for spool in self._spools:
             for piece in _pieces(spool):
                 file.write(piece)
-        file.write(self._inputs)
+        file.write(inputs)
 
     def close(self) -> None:
         """Drop the spool files."""

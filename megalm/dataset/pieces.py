@@ -12,7 +12,7 @@ from megalm.dataset.recipe import Recipe
 from megalm.dataset.runs import ROW, Documents
 from megalm.errors import UserError
 from megalm.tokenizer import Tokenizer
-from megalm.tokenizer.documents import Document, where
+from megalm.tokenizer.documents import Document, keys_of, where
 
 NOTHING = np.empty(0, np.uint8)
 
@@ -96,7 +96,7 @@ def _names(batch: Sequence[Document], path: Path, key: str | None) -> list[bytes
     for document in batch:
         name = (document.record or {}).get(key)
         if not isinstance(name, str | int):
-            found = f"keys {', '.join(document.record)}" if document.record else "no JSON object"
+            found = keys_of(document.record) if document.record else "no JSON object"
             raise UserError(
                 f"{where(path, document.offset)} has no name under '{key}' (found {found}): name the key that holds it"
             )

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megalm import atomic
@@ -11,10 +11,22 @@ from megalm.dataset.checksums import crc_path
 from megalm.dataset.indexed import bin_path, idx_path
 from megalm.dataset.loss_mask import mask_path
 from megalm.dataset.origins import origins_path
-from megalm.dataset.sidecar import sidecar_path
+from megalm.dataset.sidecar import read_sidecar, sidecar_path
+from megalm.errors import UserError
+from megalm.tasks import ends_on_sigterm
 
 # A dataset is there when its index is: that goes first and comes last.
 IN_ORDER = idx_path, sidecar_path, crc_path, mask_path, origins_path, bin_path
+
+
+def check_targets(prefixes: Sequence[str | Path]) -> None:
+    """Raise UserError where one of `prefixes` names no file, or something that is no record of a dataset would be replaced."""
+    for prefix in prefixes:
+        if not Path(prefix).name:
+            raise UserError(
+                f"output prefix '{prefix}' is a directory; add a name, such as {Path(prefix) / 'data'}"
+            )
+        read_sidecar(prefix)
 
 
 def remove_dataset(prefix: str | Path) -> None:
@@ -38,7 +50,8 @@ def staged(output: str | Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with ends_on_sigterm():
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -27,6 +27,10 @@ class Extras:
         for name in ("fim_rate", "fim_spm_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a share from 0 to 1")
+        if self.fim_spm_rate != 0.5 and not self.fim_rate:
+            raise UserError(
+                f"fim_spm_rate is {self.fim_spm_rate} without a fim_rate, of which it is a share; give one"
+            )
         if self.fim_rate and self.prompt_key:
             raise UserError(
                 f"fim_rate {self.fim_rate} and prompt_key '{self.prompt_key}' do not go together: texts that answer a prompt "

@@ -1,6 +1,11 @@
-"""Sorted runs of tokenized documents on disk: what the first pass of a build leaves for the second."""
+"""Sorted runs of tokenized documents on disk: what the first pass of a build leaves for the second.
+
+In a run's file a row's numbers of tokens and of bytes of names are those of all documents up to it, so that reading can begin
+at any key.
+"""
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +18,7 @@ from numpy.typing import NDArray
 
 from megalm import atomic
 
-ROW = np.dtype([("key", "<u8"), ("offset", "<i8"), ("tokens", "<i8"), ("file", "<i4"), ("name", "<i4")])
+ROW = np.dtype([("key", "<u8"), ("offset", "<i8"), ("tokens", "<i8"), ("name", "<i8"), ("file", "<i4")])
 """Of a document: its key, where its text begins in which input, its number of tokens, the bytes of its name."""
 
 
@@ -42,6 +47,22 @@ class Documents:
         )
 
 
+class Place(NamedTuple):
+    """How much lies before a document: numbers of documents, tokens and bytes of names."""
+
+    documents: int
+    tokens: int
+    names: int
+
+    def plus(self, other: "Place") -> "Place":
+        """Return the sum of both."""
+        return Place(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: "Place") -> "Place":
+        """Return what lies between."""
+        return Place(*(a - b for a, b in zip(self, other, strict=True)))
+
+
 class RunSize(NamedTuple):
     """Numbers of a run's documents, tokens, marks of tokens that count, and bytes of names."""
 
@@ -54,6 +75,8 @@ class RunSize(NamedTuple):
 def write_run(path: Path, parts: Sequence[Documents]) -> RunSize:
     """Sort and save documents: rows, tokens, marks and names, one section after another."""
     ordered = Documents.sorted(parts)
+    for column in ("tokens", "name"):
+        ordered.rows[column] = np.cumsum(ordered.rows[column])
     sections = ordered.rows, ordered.tokens, ordered.counts, ordered.names
     with atomic.open_atomic(path) as file:
         for section in sections:
@@ -71,8 +94,9 @@ class RunReader:
         self._begins = [0]
         for count, kind in zip(size[:-1], self._dtypes, strict=False):
             self._begins.append(self._begins[-1] + count * kind.itemsize)
-        self._taken = [0] * len(size)
+        self._given = Place(0, 0, 0)
         self._ahead = np.empty(0, ROW)
+        self._stop = size.documents
         self._descriptor = -1
 
     def open(self) -> None:
@@ -85,35 +109,62 @@ class RunReader:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def place_of(self, key: int) -> Place:
+        """Return how much of the run has keys below `key`."""
+        if not key:
+            return Place(0, 0, 0)
+        with self._opened() as descriptor:
+
+            def key_of(row: int) -> int:
+                return int.from_bytes(os.pread(descriptor, 8, row * ROW.itemsize), "little")
+
+            row = bisect_left(range(self._size.documents), key, key=key_of)
+            if not row:
+                return Place(0, 0, 0)
+            last = self._read(descriptor, 0, row - 1, 1)[0]
+            return Place(row, int(last["tokens"]), int(last["name"]))
+
+    def go_to(self, low: Place, high: Place) -> None:
+        """Give from now on what lies between two places."""
+        self._given, self._stop = low, high.documents
+        self._ahead = np.empty(0, ROW)
+
     def below(self, key: int) -> Documents:
         """Return the documents not given yet whose keys are below `key`."""
         with self._opened() as descriptor:
             rows = self._rows_below(descriptor, key)
-            tokens = int(rows["tokens"].sum())
+            before, end = self._given, self._given
+            if len(rows):
+                end = Place(before.documents + len(rows), int(rows["tokens"][-1]), int(rows["name"][-1]))
+            rows["tokens"] = np.diff(rows["tokens"], prepend=before.tokens)
+            rows["name"] = np.diff(rows["name"], prepend=before.names)
+            tokens = end.tokens - before.tokens
+            self._given = end
             return Documents(
                 rows,
-                self._next(descriptor, 1, tokens),
-                self._next(descriptor, 2, tokens if self._size.counts else 0),
-                self._next(descriptor, 3, int(rows["name"].sum())),
+                self._read(descriptor, 1, before.tokens, tokens),
+                self._read(descriptor, 2, before.tokens, tokens if self._size.counts else 0),
+                self._read(descriptor, 3, before.names, end.names - before.names),
             )
 
     def _rows_below(self, descriptor: int, key: int) -> NDArray[Any]:
         parts = [self._ahead]
-        while self._taken[0] < self._size.documents and not (len(parts[-1]) and parts[-1]["key"][-1] >= key):
-            count = min(self._rows_at_once, self._size.documents - self._taken[0])
-            parts.append(self._next(descriptor, 0, count))
+        read = self._given.documents + len(self._ahead)
+        while read < self._stop and not (len(parts[-1]) and parts[-1]["key"][-1] >= key):
+            count = min(self._rows_at_once, self._stop - read)
+            parts.append(self._read(descriptor, 0, read, count))
+            read += count
         rows = np.concatenate(parts)
         found = int(np.searchsorted(rows["key"], np.uint64(key)))
         self._ahead = rows[found:].copy()
         return rows[:found]
 
-    def _next(self, descriptor: int, section: int, count: int) -> NDArray[Any]:
-        """Return the next `count` elements of a section."""
+    def _read(self, descriptor: int, section: int, first: int, count: int) -> NDArray[Any]:
+        """Return elements of a section."""
         values = np.empty(count, self._dtypes[section])
         if count:
-            place = self._begins[section] + self._taken[section] * values.itemsize
+            place = self._begins[section] + first * values.itemsize
             _fill(descriptor, values.view(np.uint8).data, place)
-            self._taken[section] += count
         return values
 
     @contextmanager

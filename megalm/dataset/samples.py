@@ -86,4 +86,9 @@ def tokenizer_of(prefix: str | Path, given: Path | None) -> Tokenizer:
     recorded = (read_sidecar(prefix) or {}).get("tokenizer")
     if recorded is None:
         raise UserError(f"{prefix} does not record its tokenizer: name it with --tokenizer")
-    return load_tokenizer(recorded)
+    try:
+        return load_tokenizer(recorded)
+    except UserError as error:
+        raise UserError(
+            f"the tokenizer that {prefix} records does not open ({error}); name it with --tokenizer"
+        ) from None

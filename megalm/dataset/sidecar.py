@@ -7,6 +7,9 @@ from typing import Any
 from megalm import atomic
 from megalm.errors import UserError
 
+KIND = "megalm dataset"
+"""What every record says it is, under "kind"."""
+
 
 def sidecar_path(prefix: str | Path) -> Path:
     """Return the file that describes the dataset at `prefix`."""
@@ -19,9 +22,15 @@ def read_sidecar(prefix: str | Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); copy or build the dataset again") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise UserError(
+            f"{path} is no record of a dataset; move it away or choose another name for the dataset (or copy it again "
+            "if it is damaged)"
+        )
+    return content
 
 
 def write_sidecar(prefix: str | Path, content: dict[str, Any]) -> None:

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from megalm.dataset.chunks import hash_text
 from megalm.dataset.copying import Copier, counts_of, shared_record
 from megalm.dataset.fim import FimTokens, undo
 from megalm.dataset.indexed import IndexedDataset, idx_path
 from megalm.dataset.inspect import check_tokenizer
-from megalm.dataset.publishing import publish, remove_dataset, staged
-from megalm.dataset.sidecar import write_sidecar
+from megalm.dataset.publishing import check_targets, publish, remove_dataset, staged
+from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.errors import UserError
-from megalm.splits import SPLITS, split_limits
+from megalm.splits import SPLITS, split_limits, split_of
 from megalm.tokenizer import Tokenizer
 
 Range = tuple[int, int, int]
@@ -44,7 +43,8 @@ def split(
     if (shares is None) == (documents is None):
         raise UserError("give either shares, such as 98,1,1, or numbers of documents")
     dataset = IndexedDataset(prefix)
-    targets = [f"{output}_{name}" for name in SPLITS]
+    targets = [f"{output}_{name}" for name in SPLITS] if Path(output).name else [str(output)]
+    check_targets(targets)
     _check_targets(dataset, targets, overwrite)
     if documents is not None:
         ranges = _ranges(dataset, _borders_by_number(dataset, documents))
@@ -106,8 +106,7 @@ def _ranges_by_text(dataset: IndexedDataset, limits: list[int], tokenizer: Token
     """Neighbours of one part together, for they are copied at once."""
     begin, last = 0, -1
     for document in range(dataset.num_documents):
-        value = hash_text(_text_of(dataset, document, tokenizer))
-        part = next(i for i, limit in enumerate(limits) if value < limit)
+        part = split_of(_text_of(dataset, document, tokenizer), limits)
         if part != last and document:
             yield last, begin, document
             begin = document
@@ -136,8 +135,8 @@ def _record(
 ) -> dict[str, Any]:
     sidecar = dataset.sidecar or {}
     return {
-        "kind": "megalm dataset",
-        **shared_record(sidecar),
+        "kind": KIND,
+        **shared_record([sidecar]),
         **counts,
         "split": name,
         "split_from": {"prefix": str(dataset.prefix), "bin_sha256": sidecar["bin_sha256"], **way},

@@ -93,8 +93,7 @@ class IndexedDatasetWriter:
         """
         if ends is None:
             ends = np.arange(1, len(lengths) + 1)
-        if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
-            raise UserError(f"a document has {lengths.max()} tokens; the format holds 2^31 - 1, cut it")
+        check_lengths(lengths)
         tokens = np.ascontiguousarray(tokens, self.dtype)
         borders = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[np.concatenate([[0], ends])]
         self._crc.write(checksums(tokens, borders).astype("<u4").tobytes())
@@ -173,6 +172,12 @@ class IndexedDatasetWriter:
                 yield file
         finally:
             path.unlink(missing_ok=True)
+
+
+def check_lengths(lengths: NDArray[Any]) -> None:
+    """Raise UserError for a sequence that is too long for the format."""
+    if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
+        raise UserError(f"a document has {lengths.max()} tokens; the format holds 2^31 - 1, cut it")
 
 
 def sha256_of(path: str | Path) -> str:

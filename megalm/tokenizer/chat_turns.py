@@ -93,9 +93,8 @@ class Turns:
             limit = min(
                 (a for a, _, source in _spans(text) if source > number and a >= stop), default=len(text)
             )
-            closing = next((match for match in meant if match[0] >= stop), None)
-            if closing and closing[1] <= limit and text[slice(*closing)] == end_token:
-                stop = closing[1]
+            ends = (b for a, b in meant if stop <= a and b <= limit and text[a:b] == end_token)
+            stop = next(ends, stop)
             turns.append((start, stop))
         return turns
 
@@ -108,21 +107,31 @@ class Turns:
         return prompt_end, own[1] if own else prompt_end
 
     def _end_token(self, text: str, add_generation_prompt: bool) -> str | None:
-        """The special token that the template writes after the assistant's last message where the chat ends there."""
+        """The special token that the template writes after the assistant's last message where the chat ends there.
+
+        A message with more than content, such as calls of tools, may end with special tokens of its own: for it, a plain
+        one is written.
+        """
         last = self._spoken_by[-1]
-        if add_generation_prompt or last + 1 < len(self._messages):
+        message, plain = self._messages[last], self._is_plain(last)
+        if not plain:
+            message = {"role": ASSISTANT, "content": whole("x", [last])}
+        if not plain or add_generation_prompt or last + 1 < len(self._messages):
             try:
-                text = self._render(self._messages[: last + 1], False)
+                text = self._render([*self._messages[:last], message], False)
             except UserError:
                 return None
-        turn = self._without_end(text, last)
+        turn = self._without_end(text, last) if plain else _of(text, last)
         closing = next((match for match in self._meant(text) if turn and match[0] >= turn[1]), None)
         return str.__str__(text[slice(*closing)]) if closing else None
 
+    def _is_plain(self, number: int) -> bool:
+        """Whether message `number` has nothing but role and content."""
+        return set(self._messages[number]) <= {"role", "content"}
+
     def _prompt_end(self, text: str, number: int, own: Match | None) -> int | None:
         """Where the generation prompt of the turn ends; None where the template shows none, or it is not needed."""
-        plain = own is not None and set(self._messages[number]) <= {"role", "content"}
-        if plain or number == 0:
+        if (own is not None and self._is_plain(number)) or number == 0:
             return None
         try:
             before, prompt = (self._render(self._messages[:number], ask) for ask in (False, True))

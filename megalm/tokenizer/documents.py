@@ -2,8 +2,8 @@
 
 import contextlib
 import gzip
-import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
@@ -11,11 +11,17 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 import orjson
 
 from megalm.errors import UserError
+from megalm.tokenizer.load import FILE_NAMES, METADATA_NAME, holds_tokenizer
 
 BUFFER = 1 << 20
+LINES_AT_ONCE = 1 << 16
+"""Bytes of lines that are taken from a file together."""
+MOST_KEYS = 12
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+BUILD_SUFFIX = ".build"
+"""Of the folder of an unfinished build, beside the token files to be."""
 
 SampleBy = Literal["document", "paragraph", "line"]
 """What one document of a text file is: the whole file, lines up to an empty one, or a line."""
@@ -33,14 +39,13 @@ class Document(NamedTuple):
 def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
     """Return the files that `inputs` name: files as given, directories as the sorted documents below them.
 
+    Of a directory, hidden files and those of tokenizers and token files are passed over.
     Raises UserError for a missing path, a kind of file that is not read here, or no file at all.
     """
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            files += sorted(
-                p for p in path.rglob("*") if p.is_file() and _kind_suffix(p) in JSON_SUFFIXES + TEXT_SUFFIXES
-            )
+            files += sorted(p for p in path.rglob("*") if p.is_file() and _is_document(p, path))
         elif not path.exists():
             raise UserError(f"input {path} does not exist; check the path")
         elif _kind_suffix(path) not in JSON_SUFFIXES + TEXT_SUFFIXES:
@@ -105,7 +110,9 @@ def read_documents(
 @contextlib.contextmanager
 def open_input(path: Path) -> Iterator[IO[bytes]]:
     """Yield the uncompressed bytes of `path`; raises UserError where the compressed data are damaged."""
-    import zstandard
+    from zstandard import ZstdError
+
+    from megalm.zst import open_zst
 
     try:
         with contextlib.ExitStack() as stack:
@@ -113,11 +120,23 @@ def open_input(path: Path) -> Iterator[IO[bytes]]:
             if path.suffix == ".gz":
                 file = stack.enter_context(gzip.open(file))
             elif path.suffix == ".zst":
-                reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-                file = stack.enter_context(io.BufferedReader(reader))
+                file = stack.enter_context(open_zst(file))
             yield file
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, ZstdError) as error:
         raise UserError(f"{path} is damaged ({error}); compress it again from its source") from error
+
+
+def _is_document(path: Path, directory: Path) -> bool:
+    """Whether the file `path` below `directory` is read as one of its documents."""
+    if _kind_suffix(path) not in JSON_SUFFIXES + TEXT_SUFFIXES:
+        return False
+    if any(part.startswith(".") for part in path.relative_to(directory).parts):
+        return False
+    return not (
+        (path.name in (METADATA_NAME, *FILE_NAMES) and holds_tokenizer(path.parent))
+        or (path.suffix == ".json" and path.with_suffix(".idx").exists())
+        or (path.parent.suffix == BUILD_SUFFIX and path.with_name("plan.json").exists())
+    )
 
 
 def _kind_suffix(path: Path) -> str:
@@ -129,13 +148,13 @@ def _lines(file: IO[bytes], start: int, stop: int | None) -> Iterator[tuple[int,
     if start:
         file.seek(start - 1)
         offset += len(file.readline()) - 1  # the line that `start` cuts belongs to the range before
-    while stop is None or offset < stop:
-        line = file.readline()
-        if not line:
-            return
-        if line.strip():
-            yield offset, line
-        offset += len(line)
+    while lines := file.readlines(LINES_AT_ONCE):
+        for line in lines:
+            if stop is not None and offset >= stop:
+                return
+            if not line.isspace():
+                yield offset, line
+            offset += len(line)
 
 
 def _paragraphs(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -160,10 +179,13 @@ def _parse_object(path: Path, offset: int, line: bytes, text_key: str) -> dict[s
         value = _parse_leniently(path, offset, line)
     if isinstance(value, dict) and isinstance(value.get(text_key), str):
         return value
-    found = f"keys {', '.join(value) or 'none'}" if isinstance(value, dict) else f"a {type(value).__name__}"
-    raise UserError(
-        f"{where(path, offset)} has no text under '{text_key}' (found {found}); name the key that holds it"
-    )
+    if not isinstance(value, dict):
+        found, mend = f"a {type(value).__name__}", "write one object a line"
+    elif text_key in value:
+        found, mend = f"a {type(value[text_key]).__name__}", "write a text there or leave the line out"
+    else:
+        found, mend = keys_of(value), "name the key that holds it"
+    raise UserError(f"{where(path, offset)} has no text under '{text_key}' (found {found}); {mend}")
 
 
 def _parse_leniently(path: Path, offset: int, line: bytes) -> Any:
@@ -190,6 +212,12 @@ def _decode(path: Path, offset: int, data: bytes) -> str:
         raise UserError(
             f"{where(path, offset)} is not UTF-8 ({error.reason}); convert the file to UTF-8"
         ) from error
+
+
+def keys_of(record: dict[str, Any]) -> str:
+    """Name the first keys of `record` on a line of an error message."""
+    names = [" ".join(key.split()) for key in list(record)[:MOST_KEYS]]
+    return f"keys {', '.join(names) or 'none'}{', ...' if len(record) > MOST_KEYS else ''}"
 
 
 def where(path: Path, offset: int) -> str:

@@ -10,7 +10,10 @@ from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.huggingface import HuggingFaceTokenizer
 from megalm.tokenizer.load import (
     CONFIG_NAME,
+    EXPORTED_MODEL_NAME,
+    FILE_NAMES,
     METADATA_NAME,
+    SPECIALS_NAME,
     TEMPLATE_NAME,
     TOKENIZER_NAME,
     load_tokenizer,
@@ -18,7 +21,6 @@ from megalm.tokenizer.load import (
 )
 from megalm.tokenizer.sentencepiece import SentencePieceTokenizer
 
-MODEL_NAME = "spiece.model"
 ROLES = {
     "unk_token": ("<unk>", "[UNK]"),
     "bos_token": ("<s>", "<|begin_of_text|>", "<bos>"),
@@ -36,7 +38,10 @@ def convert_tokenizer(source: str | Path, output: str | Path, overwrite: bool = 
     Returns the tokenizer. Raises UserError where `load_tokenizer` or `save_tokenizer` does.
     """
     tokenizer, path = load_tokenizer(source), Path(source)
-    save_tokenizer(tokenizer, output, _chat_template(path if path.is_dir() else path.parent), overwrite)
+    directory = path if path.is_dir() else path.parent
+    if directory.resolve() == Path(output).resolve():
+        raise UserError(f"{output} holds the tokenizer itself; choose another directory")
+    save_tokenizer(tokenizer, output, _chat_template(directory), overwrite)
     return tokenizer
 
 
@@ -51,16 +56,19 @@ def save_tokenizer(
     tokenizer, unless `overwrite`.
     """
     output = Path(output)
-    if not overwrite and any((output / name).exists() for name in (TOKENIZER_NAME, MODEL_NAME)):
+    if not overwrite and any((output / name).exists() for name in FILE_NAMES):
         raise UserError(f"{output} holds a tokenizer; choose another directory or --overwrite")
+    if not isinstance(tokenizer, HuggingFaceTokenizer | SentencePieceTokenizer):
+        raise UserError(f"a {type(tokenizer).__name__} has no form that transformers reads")
+    output.mkdir(parents=True, exist_ok=True)
+    for name in (METADATA_NAME, *FILE_NAMES, TEMPLATE_NAME):
+        (output / name).unlink(missing_ok=True)
     named = _named(tokenizer)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         atomic.write_text(output / TOKENIZER_NAME, tokenizer.content)
-        (output / MODEL_NAME).unlink(missing_ok=True)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    elif isinstance(tokenizer, SentencePieceTokenizer):
-        atomic.write_bytes(output / MODEL_NAME, tokenizer.model)
-        (output / TOKENIZER_NAME).unlink(missing_ok=True)
+    else:
+        atomic.write_bytes(output / EXPORTED_MODEL_NAME, tokenizer.model)
         # the class of transformers that leaves all to the library; it adds these two unless they are named
         config = {"tokenizer_class": "BertGenerationTokenizer", "sep_token": named["eos_token"]}
         config["pad_token"] = named.get("pad_token", named["eos_token"])
@@ -68,17 +76,13 @@ def save_tokenizer(
             str(i): {"content": token, "special": True, "normalized": False}
             for token, i in sorted(tokenizer.added.items(), key=lambda entry: entry[1])
         }
-    else:
-        raise UserError(f"a {type(tokenizer).__name__} has no form that transformers reads")
     others = [token for token in tokenizer.special_tokens if token not in named.values()]
     config = {**config, **named, "clean_up_tokenization_spaces": False}
     _write_json(output / CONFIG_NAME, {**config, "additional_special_tokens": others})
-    _write_json(output / "special_tokens_map.json", named)
+    _write_json(output / SPECIALS_NAME, named)
     _write_json(output / METADATA_NAME, {"eod_token": named["eos_token"], "hash": tokenizer.hash})
     if chat_template is not None:
         atomic.write_text(output / TEMPLATE_NAME, chat_template)
-    else:
-        (output / TEMPLATE_NAME).unlink(missing_ok=True)
 
 
 def _named(tokenizer: Tokenizer) -> dict[str, str]:

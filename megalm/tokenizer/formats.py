@@ -26,6 +26,7 @@ GPT4O_PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 EOD = "<|endoftext|>"
 FILL_IN = {"<|fim_prefix|>": 100258, "<|fim_middle|>": 100259, "<|fim_suffix|>": 100260}
 ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
@@ -54,6 +55,8 @@ def gpt2_to_json(vocabulary_file: Path, merges_file: Path, config: dict[str, Any
         isinstance(i, int) and i >= 0 for i in vocabulary.values()
     ):
         raise UserError(f"{vocabulary_file} is no vocabulary: it must be an object of tokens and their ids")
+    if len(set(vocabulary.values())) < len(vocabulary):
+        raise UserError(f"{vocabulary_file} is no vocabulary: two tokens share an id; copy it again")
     # not splitlines: merges may hold other separators
     lines = merges_file.read_text(encoding="utf-8").split("\n")
     if lines[0].startswith("#version"):
@@ -62,15 +65,9 @@ def gpt2_to_json(vocabulary_file: Path, merges_file: Path, config: dict[str, Any
     wrong = next((m for m in merges if len(m) != 2), None)
     if wrong is not None:
         raise UserError(f"{merges_file} is no list of merges: '{' '.join(wrong)[:40]}' is not two tokens")
-    byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     specials = {EOD: vocabulary[EOD]} if EOD in vocabulary else {}
-    return _document(
-        vocabulary,
-        merges,
-        {**byte_level, "add_prefix_space": bool(config.get("add_prefix_space", False))},
-        specials,
-        ignore_merges=False,
-    )
+    cut = {**BYTE_LEVEL, "add_prefix_space": bool(config.get("add_prefix_space", False))}
+    return bpe_to_json(vocabulary, merges, specials, None, cut, BYTE_LEVEL)
 
 
 def ranks_to_json(file: Path, metadata: dict[str, Any]) -> str:
@@ -92,13 +89,15 @@ def ranks_to_json(file: Path, metadata: dict[str, Any]) -> str:
     _check_specials(file, pattern, specials, set(ranks.values()))
     spell = {token: "".join([BYTE_CHARACTERS[byte] for byte in token]) for token in ranks}
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return _document(
+    byte_level = {**BYTE_LEVEL, "add_prefix_space": False, "use_regex": False}
+    return bpe_to_json(
         # special tokens too, as their ids may lie between or far above the ranks
         {**{spell[token]: rank for token, rank in ranks.items()}, **specials},
         [[spell[left], spell[right]] for left, right in _merges_of_ranks(ranks)],
-        {"type": "Sequence", "pretokenizers": [cut, byte_level]},
         specials,
+        None,
+        {"type": "Sequence", "pretokenizers": [cut, byte_level]},
+        BYTE_LEVEL,
         ignore_merges=True,
     )
 
@@ -157,17 +156,18 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _document(
+def bpe_to_json(
     vocabulary: dict[str, int],
     merges: list[list[str]],
-    pre_tokenizer: dict[str, Any],
     specials: dict[str, int],
-    ignore_merges: bool,
+    normalizer: dict[str, Any] | None,
+    pre_tokenizer: dict[str, Any] | None,
+    decoder: dict[str, Any],
+    **model: Any,
 ) -> str:
-    """The text of a `tokenizer.json` of byte-level BPE."""
+    """The text of a `tokenizer.json` of BPE; `model` is what its model has otherwise than by default."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    model = {
+    defaults = {
         "type": "BPE",
         "dropout": None,
         "unk_token": None,
@@ -175,9 +175,7 @@ def _document(
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        "ignore_merges": ignore_merges,
-        "vocab": vocabulary,
-        "merges": merges,
+        "ignore_merges": False,
     }
     content = {
         "version": "1.0",
@@ -187,11 +185,11 @@ def _document(
             {"id": i, "content": token, **flags}
             for token, i in sorted(specials.items(), key=lambda entry: entry[1])
         ],
-        "normalizer": None,
+        "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,
-        "decoder": byte_level,
-        "model": model,
+        "decoder": decoder,
+        "model": {**defaults, **model, "vocab": vocabulary, "merges": merges},
     }
     return json.dumps(content, ensure_ascii=False)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -29,27 +30,13 @@ class HuggingFaceTokenizer(PieceTokenizer):
         """Take the text of a `tokenizer.json` and its token that ends a document; UserError without one."""
         self.content = content
         self._backend = backend_from_json(content)
-        self.eod_token = eod_token
-        eod_id = self._backend.token_to_id(eod_token)
-        if eod_id is None:
-            raise UserError(
-                f"the tokenizer has no token '{eod_token}' to end documents with; name one that it has"
-            )
-        self._eod_id = eod_id
+        self._end_documents_with(eod_token)
         # Ids may have holes, so the count of tokens is not enough.
         self._vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         if self._vocab_size > LARGEST_ID:
             raise UserError(
                 f"the tokenizer has an id of {self._vocab_size - 1}, above the {LARGEST_ID} that are sensible; copy it again"
             )
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
-    def eod_id(self) -> int:
-        return self._eod_id
 
     @cached_property
     def hash(self) -> str:
@@ -87,11 +74,17 @@ class HuggingFaceTokenizer(PieceTokenizer):
         for text in texts:
             check_text(text)
         fast = self._fast
-        rows = [fast.encode(text) if fast and fast.takes(text) else None for text in texts]
-        others = iter(self._encode_all([text for text, row in zip(texts, rows, strict=True) if row is None]))
-        found = [np.array(next(others), np.uint32) if row is None else row for row in rows]
-        counts = np.fromiter(map(len, found), np.int64, len(found))
-        return np.concatenate([np.zeros(0, np.uint32), *found]), counts
+        if fast is None:
+            return _ragged(self._encode_all(texts))
+        taken = [fast.takes(text) for text in texts]
+        if all(taken):
+            return fast.encode_all(texts)
+        others = iter(
+            self._encode_all([text for text, by_fast in zip(texts, taken, strict=True) if not by_fast])
+        )
+        ids_T, counts = fast.encode_all([text for text, by_fast in zip(texts, taken, strict=True) if by_fast])
+        rows = iter(np.split(ids_T, np.cumsum(counts)[:-1]))
+        return _ragged([next(rows) if by_fast else next(others) for by_fast in taken])
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         check_text(text)
@@ -127,6 +120,14 @@ class HuggingFaceTokenizer(PieceTokenizer):
         added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
         vocabulary = self._backend.get_vocab(with_added_tokens=False)
         return pieces_of_json(json.loads(self.content), vocabulary, added)
+
+
+def _ragged(
+    rows: Sequence[Sequence[int] | NDArray[np.uint32]],
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Ids of several texts, joined, and how many each has."""
+    ids_T = np.concatenate([np.zeros(0, np.uint32), *(np.asarray(row, np.uint32) for row in rows)])
+    return ids_T, np.fromiter(map(len, rows), np.int64, len(rows))
 
 
 def backend_from_json(content: str) -> tokenizers.Tokenizer:

@@ -18,6 +18,21 @@ ADDED_NAME = "added_tokens.json"
 TEMPLATE_NAME = "chat_template.jinja"
 GPT2_NAMES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 """Names of a GPT-2 vocabulary and of the merges that belong to it."""
+SPECIALS_NAME = "special_tokens_map.json"
+EXPORTED_MODEL_NAME = "spiece.model"
+"""Where transformers looks for a SentencePiece model."""
+FILE_NAMES = (
+    TOKENIZER_NAME,
+    SENTENCEPIECE_NAME,
+    EXPORTED_MODEL_NAME,
+    VOCABULARY_NAME,
+    *GPT2_NAMES,
+    *GPT2_NAMES.values(),
+    CONFIG_NAME,
+    ADDED_NAME,
+    SPECIALS_NAME,
+)
+"""What a tokenizer may consist of, beside METADATA_NAME and a chat template."""
 PATTERNS = (TOKENIZER_NAME, *GPT2_NAMES, SENTENCEPIECE_NAME, "*.model", "*.tiktoken", VOCABULARY_NAME)
 """What a directory is searched for, in this order."""
 COMMON_EOD_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -54,6 +69,11 @@ def load_tokenizer(path: str | Path, eod_token: str | None = None) -> Tokenizer:
             f"{file} was changed after {METADATA_NAME} was written; train or copy the tokenizer again"
         )
     return tokenizer
+
+
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether `directory` is one in which megalm or Hugging Face's libraries saved a tokenizer."""
+    return any((directory / name).is_file() for name in (TOKENIZER_NAME, CONFIG_NAME, METADATA_NAME))
 
 
 def tokenizer_files(path: Path) -> list[Path]:

@@ -86,9 +86,27 @@ class Pieces:
 class PieceTokenizer(ABC):
     """The part of a tokenizer that follows from the bytes of its tokens."""
 
+    _vocab_size: int
+
+    def _end_documents_with(self, token: str) -> None:
+        """Take the token that ends documents; UserError where the tokenizer has none of this spelling."""
+        eod_id = self.token_id(token)
+        if eod_id is None:
+            raise UserError(
+                f"the tokenizer has no token '{token}' to end documents with; name one that it has"
+            )
+        self.eod_token, self._eod_id = token, eod_id
+
     @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def eod_id(self) -> int:
+        return self._eod_id
+
     @abstractmethod
-    def vocab_size(self) -> int: ...
+    def token_id(self, token: str) -> int | None: ...
 
     @property
     @abstractmethod

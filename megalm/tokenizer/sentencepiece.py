@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megalm.errors import UserError
+from megalm.tokenizer.formats import bpe_to_json
 from megalm.tokenizer.pieces import Pieces, PieceTokenizer, check_text
 
 SPACE = "▁"
@@ -38,26 +39,12 @@ class SentencePieceTokenizer(PieceTokenizer):
                 )
         self.added = {token["content"]: token["id"] for token in added if token["content"] not in self._ids}
         self._vocab_size = max([len(self._ids), *(i + 1 for i in self.added.values())])
-        eod_id = self.token_id(eod_token)
-        if eod_id is None:
-            raise UserError(
-                f"the tokenizer has no token '{eod_token}' to end documents with; name one that it has"
-            )
-        self.eod_token = eod_token
-        self._eod_id = eod_id
+        self._end_documents_with(eod_token)
 
     @property
     def model(self) -> bytes:
         """The model as its file holds it."""
         return self._model.SerializeToString()
-
-    @property
-    def vocab_size(self) -> int:
-        return self._vocab_size
-
-    @property
-    def eod_id(self) -> int:
-        return self._eod_id
 
     @cached_property
     def hash(self) -> str:
@@ -184,34 +171,18 @@ def model_to_json(model: Any) -> str | None:
         {"type": "Fuse"},
         *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
     ]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": piece.piece, **flags}
-            for i, piece in enumerate(model.pieces)
-            if piece.type in (CONTROL, UNKNOWN)
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": steps},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": back},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": next(piece.piece for piece in model.pieces if piece.type == UNKNOWN),
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": trainer.byte_fallback,
-            "ignore_merges": False,
-            "vocab": {piece.piece: i for i, piece in enumerate(model.pieces)},
-            "merges": _merges(scores, {piece.piece: i for i, piece in enumerate(model.pieces)}),
-        },
-    }
-    text = json.dumps(content, ensure_ascii=False)
+    vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    text = bpe_to_json(
+        vocabulary,
+        _merges(scores, vocabulary),
+        {piece.piece: i for i, piece in enumerate(model.pieces) if piece.type in (CONTROL, UNKNOWN)},
+        {"type": "Sequence", "normalizers": steps},
+        None,
+        {"type": "Sequence", "decoders": back},
+        unk_token=next(piece.piece for piece in model.pieces if piece.type == UNKNOWN),
+        fuse_unk=True,
+        byte_fallback=trainer.byte_fallback,
+    )
     return text if _merges_spaces_alike(model, text) else None
 
 

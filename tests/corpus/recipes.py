@@ -39,7 +39,7 @@ def documents_of(output: Path) -> dict[str, bytes]:
         if path.is_file()
     }
     report = json.loads((output / "report.json").read_text())
-    for step in [*report["sources"], *report["steps"], report["kept"]]:
+    for step in [*report["sources"], *report["steps"], report["kept"], *report["stages"]]:
         step["seconds"] = 0
     report["recipe"]["output"] = ""
     return files | {"report": json.dumps(report).encode()}

@@ -13,8 +13,10 @@ from megalm.corpus.step import Collective, Filter, Stage, Transform
 NAMES = {
     "note": "tests.corpus.steps:Note",
     "bomb": "tests.corpus.steps:Bomb",
+    "hang": "tests.corpus.steps:Hang",
     "shout": "tests.corpus.steps:Shout",
     "sort": "tests.corpus.steps:Sort",
+    "wide": "tests.corpus.steps:Wide",
 }
 
 
@@ -53,6 +55,24 @@ class Bomb(Filter):
             Path(self.settings.spent).write_text("")
             os.kill(os.getppid() if self.settings.parent else os.getpid(), signal.SIGKILL)
             signal.pause()  # until the death of the parent ends this process
+        return None
+
+
+class Hang(Filter):
+    """Waits for ever at the document `id`, once: the file `spent` says that it did."""
+
+    name = "hang"
+
+    class Settings(Section):
+        id: str
+        spent: str
+
+    settings: Settings
+
+    def check(self, document):
+        if document.id == self.settings.id and not os.path.exists(self.settings.spent):
+            Path(self.settings.spent).write_text("")
+            signal.pause()
         return None
 
 
@@ -113,3 +133,12 @@ class DropOdd(Filter):
 
     def check(self, document):
         return "sort.odd" if document.id.endswith("1") else None
+
+
+class Wide(Collective):
+    """A stage of more tasks than a cluster lets an array have."""
+
+    name = "wide"
+
+    def stages(self, source, work, target, tasks):
+        return [Stage("all", 2000, [ReadShards(source), WriteShards(target)])]

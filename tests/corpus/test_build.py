@@ -12,11 +12,12 @@ import pytest
 
 from megalm import cli
 from megalm.corpus.build import build_corpus, make_stages
-from megalm.corpus.executors import LocalExecutor
 from megalm.corpus.plan import Plan
 from megalm.corpus.shards import read_shard, shard_paths
 from megalm.errors import UserError
+from megalm.executors.run import LocalExecutor
 from tests.corpus.recipes import documents_of, make_inputs, make_recipe
+from tests.kills import killed
 
 pytestmark = pytest.mark.usefixtures("own_steps")
 STEPS = [{"length": {"min_characters": 12}}, "sort", "shout"]  # a stage of each kind
@@ -83,25 +84,8 @@ def test_samples_and_counts_do_not_depend_on_the_number_of_tasks(inputs, tmp_pat
 
 
 def killed_build(owner, call: str, count: int, recipe) -> bool:
-    """Build in a forked process that kills itself before call number `count` of `owner.call`; whether it did."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function, left = getattr(owner, call), itertools.count(count, -1)
-
-            def fatal(*positional, **keywords):
-                if next(left) == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*positional, **keywords)
-
-            setattr(owner, call, fatal)
-            build_corpus(recipe)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
+    """Build in a process that kills itself before call number `count` of `owner.call`; whether it did."""
+    return killed(owner, call, count, lambda: build_corpus(recipe))
 
 
 @pytest.mark.parametrize(

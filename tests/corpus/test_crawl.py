@@ -6,55 +6,14 @@ import signal
 import pytest
 
 from megalm.corpus import crawl as module
+from megalm.corpus import fetch
 from megalm.corpus.crawl import crawl
 from megalm.corpus.links import links_in, normalize
 from megalm.corpus.pages import raw_page
 from megalm.errors import UserError
-from tests.corpus.sources.mirror import serving
 from tests.corpus.sources.reading import read
 from tests.corpus.sources.test_warc import MEMBERS
-
-PAGES = {
-    "index.html": '<a href="a.html">a</a> <a href="/b.html#part">b</a> <a href="secret/x.html">x</a>'
-    '<a href="http://elsewhere.example/">away</a> <a href="mailto:me@x">m</a> <a href="print.pdf">p</a>'
-    '<a rel="nofollow" href="unwanted.html">no</a> <a href="missing.html">none</a>',
-    "a.html": '<a href="index.html">back</a> <a href="c.html">c</a>',
-    "b.html": "the end",
-    "c.html": '<meta name="robots" content="noindex, nofollow"><a href="d.html">d</a>',
-    "d.html": "nobody may come here",
-    "secret/x.html": "secret",
-    "unwanted.html": "unwanted",
-    "print.pdf": "pdf",
-}
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    slept: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", slept.append)
-    monkeypatch.setenv("no_proxy", "*")
-    return slept
-
-
-@pytest.fixture
-def site(tmp_path, waits):
-    folder = tmp_path / "site"
-    (folder / "secret").mkdir(parents=True)
-    for name, text in PAGES.items():
-        (folder / name).write_text(f"<html><body>{text}</body></html>")
-    (folder / "robots.txt").write_text("User-agent: *\nDisallow: /secret/\nDisallow: /*.pdf$\n")
-    with serving(folder) as server:
-        yield server
-
-
-def pages_of(path, site) -> list[str]:
-    documents, counters = read("warc", path)
-    assert counters == {}
-    return [document.metadata["url"].removeprefix(f"{site.url}/") for document in documents]
-
-
-def asked_for(site) -> list[str]:
-    return [path.lstrip("/") for path, _ in site.requests]
+from tests.corpus.web_site import asked_for, pages_of
 
 
 def test_a_site_is_read_breadth_first_as_its_robots_allow(site, tmp_path, waits):
@@ -100,7 +59,7 @@ def test_retry_after_is_waited_for_and_trying_ends(site, tmp_path, waits):
     assert waits == [1.0, 33, 4.0] and pages_of(tmp_path / "one.warc.gz", site) == ["b.html"]
     site.faults = [(404, {}), *[(503, {})] * 9]
     assert crawl(f"{site.url}/b.html", tmp_path / "two.warc.gz")["failed"] == 1
-    assert len(site.faults) == 9 - module.TRIES
+    assert len(site.faults) == 9 - fetch.TRIES
 
 
 def test_redirects_are_kept_on_the_host(site, tmp_path):
@@ -154,12 +113,34 @@ def test_links_are_normalized_and_nests_and_garbage_are_survived():
         "http://[bad",
         "http://h:99999/",
         "ftp://x/",
-        "http://x/a b",
+        "file:///etc/passwd",
+        "http://x y/",
+        "http://a..b/",
         "http://x/" + "a" * 3000,
     ):
         assert normalize("http://a.example/", bad) is None
     nested = b"<div>" * 100_000 + b'<a href="/deep">x</a>' + b"<![garbage <a <a href="
     assert links_in(nested, "http://a.example/") == ["http://a.example/deep"]
+
+
+@pytest.mark.parametrize(
+    ("link", "address"),
+    [
+        ("x#part", "http://a.example/d/x"),
+        ("#part", "http://a.example/d/"),
+        ("//A.EXAMPLE.:80", "http://a.example/"),
+        ("http://me:secret@a.example/x", "http://a.example/x"),
+        ("http://[::1]:80/x", "http://[::1]/x"),
+        ("http://[::1]:8000/x", "http://[::1]:8000/x"),
+        ("http://a.example/x/../y/./z/..", "http://a.example/y/"),
+        ("http://a.example/../../y/%2e%2E/z", "http://a.example/z"),
+        ("grüße und so", "http://a.example/d/gr%C3%BC%C3%9Fe%20und%20so"),
+        ("?q=é&r=100%25", "http://a.example/d/?q=%C3%A9&r=100%25"),
+        ("http://bücher.example/", "http://xn--bcher-kva.example/"),
+    ],
+)
+def test_an_address_has_one_spelling(link, address):
+    assert normalize("http://a.example/d/", link) == address == normalize("", address)
 
 
 def test_mistakes_are_refused(site, tmp_path):

@@ -75,12 +75,13 @@ def test_a_recipe_from_a_file_with_overrides(tmp_path):
         load_recipe(tmp_path / "none.yaml")
 
 
+REQUIRED = {"commoncrawl": {"crawl": "x"}, "crawl": {"url": "http://x/"}}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_of_every_source_is_described(kind):
     source = source_class(kind)
-    assert (
-        source.model_validate({"path": "x"} | ({"crawl": "x"} if kind == "commoncrawl" else {})).kind == kind
-    )
+    assert source.model_validate({"path": "x"} | REQUIRED.get(kind, {})).kind == kind
     assert all(field.description for field in source.model_fields.values())
 
 

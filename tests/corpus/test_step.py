@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.corpus.registry import STEPS, step_class
-from megalm.corpus.step import Collective, Step
+from megalm.corpus.step import Collective, ForLanguages, Step, Transform
 from megalm.corpus.tally import SAMPLES, Tally
 from megalm.errors import UserError
 from tests.corpus.steps import Shout
@@ -70,3 +70,52 @@ def test_every_registered_step_is_there_under_its_name_with_its_options_describe
 def test_an_unknown_step_names_the_nearest():
     with pytest.raises(UserError, match="unknown step `lenght`: did you mean 'length'"):
         step_class("lenght")
+
+
+class Upper(Transform):
+    name = "upper"
+    Settings = ForLanguages
+
+    def change(self, document):
+        document.text = document.text.upper()
+        return "upper.odd" if len(document.text) % 2 else None
+
+
+def test_steps_pass_documents_in_other_languages_by_and_count_them():
+    step = Upper(ForLanguages(languages=["en", "de"]))
+    languages = {"a": "en", "bb": "fr", "cc": "de", "dd": None, "eee": "la"}
+    documents = [
+        Document(text, text, metadata={"language": language} if language else {})
+        for text, language in languages.items()
+    ]
+    assert [document.text for document in step.run(iter(documents))] == ["bb", "CC", "dd", "eee"]
+    assert step.tally.removed == {"upper.odd": 1}
+    assert step.tally.counters == {"in other languages": 2, "of no known language": 1}
+    assert [document.text for document in Upper().run([Document("bb", "1")])] == ["BB"]
+
+
+def test_labels_hold_no_halves_of_characters():
+    tally = Tally("s")
+    tally.observe("label", "a\ud800")
+    assert tally.histograms == {"label": {"a\ufffd": 1}}
+
+
+def test_samples_hold_what_json_and_people_can_read():
+    tally = Tally("s")
+    metadata = {
+        "url": "u" * 500,
+        "list": [1],
+        "nan": float("nan"),
+        "n": 3,
+        "half": "\ud800",
+        **{f"k{i}": i for i in range(50)},
+    }
+    tally.sample("kept", "\ud800", "text \ud800", metadata)
+    (sample,) = tally.to_json()["samples"]["kept"]
+    assert (sample["id"], sample["text"]) == ("\ufffd", "text \ufffd") and len(sample["metadata"]) == 20
+    assert sample["metadata"]["url"] == "u" * 200 and "list" not in sample["metadata"]
+    assert (sample["metadata"]["nan"], sample["metadata"]["n"], sample["metadata"]["half"]) == (
+        "nan",
+        3,
+        "\ufffd",
+    )

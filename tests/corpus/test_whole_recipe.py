@@ -1,7 +1,10 @@
 """A recipe with every step that needs the whole corpus gives the same bytes however its work is dealt out."""
 
+import itertools
 import json
+import os
 import random
+import signal
 
 import pytest
 
@@ -70,3 +73,36 @@ def test_all_steps_together_and_any_dealing_out_gives_the_same_bytes(inputs, tmp
     other_report, other = build(inputs, tmp_path / "b", tasks=5, workers=2)
     assert other == shards
     assert {step["step"]: step["removed"] for step in other_report["steps"]} == removed
+
+
+def killed_build(inputs, output, renames: int) -> int:
+    """Build in a forked process that kills itself before a rename when so many are done; its exit code."""
+    child = os.fork()
+    if child == 0:
+        try:
+            replace, left = os.replace, itertools.count(renames, -1)
+
+            def fatal(source, target, **options):
+                if next(left) == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(source, target, **options)
+
+            os.replace = fatal
+            build(inputs, output, tasks=1, workers=1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_build_killed_again_and_again_in_every_stage_gives_the_same_bytes(inputs, tmp_path):
+    """Each time somewhat later, for a task has several renames; the next build goes on from what the last has left."""
+    _, shards = build(inputs, tmp_path / "whole", tasks=1, workers=1)
+    kills, stages = 0, set()
+    while (status := killed_build(inputs, tmp_path / "killed", 3 + 2 * kills)) == -signal.SIGKILL:
+        kills += 1
+        stages.add(len(list((tmp_path / "killed/work").glob("*/logs"))))
+    assert status == 0 and kills > 8 and len(stages) > 5
+    _, found = build(inputs, tmp_path / "killed", tasks=1, workers=1)  # complete: reads the report
+    assert found == shards
+    assert not list((tmp_path / "killed").rglob(".*.tmp"))

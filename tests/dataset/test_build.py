@@ -4,7 +4,7 @@ import gzip
 import itertools
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +18,7 @@ from megalm.dataset import IndexedDataset, build_dataset, verify
 from megalm.errors import UserError
 from megalm.tasks import Task, run_tasks
 from megalm.tokenizer import load_tokenizer, train_bpe
+from tests.kills import killed
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
 
 SPLITS = ("train", "valid", "test")
@@ -115,18 +116,28 @@ def test_result_does_not_depend_on_workers_or_sizes_of_pieces(source, tokenizer_
 def test_runs_beyond_the_limit_of_open_files_are_read_all_the_same(
     source, tokenizer_path, tmp_path, monkeypatch
 ):
-    from megalm.dataset import runs
+    from megalm.dataset.runs import RunReader
 
-    opened: list[Path] = []
-    open_run = runs.RunReader.open
-    monkeypatch.setattr(runs.RunReader, "open", lambda self: (opened.append(self._path), open_run(self)))
+    at_once: list[int] = []
+    now: set[RunReader] = set()
+
+    def noted(function, change):
+        def call(reader):
+            function(reader)
+            change(reader)
+            at_once.append(len(now))
+
+        return call
+
+    monkeypatch.setattr(RunReader, "open", noted(RunReader.open, now.add))
+    monkeypatch.setattr(RunReader, "close", noted(RunReader.close, now.discard))
     (tmp_path / "few").mkdir()
     build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
-    assert len(set(opened)) > 10
-    opened.clear()
+    assert max(at_once) > 10 and not now
+    at_once.clear()
     monkeypatch.setattr("megalm.dataset.shuffle.resource.getrlimit", lambda _: (9, 9))
     build_dataset([source], tokenizer_path, tmp_path / "few" / "d", workers=1)
-    assert len(opened) == 4
+    assert max(at_once) == 4
     assert files_of(tmp_path / "few" / "d") == files_of(tmp_path / "d")
 
 
@@ -177,25 +188,8 @@ def test_large_vocabularies_take_32_bits(source, tmp_path):
 
 
 def killed_build(call: str, count: int, *arguments, **settings) -> bool:
-    """Build in a forked process that kills itself before call number `count` of `os.call`; whether it did."""
-    child = os.fork()
-    if child == 0:
-        try:
-            function, left = getattr(os, call), itertools.count(count, -1)
-
-            def fatal(*positional, **keywords):
-                if next(left) == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*positional, **keywords)
-
-            setattr(os, call, fatal)
-            build_dataset(*arguments, workers=1, **settings)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
+    """Build in a process that kills itself before call number `count` of `os.call`; whether it did."""
+    return killed(os, call, count, lambda: build_dataset(*arguments, workers=1, **settings))
 
 
 @pytest.mark.parametrize("call", ["replace", "unlink", "fsync"])
@@ -235,10 +229,10 @@ def test_a_replaced_dataset_is_never_mixed_with_the_new_one(source, tokenizer_pa
 
 
 def test_finished_chunks_are_not_tokenized_again(source, tokenizer_path, tmp_path, monkeypatch):
-    from megalm.dataset import build
+    from megalm.dataset import stages
 
     done: list[str] = []
-    tokenize = build.tokenize_chunk
+    tokenize = stages.tokenize_chunk
 
     def counted(chunk, *arguments):
         if len(done) == 3:
@@ -246,12 +240,12 @@ def test_finished_chunks_are_not_tokenized_again(source, tokenizer_path, tmp_pat
         tokenize(chunk, *arguments)
         done.append(chunk.key)
 
-    monkeypatch.setattr(build, "tokenize_chunk", counted)
+    monkeypatch.setattr(stages, "tokenize_chunk", counted)
     with pytest.raises(KeyboardInterrupt):
         build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
     first, done = done, []
     monkeypatch.setattr(
-        build, "tokenize_chunk", lambda chunk, *a: (tokenize(chunk, *a), done.append(chunk.key))
+        stages, "tokenize_chunk", lambda chunk, *a: (tokenize(chunk, *a), done.append(chunk.key))
     )
     build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
     assert len(first) == 3 and len(done) > 3
@@ -262,7 +256,7 @@ def test_other_settings_do_not_reuse_what_a_kill_left(source, tokenizer_path, tm
     (tmp_path / "whole").mkdir()
     build_dataset([source], tokenizer_path, tmp_path / "whole" / "d", workers=1, append_eod=False)
     monkeypatch.setattr(
-        "megalm.dataset.build.write_split", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "megalm.dataset.stages.write_piece", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
@@ -321,6 +315,26 @@ def test_a_finished_build_is_kept_and_another_one_needs_overwrite(
     assert sorted(files_of(prefix)) == ["d_train.bin", "d_train.crc", "d_train.idx", "d_train.json"]
 
 
+def test_inputs_that_have_a_records_name_are_never_replaced(tokenizer_path, tmp_path):
+    source = write_jsonl(tmp_path / "web_train.json", make_texts(5))
+    before = source.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"web_train.json is no record of a dataset"):
+            build_dataset([source], tokenizer_path, tmp_path / "web", workers=1, overwrite=overwrite)
+    assert source.read_bytes() == before and list(tmp_path.iterdir()) == [source]
+    with pytest.raises(UserError, match="prefix '/' is a directory; add a name"):
+        build_dataset([source], tokenizer_path, "/", workers=1)
+
+
+def test_token_files_and_tokenizer_may_lie_among_the_inputs(tokenizer_path, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", make_texts(5))
+    shutil.copytree(tokenizer_path, tmp_path / "t")
+    settings = {"prefix": tmp_path / "out" / "d", "workers": 1, "splits": "1"}
+    first = build_dataset([tmp_path], tmp_path / "t", **settings)
+    assert first["train"]["documents"] == 5
+    assert build_dataset([tmp_path], tmp_path / "t", **settings) == first
+
+
 def test_same_sizes_with_other_content_are_not_taken_for_finished(tokenizer_path, tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", make_texts(40))
     build_dataset([source], tokenizer_path, tmp_path / "d", workers=1)
@@ -365,6 +379,14 @@ def test_a_bad_line_ends_the_build_with_its_place(tokenizer_path, tmp_path, work
     with pytest.raises(UserError, match=r"a.jsonl line 101 has no text under 'text'"):
         build_dataset([source], tokenizer_path, tmp_path / "d", workers=workers)
     assert not list(tmp_path.glob("d_*"))
+
+
+@pytest.mark.parametrize("line", ['{"text": ""}', "{"])
+def test_a_mistake_before_anything_is_tokenized_leaves_nothing(tokenizer_path, tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="hold no text|is not JSON"):
+        build_dataset([tmp_path / "a.jsonl"], tokenizer_path, tmp_path / "d", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("splits", ["", "a,b", "1,2,3,4", "1,-1", "0,0", "1/0"])

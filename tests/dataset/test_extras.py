@@ -191,6 +191,7 @@ def test_wrong_extras_are_named(folder, tmp_path):
             Extras(id_key="name"),
             r"a.jsonl line 1 has no name under 'name' \(found keys id, text, prompt\)",
         ),
+        (Extras(prompt_key="promt"), "no document has a prompt under 'promt'; name the key"),
         (Extras(prompt_key="id"), "has a (int|str) under 'id'|a.jsonl line 1 has a int under 'id'"),
     ]
     for extras, message in cases:
@@ -199,6 +200,7 @@ def test_wrong_extras_are_named(folder, tmp_path):
     for settings, message in (
         ({"fim_rate": 1.5}, "fim_rate is 1.5"),
         ({"fim_spm_rate": -1}, "fim_spm_rate is -1"),
+        ({"fim_spm_rate": 0.9}, "fim_spm_rate is 0.9 without a fim_rate"),
         ({"fim_rate": 0.5, "prompt_key": "p"}, "do not go together"),
     ):
         with pytest.raises(UserError, match=message):

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megalm.dataset import IndexedDataset, IndexedDatasetWriter, info, merge, show, verify
+from megalm.dataset import IndexedDataset, IndexedDatasetWriter, info, merge, show, split, verify
 from megalm.dataset.origins import OriginColumns
-from megalm.dataset.sidecar import write_sidecar
+from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer, train_bpe
 
 
 def record(writer: IndexedDatasetWriter, **changes) -> dict:
     content = {
+        "kind": KIND,
         "tokenizer": "t",
         "tokenizer_hash": "abc",
         "vocab_size": 1000,
@@ -68,6 +69,11 @@ def test_merged_sidecar_is_true(dataset, tmp_path):
         "tokens",
     ]
     assert report["sidecar"]["tokenizer_hash"] == "abc"
+    tokens = {"prefix": 5, "middle": 6, "suffix": 7}
+    with IndexedDatasetWriter(tmp_path / "b", np.dtype("<u2")) as writer:
+        writer.add_document(np.arange(3))
+    write_sidecar(tmp_path / "b", record(writer, fim_tokens=tokens))
+    assert merge([dataset, tmp_path / "b"], tmp_path / "n")["fim_tokens"] == tokens
 
 
 def test_merge_refuses_unlike_parts_and_existing_outputs(dataset, write_dataset, tmp_path):
@@ -78,6 +84,9 @@ def test_merge_refuses_unlike_parts_and_existing_outputs(dataset, write_dataset,
     write_sidecar(tmp_path / "c", record(writer, tokenizer_hash="xyz"))
     with pytest.raises(UserError, match="c has tokenizer_hash xyz, .*a has abc"):
         merge([dataset, tmp_path / "c"], tmp_path / "m")
+    write_sidecar(tmp_path / "c", record(writer, append_eod=True))
+    with pytest.raises(UserError, match="c has append_eod True, .*a has False; build them alike"):
+        merge([dataset, tmp_path / "c"], tmp_path / "m")
     with pytest.raises(UserError, match="c.idx exists"):
         merge([dataset], tmp_path / "c")
     with pytest.raises(UserError, match="is one of the inputs"):
@@ -85,6 +94,23 @@ def test_merge_refuses_unlike_parts_and_existing_outputs(dataset, write_dataset,
     with pytest.raises(UserError, match="nothing to merge"):
         merge([], tmp_path / "m")
     assert merge([dataset], tmp_path / "c", overwrite=True)["tokens"] == 30
+
+
+@pytest.mark.parametrize("content", ['{"text": "mine"}\n{"text": "too"}\n', "[1]", '{"text": "mine"}'])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_the_users_own_is_never_replaced_by_a_record(dataset, tmp_path, content, overwrite):
+    """What is no record of a dataset may be the very text that is being indexed."""
+    for name in ("m", "m_valid"):
+        mine = tmp_path / f"{name}.json"
+        mine.write_text(content)
+        with pytest.raises(UserError, match=rf"{name}.json is no record of a dataset.*; move it away"):
+            merge([dataset], tmp_path / "m", overwrite) if name == "m" else split(
+                dataset, tmp_path / "m", "1,1", overwrite=overwrite
+            )
+        assert mine.read_text() == content
+        mine.unlink()
+    with pytest.raises(UserError, match="prefix '.' is a directory; add a name"):
+        merge([dataset], ".", overwrite)
 
 
 def test_an_overwritten_sidecar_does_not_stay(dataset, write_dataset):

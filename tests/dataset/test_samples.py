@@ -9,6 +9,7 @@ import pytest
 from megalm.dataset import IndexedDataset, TokenStream, build_dataset
 from megalm.dataset.pack_stream import PackStream
 from megalm.dataset.samples import open_for_show, show_samples, tokenizer_of
+from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer, train_bpe
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
@@ -80,6 +81,12 @@ def test_a_runs_configuration_or_a_dataset_alone_is_opened_with_its_tokenizer(fo
 def test_what_cannot_be_shown_is_named(folder, tmp_path, write_dataset):
     with pytest.raises(UserError, match="does not record its tokenizer: name it with --tokenizer"):
         tokenizer_of(write_dataset("a", [3]), None)
+    moved = write_dataset("m", [3])
+    write_sidecar(moved, {"kind": KIND, "tokenizer": str(tmp_path / "gone"), "tokenizer_hash": "abc"})
+    with pytest.raises(
+        UserError, match="tokenizer that .*m records does not open .*; name it with --tokenizer"
+    ):
+        tokenizer_of(moved, None)
     (tmp_path / "run.yaml").write_text("{}")
     with pytest.raises(UserError, match="names no data.valid"):
         open_for_show(tmp_path / "run.yaml", [], None, valid=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megalm.dataset import IndexedDataset, TokenStream
-from megalm.dataset.sidecar import write_sidecar
+from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.errors import UserError
 
 LENGTHS = [5, 1, 17, 3, 40, 2, 2, 60, 9, 30]  # 169 tokens; the ids count up, so an id is a place
@@ -131,7 +131,7 @@ def test_another_tokenizer_is_an_error_and_an_unknown_one_a_warning(prefix, capl
     with caplog.at_level(logging.WARNING):
         TokenStream([(prefix, 1)], 16, seed=0, expected_tokenizer_hash="abc")
     assert "no .json sidecar" in caplog.text
-    write_sidecar(prefix, {"tokenizer_hash": "abc"})
+    write_sidecar(prefix, {"kind": KIND, "tokenizer_hash": "abc"})
     TokenStream([(prefix, 1)], 16, seed=0, expected_tokenizer_hash="abc")
     with pytest.raises(UserError, match="made with tokenizer_hash abc, the model has xyz"):
         TokenStream([(prefix, 1)], 16, seed=0, expected_tokenizer_hash="xyz")

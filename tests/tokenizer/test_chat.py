@@ -143,6 +143,38 @@ def test_without_generation_blocks_tool_calls_are_trained_on_from_the_prompt_on(
     assert bare.encode(CALLS, tools=TOOLS).loss_mask == marked.encode(CALLS, tools=TOOLS).loss_mask
 
 
+@pytest.mark.parametrize("turns", [3, 5])
+def test_a_token_that_ends_a_call_is_not_the_end_of_the_turn(saved, tmp_path, turns):
+    """`</tool_call>` may be special, or not as in Qwen; the turn's own end is trained on either way."""
+    content = json.loads((saved["byte-level"] / "tokenizer.json").read_text())
+    flags = {**content["added_tokens"][0], "content": "</tool_call>", "id": 500}
+    shutil.copytree(saved["byte-level"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({**content, "added_tokens": [*content["added_tokens"], flags]})
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert "</tool_call>" in tokenizer.special_tokens
+    bare = made(re.sub(r"\{%-? *(end)?generation *-?%\}", "{#- -#}", CHATML), tokenizer)
+    chat = [CHATS["exchange"][0], {"role": "assistant", "content": "Yes."}, *CALLS[1:]][: turns + 1]
+    found, marked = (template.encode(chat, tools=TOOLS) for template in (bare, made(CHATML, tokenizer)))
+    assert found.loss_mask == marked.loss_mask
+    assert trained_text(tokenizer, found).count("</tool_call><|im_end|>") == 1
+    assert trained_text(tokenizer, found).startswith("Yes.<|im_end|>")
+
+
+@pytest.mark.parametrize("name", set(bundled_templates()) - {"chatml"})
+def test_templates_that_cannot_write_calls_of_tools_refuse_them(tokenizer, name):
+    template = load_chat_template(name, tokenizer)
+    call = [
+        *CHATS["exchange"],
+        CHATS["question"][0],
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "a"}]},
+    ]
+    for chat, tools in ((call, None), (CHATS["exchange"], TOOLS)):
+        with pytest.raises(UserError, match="it writes no tools and no calls of them; chatml does"):
+            template.encode(chat, tools=tools)
+
+
 def test_without_a_generation_prompt_a_tool_call_is_trained_on_from_its_own_text_on(tokenizer):
     source = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + ' ' + (m.content or '') }}"

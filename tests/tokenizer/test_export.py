@@ -139,6 +139,16 @@ def test_a_tokenizer_that_is_there_is_replaced_only_when_asked(tmp_path):
     assert load_tokenizer(tmp_path).hash == tokenizer_of("unigram nfkc").hash
 
 
+def test_a_tokenizer_of_another_form_is_not_mixed_with_the_new_one(tmp_path):
+    source = write_model("llama", tmp_path / "source").parent
+    with pytest.raises(UserError, match="--overwrite"):
+        save_tokenizer(tokenizer_of("unigram nfkc"), source)
+    with pytest.raises(UserError, match="holds the tokenizer itself"):
+        convert_tokenizer(source, source / ".." / "source", overwrite=True)
+    save_tokenizer(tokenizer_of("unigram nfkc"), source, overwrite=True)
+    assert load_tokenizer(source).hash == tokenizer_of("unigram nfkc").hash
+
+
 def test_the_command_converts_and_reports(tmp_path):
     source = write_model("llama", tmp_path / "source")
     arguments = ["tokenizer", "convert", str(source), str(tmp_path / "out"), "--json"]

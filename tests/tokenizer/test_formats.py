@@ -189,6 +189,7 @@ def test_damaged_rank_files_are_named(tmp_path, change, message):
         ("vocab.json", "{", "is not JSON"),
         ("vocab.json", "[1]", "is no vocabulary"),
         ("vocab.json", '{"a": "b"}', "is no vocabulary"),
+        ("vocab.json", '{"a": 0, "b": 0}', "is no vocabulary: two tokens share an id"),
         ("vocab.json", "[" * 100_000, "is not JSON"),
         ("merges.txt", "a b c\n", "'a b c' is not two tokens"),
         ("merges.txt", "日 本\n", "not a readable tokenizer"),

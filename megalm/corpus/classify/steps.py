@@ -8,13 +8,13 @@ from datatrove.data import Document
 from pydantic import Field
 
 from megalm.corpus.classify.model import Classifier
-from megalm.corpus.clean.rule import Rule, RuleSettings
+from megalm.corpus.step import Filter, ForLanguages
 from megalm.corpus.words import split
 
 _BINS = 20
 
 
-class ClassifierSettings(RuleSettings):
+class ClassifierSettings(ForLanguages):
     """Options of the steps `quality_classifier` and `toxicity_classifier`."""
 
     model: Path = Field(..., description="A file that `megalm corpus classifier train` wrote.")
@@ -33,7 +33,7 @@ class ClassifierSettings(RuleSettings):
     )
 
 
-class _ClassifierStep(Rule):
+class _ClassifierStep(Filter):
     """Writes a classifier's score to the metadata, and keeps the documents on one side of a threshold.
 
     Documents in other languages than those of `languages` pass without a score, if any are named.
@@ -54,7 +54,7 @@ class _ClassifierStep(Rule):
         stored = self._classifier.description.thresholds[self._label]
         self._threshold = stored if settings.threshold is None else settings.threshold
 
-    def judge(self, document: Document) -> str | None:
+    def check(self, document: Document) -> str | None:
         """A reason for a score on the wrong side."""
         score = self._classifier.score(split(document).tokens, self._label)
         document.metadata[self.settings.score_key] = score

@@ -5,8 +5,7 @@ import re
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.clean.rule import RuleSettings, concerns
-from megalm.corpus.step import Transform
+from megalm.corpus.step import ForLanguages, Transform
 from megalm.corpus.words import count_sentences
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
@@ -22,7 +21,7 @@ class C4(Transform):
 
     name = "c4"
 
-    class Settings(RuleSettings):
+    class Settings(ForLanguages):
         """Options of the step `c4`: thresholds as published."""
 
         terminal_marks: list[str] = Field(
@@ -44,8 +43,6 @@ class C4(Transform):
 
     def change(self, document: Document) -> str | None:
         """Drop lines; a reason where the document must go."""
-        if not concerns(document, self.settings.languages):
-            return None
         kept = []
         for line in document.text.split("\n"):
             line = line.strip()

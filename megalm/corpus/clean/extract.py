@@ -79,6 +79,8 @@ class Extract(Transform):
             if encoding:
                 document.metadata["encoding"] = encoding
         set_text(document, text)
+        if reason is None:
+            self.observe("characters", len(text))
         return reason
 
     def _extract(self, payload: bytes, content_type: str) -> tuple[str, str, str | None]:

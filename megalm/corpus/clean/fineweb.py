@@ -5,18 +5,19 @@ from datatrove.utils.text import TERMINAL_PUNCTUATION
 from pydantic import Field
 
 from megalm.corpus.clean.gopher_repetition import duplicates
-from megalm.corpus.clean.rule import Rule, RuleSettings, above, below
+from megalm.corpus.clean.rule import above, below
+from megalm.corpus.step import Filter, ForLanguages
 from megalm.corpus.words import split
 
 _TERMINAL = tuple(sorted(TERMINAL_PUNCTUATION))
 
 
-class FineWeb(Rule):
+class FineWeb(Filter):
     """Keeps documents whose lines look like prose rather than lists; an option of null switches its rule off."""
 
     name = "fineweb"
 
-    class Settings(RuleSettings):
+    class Settings(ForLanguages):
         """Options of the step `fineweb`: thresholds as published."""
 
         min_terminal_lines: float | None = Field(
@@ -32,7 +33,7 @@ class FineWeb(Rule):
 
     settings: Settings
 
-    def judge(self, document: Document) -> str | None:
+    def check(self, document: Document) -> str | None:
         """The first rule that the document breaks."""
         settings, text, parts = self.settings, document.text, split(document)
         lines = parts.lines

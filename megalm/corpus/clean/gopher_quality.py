@@ -3,18 +3,19 @@
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.clean.rule import Rule, RuleSettings, above, below
+from megalm.corpus.clean.rule import above, below
+from megalm.corpus.step import Filter, ForLanguages
 from megalm.corpus.words import split
 
 STOP_WORDS = ["the", "be", "to", "of", "and", "that", "have", "with"]
 
 
-class GopherQuality(Rule):
+class GopherQuality(Filter):
     """Keeps documents that pass Gopher's rules on quality; an option of null switches its rule off."""
 
     name = "gopher_quality"
 
-    class Settings(RuleSettings):
+    class Settings(ForLanguages):
         """Options of the step `gopher_quality`: thresholds as published."""
 
         min_words: int | None = Field(50, description="Fewest words.")
@@ -48,7 +49,7 @@ class GopherQuality(Rule):
 
     settings: Settings
 
-    def judge(self, document: Document) -> str | None:
+    def check(self, document: Document) -> str | None:
         """The first rule that the document breaks."""
         settings, text, parts = self.settings, document.text, split(document)
         tokens, words = parts.tokens, parts.words

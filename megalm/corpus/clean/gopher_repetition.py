@@ -4,16 +4,17 @@ import numpy as np
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.clean.rule import Rule, RuleSettings, above
+from megalm.corpus.clean.rule import above
+from megalm.corpus.step import Filter, ForLanguages
 from megalm.corpus.words import Split, split
 
 
-class GopherRepetition(Rule):
+class GopherRepetition(Filter):
     """Keeps documents below the paper's shares of repeated lines, paragraphs and n-grams; null switches a rule off."""
 
     name = "gopher_repetition"
 
-    class Settings(RuleSettings):
+    class Settings(ForLanguages):
         """Options of the step `gopher_repetition`: thresholds as published."""
 
         max_duplicate_lines: float | None = Field(0.30, description="Greatest share of lines seen before.")
@@ -37,7 +38,7 @@ class GopherRepetition(Rule):
 
     settings: Settings
 
-    def judge(self, document: Document) -> str | None:
+    def check(self, document: Document) -> str | None:
         """The first rule that the document breaks; an empty document breaks none."""
         parts = split(document)
         if not parts.tokens:

@@ -49,6 +49,7 @@ class Language(Filter):
         document.metadata["language"] = language
         document.metadata["language_score"] = round(score, 4)
         self.observe("language", language)
+        self.observe("score", score)
         if self.settings.keep is not None and language not in self.settings.keep:
             return "language.other"
         if score < self.settings.thresholds.get(language, self.settings.threshold):

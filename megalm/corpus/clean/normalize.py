@@ -6,8 +6,7 @@ import unicodedata
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.config.section import Section
-from megalm.corpus.step import Transform
+from megalm.corpus.step import ForLanguages, Transform
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _LINE_ENDS = re.compile("\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -38,7 +37,7 @@ class Normalize(Transform):
 
     name = "normalize"
 
-    class Settings(Section):
+    class Settings(ForLanguages):
         """Options of the step `normalize`."""
 
         repair: bool = Field(

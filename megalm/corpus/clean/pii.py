@@ -3,9 +3,8 @@
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.config.section import Section
 from megalm.corpus.clean.pii_patterns import FINDERS, Kind, Match
-from megalm.corpus.step import Transform
+from megalm.corpus.step import ForLanguages, Transform
 
 MASKS: dict[Kind, str] = {
     "secret": "<SECRET>",
@@ -22,7 +21,7 @@ class Pii(Transform):
 
     name = "pii"
 
-    class Settings(Section):
+    class Settings(ForLanguages):
         """Options of the step `pii`: which kinds are masked, and by what."""
 
         email: bool = Field(True, description="Mask e-mail addresses.")

@@ -11,9 +11,8 @@ from datatrove.pipeline.base import PipelineStep
 from pydantic import Field
 
 from megalm import atomic
-from megalm.config.section import Section
 from megalm.corpus.shards import ReadShards, WriteShards
-from megalm.corpus.step import Collective, Filter, Stage
+from megalm.corpus.step import Collective, Filter, ForLanguages, Stage
 from megalm.corpus.words import words_of
 
 BUCKETS = 1 << 22
@@ -28,7 +27,7 @@ class RareWords(Collective):
 
     name = "rare_words"
 
-    class Settings(Section):
+    class Settings(ForLanguages):
         """Options of the step `rare_words`."""
 
         min_documents: int = Field(3, ge=2, description="A word in fewer documents is rare.")

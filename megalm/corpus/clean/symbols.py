@@ -5,9 +5,8 @@ import re
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.config.section import Section
-from megalm.corpus.clean.rule import Rule, RuleSettings, above
-from megalm.corpus.step import Transform
+from megalm.corpus.clean.rule import above
+from megalm.corpus.step import Filter, ForLanguages, Transform
 
 _SYMBOL = re.compile(r"[^\w\s.,;:!?'\"()\-–—’‘“”…。、，！？：；「」（）]|_")
 _DIGIT = re.compile(r"\d")
@@ -19,8 +18,8 @@ class SymbolLines(Transform):
 
     name = "symbol_lines"
 
-    class Settings(Section):
-        """The step `symbol_lines` has no options."""
+    class Settings(ForLanguages):
+        """Options of the step `symbol_lines`."""
 
     settings: Settings
 
@@ -34,12 +33,12 @@ class SymbolLines(Transform):
         return None if kept and not document.text.isspace() and document.text else "symbol_lines.empty"
 
 
-class Symbols(Rule):
+class Symbols(Filter):
     """Removes documents with too many symbols, digits, capitals or long runs of one sign."""
 
     name = "symbols"
 
-    class Settings(RuleSettings):
+    class Settings(ForLanguages):
         """Options of the step `symbols`: shares of the characters that are no space; null switches a rule off."""
 
         max_symbols: float | None = Field(
@@ -53,7 +52,7 @@ class Symbols(Rule):
 
     settings: Settings
 
-    def judge(self, document: Document) -> str | None:
+    def check(self, document: Document) -> str | None:
         """The first rule that the document breaks."""
         settings, text = self.settings, document.text
         characters = len(text) - sum(map(text.count, " \n\t"))

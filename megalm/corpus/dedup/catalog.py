@@ -133,6 +133,11 @@ def documents_in(folder: Path, shard: int) -> int:
     return _paths(folder, shard)[0].stat().st_size // ENTRY.itemsize
 
 
+def shards_in(folder: Path) -> list[int]:
+    """The numbers of the shards, in order."""
+    return sorted(int(path.stem) for path in folder.glob("*.entries"))
+
+
 def index_mark(index: int) -> int:
     """What is set in the numbers of documents of index number `index` to tell them from others."""
     return KNOWN | index << (PLACE_BITS + SHARD_BITS)

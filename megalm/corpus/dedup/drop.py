@@ -10,8 +10,7 @@ from datatrove.data import Document
 
 from megalm import atomic
 from megalm.corpus.dedup.catalog import KNOWN, Catalog, number_of
-from megalm.corpus.dedup.clusters import decisions_path
-from megalm.corpus.dedup.runs import load_rows, slice_rows
+from megalm.corpus.dedup.clusters import decisions_of
 from megalm.corpus.step import Step
 
 DUPLICATE_OF = "duplicate_of"
@@ -59,10 +58,9 @@ class DropCopies(Step):
         return self._copy(document, survivor)
 
     def _read(self, rank: int) -> Iterator[list[int]]:
-        rows = load_rows(decisions_path(self.folder))
-        rows = slice_rows(rows, number_of(rank, 0), number_of(rank + 1, 0))
-        for i in range(0, rows.shape[1], _AT_ONCE):
-            yield from rows[:, i : i + _AT_ONCE].T.tolist()
+        for rows in decisions_of(self.folder, rank):
+            for i in range(0, rows.shape[1], _AT_ONCE):
+                yield from rows[:, i : i + _AT_ONCE].T.tolist()
 
     def _copy(self, document: Document, survivor: int) -> str | None:
         document.metadata[DUPLICATE_OF] = self._catalog.id(survivor)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from megalm import atomic
 from megalm.corpus.dedup.catalog import MAX_INDEXES, catalog_files, number_of
-from megalm.corpus.dedup.clusters import decisions_path
-from megalm.corpus.dedup.runs import load_rows, run_paths, save_rows, slice_rows
+from megalm.corpus.dedup.clusters import decisions_of
+from megalm.corpus.dedup.runs import load_rows, run_paths, save_rows
 from megalm.corpus.dedup.task import Task
 from megalm.corpus.dedup.verify import write_sets
 from megalm.errors import UserError
@@ -33,8 +33,8 @@ class SaveIndex(Task):
     def work(self, documents: Iterable[Document], rank: int, world_size: int) -> None:
         """Write the part of the shard `rank`."""
         low, high = number_of(rank, 0), number_of(rank + 1, 0)
-        numbers, survivors, _ = slice_rows(load_rows(decisions_path(self.folder)), low, high)
-        removed = numbers[numbers != survivors]
+        pieces = [rows[0][rows[0] != rows[1]] for rows in decisions_of(self.folder, rank)]
+        removed = np.concatenate([np.empty(0, np.uint64), *pieces])
         for path in run_paths(self.folder / "keys", rank):
             rows = load_rows(path)
             save_rows(self.target / "keys" / path.name, rows[:, ~np.isin(rows[1], removed)])

@@ -53,10 +53,11 @@ class WriteKeys(Task):
 
 
 class FindPairs(Task):
-    """Leaves rows (document, document) that share a key of the task's range in `work`/pairs, and all in `work`/paired.
+    """Leaves rows (document, document) that share a key of the task's range in `work`/pairs.
 
     For clusters alone each key's documents are tied to the first of them. With `every` (for verification) all pairs
-    are listed, of more than `WINDOW` + 1 documents those at most so far apart in the order in which copies stay.
+    are listed, of more than `WINDOW` + 1 documents those at most so far apart in the order in which copies stay, and the
+    documents in them in `work`/paired.
     """
 
     name = "pairs"
@@ -75,9 +76,11 @@ class FindPairs(Task):
                 low, high = np.minimum(first, second), np.maximum(first, second)
                 wanted = (low != high) & (low < KNOWN)  # both from an index: nothing to decide
                 pairs.add(low[wanted], high[wanted])
-                paired.add(np.unique(np.concatenate([low[wanted], high[wanted]])))
+                if self.every:
+                    paired.add(np.unique(np.concatenate([low[wanted], high[wanted]])))
         pairs.close()
-        paired.close()
+        if self.every:
+            paired.close()
 
     def _rows(self, low: int, high: int) -> Iterator[Rows]:
         runs = [Run(path) for path in run_paths(self.folder / "keys")]

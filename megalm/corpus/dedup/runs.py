@@ -68,8 +68,11 @@ def run_paths(folder: Path, rank: int | None = None) -> list[Path]:
 
 def save_rows(path: Path, rows: Rows) -> None:
     """Write rows as a file that is whole or absent."""
+    rows = np.ascontiguousarray(rows)
     with atomic.open_atomic(path) as file:
-        np.save(file, rows)
+        # numpy writes an array to a file itself, and on a full disk its error does not say what it was.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
+        file.write(rows.data)
 
 
 def load_rows(path: Path) -> Rows:

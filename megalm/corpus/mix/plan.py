@@ -62,7 +62,7 @@ class Keys(NamedTuple):
 def keys_of(document: Document, settings: Settings) -> Keys:
     """By seed, id and text, and for the split by the text alone."""
     choice = hash64(f"{settings.seed}:{hash_text(document.id)}:{hash_text(document.text)}".encode())
-    return Keys(choice, split_of(document.text, split_limits(settings.splits)))
+    return Keys(choice, split_of(document.text.encode(), split_limits(settings.splits)))
 
 
 def source_of(document: Document, settings: Settings) -> str:

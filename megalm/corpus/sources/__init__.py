@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 KINDS = {
     "warc": "megalm.corpus.sources.warc:Warc",
     "wet": "megalm.corpus.sources.warc:Wet",
+    "crawl": "megalm.corpus.sources.crawl:Crawl",
     "commoncrawl": "megalm.corpus.sources.commoncrawl:CommonCrawl",
     "html": "megalm.corpus.sources.html:Html",
     "text": "megalm.corpus.sources.text:PlainText",

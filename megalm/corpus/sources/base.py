@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
-from urllib.parse import urlsplit
 
 import zstandard
 from datatrove.data import Document
 from pydantic import Field
 
 from megalm.config.section import Section
-from megalm.corpus.sources.http import HttpFile, is_url
+from megalm.corpus.sources.http import HttpFile, file_name, is_url
 from megalm.errors import UserError
+from megalm.zst import open_zst
 
 COMPRESSED = (".gz", ".zst")
 _BLOCK = 1 << 20
@@ -75,13 +75,17 @@ class Source(Section):
         """The name, or else the kind."""
         return self.name or self.kind
 
+    def set_output(self, output: Path) -> None:
+        """Told where the corpus is made, before anything else is asked; most sources need not know."""
+
     def files(self) -> list[InputFile]:
         """The files named, in order of path; raises UserError where there is none."""
         found: dict[str, InputFile] = {}
         for pattern in [self.path] if isinstance(self.path, str) else self.path:
             if is_url(pattern):
-                size = HttpFile(pattern).size() or 0
-                found[pattern] = InputFile(pattern, urlsplit(pattern).path.strip("/"), size, 0)
+                with HttpFile(pattern) as file:  # what is compressed on the way cannot be cut
+                    size = 0 if file.encoding() else file.size() or 0
+                found[pattern] = InputFile(pattern, file_name(pattern).strip("/"), size, 0)
                 continue
             for path, root in self._match(pattern):
                 status = path.stat()
@@ -137,12 +141,21 @@ def open_binary(path: str) -> Any:
 
 def open_stream(path: str) -> Any:
     """The uncompressed bytes of a file or an address; reading may raise one of DAMAGES."""
-    if path.endswith(".gz"):
-        return gzip.open(open_binary(path) if is_url(path) else path)
-    if path.endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(open_binary(path), read_across_frames=True)
-        return io.BufferedReader(reader, _BLOCK)
-    return open_binary(path)
+    name, encoding = file_name(path), ""
+    if name.endswith(".gz") and not is_url(path):
+        return gzip.open(path)
+    stream = open_binary(path)
+    if is_url(path):
+        encoding = stream.raw.encoding()
+    if encoding not in ("", "gzip"):
+        raise UserError(
+            f"{path}: the server compresses it on the way ({encoding}), though asked not to; download it"
+        )
+    if encoding or name.endswith(".gz"):
+        return gzip.open(stream)
+    if name.endswith(".zst"):
+        return open_zst(stream)
+    return stream
 
 
 def read_whole(path: str, limit: int, counters: Counter[str]) -> bytes | None:
@@ -163,7 +176,7 @@ def read_lines(
     path: str, start: int, stop: int | None, limit: int, counters: Counter[str]
 ) -> Iterator[tuple[int, bytes]]:
     """The lines that begin in bytes [start, stop) with where they begin; longer ones than `limit` are left out."""
-    with open_stream(path) as stream:
+    with open_binary(path) if start else open_stream(path) as stream:  # what is compressed is not cut
         try:
             offset = start
             if start:

@@ -12,6 +12,7 @@ from megalm.corpus.sources.warc import Warc, Wet
 from megalm.errors import UserError
 
 _USUAL_BYTES = {"warc": 1 << 30, "wet": 100 << 20}  # sizes are not asked for: a crawl has some 90,000 files
+_LARGEST_LIST = 256 << 20  # bytes; those of crawls have 12 MB
 
 
 class CommonCrawl(Source):
@@ -32,7 +33,7 @@ class CommonCrawl(Source):
         listed = self.path or f"{self.base_url.rstrip('/')}/crawl-data/{self.crawl}/{self.format}.paths.gz"
         try:
             with open_stream(listed) as stream:
-                names = stream.read().decode().split()
+                names = stream.read(_LARGEST_LIST).decode().split()
         except (*DAMAGES, FileNotFoundError, UnicodeDecodeError) as error:
             raise UserError(f"source `{self.label}`: {listed} is no list of files ({error})") from None
         chosen = names[self.first : self.first + self.count]

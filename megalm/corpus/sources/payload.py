@@ -3,6 +3,8 @@
 import re
 import zlib
 
+MOST_ENCODINGS = 4
+"""One in the other that are undone; a page that names thousands means to cost time."""
 _END_OF_HEADERS = re.compile(rb"\r?\n\r?\n")
 _PAGES = ("text/html", "application/xhtml")
 _UNKNOWN = ("", "application/octet-stream", "unknown/unknown", "application/x-unknown-content-type")
@@ -31,7 +33,7 @@ def decode_payload(data: bytes, transfer: str, encodings: str, limit: int) -> by
     """
     if "chunked" in transfer.lower():
         data = _join_chunks(data)
-    for encoding in reversed([name.strip().lower() for name in encodings.split(",")]):
+    for encoding in reversed([name.strip().lower() for name in encodings.split(",", MOST_ENCODINGS)]):
         decoded = _decompress(data, encoding, limit)
         if decoded is None:
             continue

@@ -9,10 +9,14 @@ import orjson
 from datatrove.data import Document
 from pydantic import Field
 
+from megalm.corpus.shards import mend
 from megalm.corpus.sources.base import InputFile, Part, Source, decode, open_binary, read_lines
 from megalm.corpus.sources.text import cut_lines
 
 Row = dict[str, Any]
+
+DEEPEST = 200
+"""Levels of metadata; the library that writes shards takes 254."""
 
 
 class Table(Source):
@@ -41,6 +45,9 @@ class Table(Source):
         left_out = {self.text_key, self.id_key, *(["metadata"] if isinstance(inner, dict) else [])}
         names = columns if self.keep is None else self.keep
         metadata = {name: columns[name] for name in names if name in columns and name not in left_out}
+        if _deeper(metadata.values(), DEEPEST):
+            counters["broken"] += 1
+            return None
         document = self.document(file, place, text, metadata)
         if id not in (None, ""):
             document.id = str(id)
@@ -139,10 +146,28 @@ def _loads_leniently(line: bytes, counters: Counter[str]) -> Any:
     """A line with invalid UTF-8, a byte order mark or half of a surrogate pair; None where it is no JSON."""
     import json
 
+    damage: Counter[str] = Counter()
+    text = decode(line, damage)
     try:
-        return json.loads(decode(line, counters))
+        value = mend(json.loads(text))
     except (ValueError, RecursionError):
         return None
+    counters["invalid_utf8"] += bool(damage or "\\ud" in text.lower())
+    return value
+
+
+def _deeper(values: Iterable[Any], levels: int) -> bool:
+    """Whether lists and objects stand in each other more than `levels` deep."""
+    for _ in range(levels):
+        values = [
+            inner
+            for value in values
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not values:
+            return False
+    return True
 
 
 def _readable(rows: Any, counters: Counter[str]) -> Iterator[list[str]]:

@@ -43,7 +43,7 @@ class PlainText(Source):
 
 def cut_lines(number: int, file: InputFile, size: int) -> list[Part]:
     """Ranges of about `size` bytes of a file of lines; all of it where it is compressed."""
-    if file.path.endswith(COMPRESSED) or file.size <= size:
+    if file.name.endswith(COMPRESSED) or file.size <= size:
         return [Part(number, file, 0, None)]
     starts = range(0, file.size, size)
     return [Part(number, file, start, start + size if start + size < file.size else None) for start in starts]

@@ -48,4 +48,5 @@ BPE = Kind(
     check=_check,
     pretokenizers=("gpt2", "gpt4", "gpt2-digits", "gpt4-digits"),
     normalizers=("nfc", "nfd", "nfkc", "nfkd", "lowercase", "strip-accents"),
+    options=("min_count", "ties"),
 )

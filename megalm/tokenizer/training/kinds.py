@@ -1,7 +1,7 @@
 """What every kind of tokenizer that can be trained is made of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from megalm.errors import UserError
@@ -23,10 +23,14 @@ class Settings:
     """In the order of their ids, which begin at 0."""
     pretokenizer: str | None
     normalizers: tuple[str, ...]
-    min_count: int
-    ties: Ties
-    character_coverage: float
-    byte_fallback: bool
+    min_count: int = 1
+    ties: Ties = "ids"
+    character_coverage: float = 0.9995
+    byte_fallback: bool = True
+
+    def given_options(self) -> list[str]:
+        """Names of the settings, of those that not every kind has, that are not as by default."""
+        return [f.name for f in fields(self) if f.default not in (MISSING, getattr(self, f.name))]
 
     def room(self, what: str, tokens: int) -> int:
         """How many tokens fit beside `tokens` that must be there (`what` they are); UserError where they do not fit."""
@@ -69,6 +73,8 @@ class Kind:
     normalizers: Sequence[str] = ()
     """Names to choose from."""
     default_normalizers: tuple[str, ...] = ()
+    options: Sequence[str] = ("min_count",)
+    """Of the settings that not every kind has, those that play a part."""
     special_tokens: tuple[str, ...] = (EOD_TOKEN,)
     """Those that come first."""
     eod_token: str = EOD_TOKEN

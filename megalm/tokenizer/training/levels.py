@@ -90,4 +90,4 @@ WORD = Kind(
 CHARACTER = Kind(
     cut=_cut, fit=_fit_characters, check=_check_characters, normalizers=_NORMALIZERS, needs_size=False
 )
-BYTE = Kind(cut=_cut, fit=_fit_bytes, check=_check_bytes, needs_text=False, needs_size=False)
+BYTE = Kind(cut=_cut, fit=_fit_bytes, check=_check_bytes, options=(), needs_text=False, needs_size=False)

@@ -140,6 +140,7 @@ def _kind() -> Kind:
         check=_check,
         pretokenizers=("whitespace", "digits"),
         normalizers=sorted({name for names in RULES for name in names}),
+        options=("min_count", "character_coverage", "byte_fallback"),
         special_tokens=("<|endoftext|>", UNKNOWN),
     )
 

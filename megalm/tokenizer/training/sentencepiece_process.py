@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
+from megalm.launch import die_with_parent
 from megalm.tokenizer.load import SENTENCEPIECE_NAME
 from megalm.tokenizer.training.kinds import Settings
 from megalm.tokenizer.training.sentencepiece import (
@@ -75,4 +76,5 @@ def train(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     train(Path(sys.argv[1]))

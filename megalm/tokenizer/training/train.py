@@ -14,18 +14,10 @@ import numpy as np
 from megalm import atomic
 from megalm.errors import UserError
 from megalm.launch import available_cores
+from megalm.tasks import ends_on_sigterm
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.documents import SampleBy, check_sample_by, expand_inputs
-from megalm.tokenizer.load import (
-    ADDED_NAME,
-    CONFIG_NAME,
-    GPT2_NAMES,
-    METADATA_NAME,
-    SENTENCEPIECE_NAME,
-    TOKENIZER_NAME,
-    VOCABULARY_NAME,
-    load_tokenizer,
-)
+from megalm.tokenizer.load import FILE_NAMES, METADATA_NAME, load_tokenizer
 from megalm.tokenizer.training.bpe import BPE
 from megalm.tokenizer.training.counting import WordCounts, count_words
 from megalm.tokenizer.training.cutting import check_name
@@ -53,16 +45,6 @@ CHAT_TOKENS = {
 """Special tokens of chat templates, by name."""
 MAX_WORDS = 4_000_000
 LARGEST_VOCABULARY = 1 << 22
-FILE_NAMES = (
-    TOKENIZER_NAME,
-    SENTENCEPIECE_NAME,
-    VOCABULARY_NAME,
-    *GPT2_NAMES,
-    *GPT2_NAMES.values(),
-    CONFIG_NAME,
-    ADDED_NAME,
-)
-"""What a tokenizer that is there may consist of."""
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +189,10 @@ def _check(settings: Settings) -> None:
         if not kind.normalizers:
             raise UserError(f"kind {settings.kind} has no normalizer to choose; leave it out")
         check_name(f"normalizer of kind {settings.kind}", name, [*kind.normalizers, "none"])
+    for name in settings.given_options():
+        if name not in kind.options:
+            taking = ", ".join(other for other, those in KINDS.items() if name in those.options)
+            raise UserError(f"{name} plays no part in kind {settings.kind}; leave it out, or choose {taking}")
     if settings.min_count < 1:
         raise UserError(f"min_count is {settings.min_count}; it must be at least 1")
     check_name("ties", settings.ties, ["ids", "bytes"])
@@ -259,7 +245,8 @@ def _working_folder(output: Path) -> Iterator[Path]:
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.training-", dir=output.absolute().parent))
     try:
-        yield folder
+        with ends_on_sigterm():
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for path in made:

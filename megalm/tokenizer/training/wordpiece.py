@@ -134,6 +134,7 @@ WORDPIECE = Kind(
     pretokenizers=("words",),
     normalizers=("bert", "bert-cased"),
     default_normalizers=("bert",),
+    options=("min_count", "character_coverage"),
     special_tokens=SPECIAL_TOKENS,
     eod_token="[SEP]",
 )

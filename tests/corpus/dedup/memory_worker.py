@@ -1,7 +1,6 @@
 """Runs the stages of a collective in one process and prints its peak memory in bytes."""
 
 import random
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from megalm.corpus.dedup.lines import DuplicateLines
 from megalm.corpus.dedup.steps import ExactDuplicates, NearDuplicates
 from megalm.corpus.mix import step as mix_step
 from megalm.corpus.shards import WriteShards
+from tests.memory import peak_bytes
 
 STEPS = {
     "exact": ExactDuplicates,
@@ -43,7 +43,7 @@ def main(name: str, count: int, shards: int, folder: Path) -> None:
                 data = step.run(data, rank, stage.tasks)
             for _ in data:
                 pass
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_bytes())
 
 
 if __name__ == "__main__":

@@ -1,29 +1,22 @@
 """Files over HTTP from a mirror on loopback: the same bytes whatever breaks off, and no endless trying."""
 
+import email.utils
 import gzip
 import io
 import json
 import random
+import time
 
 import pytest
 
 from megalm.corpus.sources import http
 from megalm.corpus.sources.http import HttpFile
 from megalm.errors import UserError
-from tests.corpus.sources.mirror import serving
+from tests.corpus.sources.mirror import dripping, dripping_headers, reply, serving
 from tests.corpus.sources.reading import read
 from tests.corpus.sources.test_warc import MEMBERS, ids, record
 
 DATA = random.Random(0).randbytes(200_000)
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that readers would have slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", slept.append)
-    monkeypatch.setenv("no_proxy", "*")
-    return slept
 
 
 @pytest.fixture
@@ -64,9 +57,12 @@ def test_busy_servers_are_asked_again_as_late_as_they_say(mirror, waits):
         (500, {"Retry-After": "nonsense"}),
         (503, {"Retry-After": "99999"}),
         (503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        (503, {"Retry-After": email.utils.formatdate(time.time() + 30, usegmt=True)}),
     ]
     assert HttpFile(f"{mirror.url}/data.bin").read() == DATA
-    assert waits == [7, 2, 4, 120, 0]
+    assert waits[:5] == [7, 2, 4, 120, 0] and 20 < waits[5] <= 30 and len(waits) == 6
+    for nonsense in ("\xb2", "-5", "Wed, 21 Oct 99999 07:28:00 GMT", "1e9"):
+        assert http.retry_after(nonsense) is None
 
 
 def test_trying_ends_and_mistakes_are_not_tried_again(mirror, waits):
@@ -137,3 +133,102 @@ def test_common_crawl_by_the_name_of_a_crawl(crawl, tmp_path, local):
         read("commoncrawl", "", crawl="CC-1", base_url=base, first=3)
     with pytest.raises(UserError, match="404|no list of files"):
         read("commoncrawl", "", crawl="CC-2", base_url=base)
+
+
+def test_ranges_shorter_than_asked_for_are_not_taken_for_the_end(mirror):
+    mirror.break_after, mirror.slice = 50_000, 40_000
+    assert io.BufferedReader(HttpFile(f"{mirror.url}/data.bin")).read() == DATA
+    begins = [int(asked[6:-1]) if asked else 0 for _, asked in mirror.requests]
+    assert begins == [0, *range(50_000, 200_000, 40_000)]
+
+
+def test_another_range_than_asked_for_is_never_taken_for_it(mirror):
+    def early(handler):
+        reply(206, DATA[50:100], **{"Content-Range": "bytes 50-99/100"})(handler)
+
+    mirror.answers["/early"] = early
+    stream = HttpFile(f"{mirror.url}/early")
+    stream.seek(70)
+    assert stream.read() == DATA[70:100]
+    for wrong in ("bytes 80-99/100", "bytes */100", "items 70-99/100", ""):
+        mirror.answers["/late"] = reply(206, DATA[80:100], **{"Content-Range": wrong})
+        stream = HttpFile(f"{mirror.url}/late")
+        stream.seek(70)
+        with pytest.raises(UserError, match="another range than it was asked for"):
+            stream.read(1)
+
+
+@pytest.mark.parametrize("length", ["", "abc", "-1"])
+def test_a_file_without_a_usable_length_is_read_to_its_end(mirror, length):
+    mirror.answers["/x"] = reply(200, DATA[:1000], **{"Content-Length": length})
+    assert io.BufferedReader(HttpFile(f"{mirror.url}/x")).read() == DATA[:1000]
+    mirror.answers["/x"] = lambda handler: reply(
+        416 if handler.headers["Range"] else 200, **{"Content-Length": ""}
+    )(handler)
+    stream = HttpFile(f"{mirror.url}/x")
+    stream.seek(5000)
+    assert stream.read(10) == b""
+
+
+def test_a_length_that_promises_too_much_ends_in_an_error_and_never_in_a_short_file(mirror, waits):
+    mirror.answers["/x"] = reply(200, DATA[:1000], **{"Content-Length": "2000"})
+    with pytest.raises(UserError, match="could not be read from byte 1000 on in 8 tries"):
+        io.BufferedReader(HttpFile(f"{mirror.url}/x")).read()
+    assert len(waits) == 7
+
+
+def test_what_a_server_compresses_on_the_way_is_read_or_refused(mirror, tmp_path):
+    lines = "\n".join(json.dumps({"text": f"text {number}"}) for number in range(100)).encode()
+    mirror.answers["/a.jsonl"] = reply(200, gzip.compress(lines), **{"Content-Encoding": "gzip"})
+    documents, counters = read("jsonl", f"{mirror.url}/a.jsonl", 100)
+    assert [d.text for d in documents] == [f"text {number}" for number in range(100)] and counters == {}
+    mirror.answers["/b.jsonl.gz?x=1"] = reply(200, gzip.compress(lines), **{"Content-Encoding": "x-gzip"})
+    assert len(read("jsonl", f"{mirror.url}/b.jsonl.gz?x=1", 100)[0]) == 100
+    mirror.answers["/a.jsonl"] = reply(200, lines, **{"Content-Encoding": "br"})
+    with pytest.raises(UserError, match=r"compresses it on the way \(br\), though asked not to; download it"):
+        read("jsonl", f"{mirror.url}/a.jsonl")
+
+
+def test_redirects_are_followed_on_the_host_alone(mirror, waits, tmp_path):
+    mirror.answers["/old"] = reply(302, Location="/data.bin")
+    stream = HttpFile(f"{mirror.url}/old")
+    stream.seek(199_990)
+    assert stream.read(100) == DATA[199_990:]
+    with serving(tmp_path) as other:
+        for target in (f"{other.url}/data.bin", "ftp://127.0.0.1/data.bin", "http://127.0.0.1.:1/data.bin"):
+            mirror.answers["/old"] = reply(301, Location=target)
+            with pytest.raises(UserError, match="the server sends on to another host, .*; give that address"):
+                HttpFile(f"{mirror.url}/old").read()
+        assert other.requests == []
+    for target in ("file:///etc/passwd", "/old", "javascript:x"):
+        mirror.answers["/old"] = reply(302, Location=target)
+        with pytest.raises(UserError, match="the server answered 302 .*; check the address") as caught:
+            HttpFile(f"{mirror.url}/old").read()
+        assert "\n" not in str(caught.value)
+    assert waits == []
+
+
+def test_addresses_are_quoted_and_what_is_none_is_refused_at_once(mirror, waits, tmp_path):
+    (tmp_path / "grüße 1.txt").write_text("hello")
+    assert [d.text for d in read("text", f"{mirror.url}/grüße 1.txt")[0]] == ["hello"]
+    port = mirror.server_port
+    for bad in (
+        f"http://me:secret@127.0.0.1:{port}/x",
+        "http://127.0.0.1:port/x",
+        "http://a..b/x",
+        "http://[::1/x",
+    ):
+        with pytest.raises(UserError, match="is no address that can be asked for"):
+            HttpFile(bad).read()
+    assert waits == []
+
+
+@pytest.mark.parametrize("slow", [dripping, dripping_headers])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(mirror, monkeypatch, slow):
+    monkeypatch.setattr(http, "BLOCK_SECONDS", 0.1)
+    mirror.answers["/x"] = slow
+    with pytest.raises(
+        UserError, match=r"could not be read from byte 0 on in 8 tries \(no end after 0.1 s\)"
+    ):
+        HttpFile(f"{mirror.url}/x").read()
+    assert HttpFile(f"{mirror.url}/data.bin").read() == DATA

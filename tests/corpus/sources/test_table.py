@@ -7,6 +7,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from megalm.corpus.shards import from_line, to_line
+from megalm.corpus.sources.table import DEEPEST
 from tests.corpus.sources.reading import read
 
 
@@ -49,8 +51,20 @@ def test_bad_lines_are_counted_and_the_rest_is_read(tmp_path):
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     documents, counters = read("jsonl", tmp_path / "a.jsonl")
-    assert [d.text for d in documents] == ["good", "gr\ufffd\ufffde", "half \ud800 pair", "last"]
-    assert counters == {"broken": 5, "empty": 1, "invalid_utf8": 1}
+    assert [d.text for d in documents] == ["good", "gr\ufffd\ufffde", "half \ufffd pair", "last"]
+    assert counters == {"broken": 5, "empty": 1, "invalid_utf8": 2}
+
+
+def test_what_a_shard_could_not_hold_is_mended_or_counted(tmp_path):
+    deep = ["[" * levels + "]" * levels for levels in (DEEPEST - 1, DEEPEST + 1, 900)]
+    lines = [f'{{"text": "{number}", "deep": {value}}}' for number, value in enumerate(deep)]
+    lines += ['{"text": "half \\ud800 pair", "number": 123456789012345678901234567890, "x": {"y": -1e400}}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    documents, counters = read("jsonl", tmp_path / "a.jsonl")
+    assert counters == {"broken": 2, "invalid_utf8": 1}
+    written = [from_line(to_line(document)) for document in documents]
+    assert [document.text for document in written] == ["0", "half \ufffd pair"]
+    assert written[1].metadata["number"] == 123456789012345678901234567890.0
 
 
 def test_a_giant_json_line_is_counted_within_bounded_memory(tmp_path):

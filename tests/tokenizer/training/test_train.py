@@ -49,7 +49,11 @@ def everything(folder: Path) -> set[str]:
         ({"min_count": 1000}, "min_count is 1000, but the most frequent word occurs"),
         ({"ties": "coin"}, "ties is 'coin'"),
         ({"kind": "unigram", "character_coverage": 0.9}, "SentencePiece takes 0.98 to 1"),
-        ({"character_coverage": 0.0}, "character_coverage is 0;"),
+        ({"kind": "wordpiece", "character_coverage": 0.0}, "character_coverage is 0;"),
+        ({"character_coverage": 0.9}, "character_coverage plays no part in kind bpe; .* choose unigram"),
+        ({"byte_fallback": False}, "byte_fallback plays no part in kind bpe; .* sentencepiece-bpe"),
+        ({"kind": "wordpiece", "ties": "bytes"}, "ties plays no part in kind wordpiece; .* choose bpe"),
+        ({"kind": "byte", "min_count": 2}, "min_count plays no part in kind byte"),
         ({"workers": 0}, "workers is 0"),
         ({"max_words": 0}, "max_words is 0"),
         ({"sample_bytes": 0}, "sample_bytes is 0"),
@@ -76,7 +80,8 @@ def test_hostile_texts_train(tmp_path, kind):
     lines = ["a" * 20_000, "\u0301" * 5000, "\x00\t\x00 \u2585 \ufffe <unk> ▁▁", " " * 3000, "end"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     size = None if kind in ("word", "character") else 400
-    tokenizer = train_tokenizer([tmp_path / "a.jsonl"], tmp_path / "t", kind, size, character_coverage=1)
+    options = {"character_coverage": 1} if kind in ("unigram", "wordpiece") else {}
+    tokenizer = train_tokenizer([tmp_path / "a.jsonl"], tmp_path / "t", kind, size, **options)
     assert tokenizer.encode("end")
 
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from megalm.corpus.build import build_corpus
-from megalm.corpus.executors import SlurmExecutor, _slurm_options
-from megalm.corpus.recipe import SlurmSettings
 from megalm.errors import UserError
+from megalm.executors.run import SlurmExecutor, _slurm_options
+from megalm.executors.settings import SlurmSettings, parse_settings
 from tests.corpus.recipes import make_inputs, make_recipe
 
 
@@ -44,3 +44,9 @@ def test_sbatch_gets_the_recipe_s_options_and_none_that_are_empty(tmp_path):
     assert (
         "--partition" not in script and f'export PATH="{sys.executable.rpartition("/")[0]}:$PATH"' in script
     )
+
+
+def test_a_time_limit_that_yaml_reads_as_a_number_is_told():
+    with pytest.raises(UserError, match=r'slurm.time` = 43200: .*write it in quotes, e.g. "12:00:00"'):
+        parse_settings(["slurm.time=12:00:00"])
+    assert parse_settings(['slurm.time="12:00:00"', "slurm.sbatch.account=me"]).slurm.time == "12:00:00"

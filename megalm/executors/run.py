@@ -1,22 +1,26 @@
 """Runs the tasks of stages on datatrove's executors: processes of this machine, SLURM or Ray."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.utils.logging import logger
 
-from megalm.corpus.recipe import ExecutorSettings, SlurmSettings
-from megalm.corpus.step import Stage
 from megalm.errors import UserError
+from megalm.executors.settings import ExecutorSettings, SlurmSettings
+from megalm.executors.stage import Stage
 from megalm.launch import available_cores
 from megalm.tasks import Task, run_tasks
+
+_SLURM_SECONDS = 60  # for an answer of the cluster
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -41,8 +45,11 @@ class SlurmExecutor(SlurmPipelineExecutor):
         return {
             name: value
             for name, value in super().get_sbatch_args(max_array).items()
-            if value or name == "requeue"
+            if value or name == "requeue" or name in self._sbatch_args
         }
+
+    def launch_merge_stats(self) -> None:
+        """Submit nothing: the project adds up its counts itself."""
 
 
 def run_local(stage: Stage, logs: Path, settings: ExecutorSettings) -> None:
@@ -74,15 +81,20 @@ def run_ray(stage: Stage, logs: Path, settings: ExecutorSettings) -> None:
         raise RuntimeError(f"{len(missing)} of {stage.tasks} tasks failed on Ray; their logs are in {logs}")
 
 
-def submit_slurm(stages: Sequence[tuple[Stage, Path]], settings: ExecutorSettings) -> list[str]:
-    """Submit each stage, with its directory of logs, as a job that waits for the one before; return the jobs' ids."""
+def submit_slurm(
+    stages: Sequence[tuple[Stage, Path]], settings: ExecutorSettings, record: Callable[[list[str]], object]
+) -> list[str]:
+    """Submit each stage, with its directory of logs, as a job that waits for the one before; return the jobs' ids.
+
+    `record` is given the ids so far after each submission. Where a job is refused, those before it are cancelled.
+    """
     if shutil.which("sbatch") is None:
         raise UserError(
             "executor.kind is slurm, and there is no sbatch here; run this on a login node of the cluster"
         )
     slurm = settings.slurm
     executor: SlurmExecutor | None = None
-    jobs = []
+    jobs: list[str] = []
     for stage, logs in stages:
         executor = SlurmExecutor(
             pipeline=stage.pipeline,
@@ -93,25 +105,39 @@ def submit_slurm(stages: Sequence[tuple[Stage, Path]], settings: ExecutorSetting
             depends=executor,
             **_slurm_options(slurm),
         )
-        try:
-            executor.launch_job()
-        except subprocess.CalledProcessError as error:
-            raise UserError(
-                f"sbatch refused the job (exit code {error.returncode}); see its message above"
-            ) from None
+        with _errors_of_programs() as errors:
+            try:
+                executor.launch_job()
+            except subprocess.CalledProcessError:
+                if jobs:
+                    subprocess.run(["scancel", *jobs], timeout=_SLURM_SECONDS, check=False)
+                raise UserError(
+                    f"sbatch refused the job of stage {stage.name}: {_one_line(errors)}; "
+                    "look at the settings executor.slurm"
+                ) from None
         if executor.job_id != -1:
             jobs.append(str(executor.job_id))
+            record(jobs)
     return jobs
 
 
 def queued_slurm_jobs(jobs: Sequence[str]) -> list[str]:
-    """Those of `jobs` that still wait or run."""
+    """Those of `jobs` that still wait or run, each with its state and what it waits for."""
     if not jobs or shutil.which("squeue") is None:
         return []
-    answer = subprocess.run(
-        ["squeue", "--noheader", "--format=%A %F"], capture_output=True, text=True, timeout=60
-    )
-    return sorted(set(jobs) & set(answer.stdout.split()))
+    command = ["squeue", "--noheader", "--format=%F %T %r"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SLURM_SECONDS, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = " ".join(str(error.stderr or "no answer").split())
+        raise UserError(
+            f"squeue cannot say whether jobs {', '.join(jobs)} of this build still wait or run ({said}); try again later"
+        ) from None
+    found: dict[str, str] = {}
+    for line in answer.stdout.splitlines():
+        job, state, reason = line.split(maxsplit=2)
+        found[job] = state.lower() if reason == "None" else f"{state.lower()}: {reason}"
+    return [f"{job} ({found[job]})" for job in jobs if job in found]
 
 
 def _slurm_options(slurm: SlurmSettings) -> dict[str, Any]:
@@ -128,6 +154,33 @@ def _slurm_options(slurm: SlurmSettings) -> dict[str, Any]:
         "env_command": setup,
         "sbatch_args": {"kill-on-invalid-dep": "yes", **slurm.sbatch},
     }
+
+
+def refuse_queued(path: Path) -> None:
+    """Raise UserError where jobs whose ids the file `path` holds still wait or run."""
+    if path.exists() and (jobs := queued_slurm_jobs(json.loads(path.read_text(encoding="utf-8")))):
+        raise UserError(
+            f"SLURM jobs {', '.join(jobs)} of this build still wait or run; let them end, or scancel them"
+        )
+
+
+@contextlib.contextmanager
+def _errors_of_programs() -> Iterator[IO[bytes]]:
+    """Yield a file that takes what programs that are started in the block write to stderr."""
+    with tempfile.TemporaryFile() as file:
+        own = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+
+
+def _one_line(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").splitlines()
+    return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in lines)
 
 
 def _run_rank(executor: LocalExecutor, rank: int) -> None:

@@ -1,0 +1,1 @@
+"""Where the tasks of large jobs on data run: processes of this machine, SLURM or Ray; shared by corpora and token files."""
