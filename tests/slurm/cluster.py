@@ -21,11 +21,14 @@ from megalm.launch import die_with_parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "sinfo", "squeue")
 PACKAGES = "slurmctld slurmd slurm-client munge"
 SECONDS = 120  # for anything that is waited for
+# Ports of jobs follow from their numbers: clusters of tests that run side by side (`pytest -n`) number from elsewhere.
+FIRST_JOB = 1 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _CALL_SECONDS = 30
 _POLL_SECONDS = 0.05
 
 _CONFIG = """\
 ClusterName=megalm-tests
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={user}
@@ -175,6 +178,7 @@ class Cluster:
             host=socket.gethostname().partition(".")[0],
             user=pwd.getpwuid(os.getuid()).pw_name,
             **{"port": port, "folder": self.folder, "nodes": nodes},
+            first_job=FIRST_JOB,
             **{"cpus": cpus, "memory_mb": memory_mb, "gpus": gpus},
         )
         (self.folder / "slurm.conf").write_text(config)
