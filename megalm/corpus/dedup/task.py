@@ -14,9 +14,9 @@ class Task(PipelineStep):
     type = "corpus"
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:  # type: ignore[override]
-        """Do the work of task `rank`; no documents come out."""
+        """Do the work of task `rank` once it is asked for documents, of which none come out."""
         self.work(data or (), rank, world_size)
-        return iter(())
+        yield from ()
 
     @abstractmethod
     def work(self, documents: Iterable[Document], rank: int, world_size: int) -> None:

@@ -193,10 +193,12 @@ def _set_wanted(sources: dict[str, SourcePlan], settings: Settings) -> None:
     weights = sum(weighted.values())
     total = settings.total
     if total is None and weighted:
-        total = min(
+        asked = (
             int(sources[name].available * settings.sources[name].max_repeats * weights / weight)
             for name, weight in weighted.items()
+            if sources[name].available  # a source that steps have emptied would leave nothing of the others
         )
+        total = min(asked, default=0)
     for name, share in settings.sources.items():
         if share.budget is not None:
             sources[name].wanted = share.budget

@@ -72,7 +72,8 @@ class Choose(Filter):
         """A reason for a document that is beyond its source's budget."""
         source = source_of(document, self.settings)
         copies = self._plan.copies(source, keys_of(document, self.settings).choice)
-        self.count(f"{source}: documents taken", copies)
+        if self.settings.unit != "documents":  # else `run` counts them
+            self.count(f"{source}: documents taken", copies)
         return None if copies else "mix.over_budget"
 
 

@@ -9,6 +9,7 @@ import pytest
 from datatrove.data import Document
 from pydantic import ValidationError
 
+from megalm.corpus.build import build_corpus
 from megalm.corpus.dedup import runs
 from megalm.corpus.mix import step as step_module
 from megalm.corpus.mix.plan import read_plan
@@ -20,6 +21,7 @@ from megalm.errors import UserError
 from megalm.tokenizer import load_tokenizer, train_bpe
 from tests.corpus.dedup.pipeline import run_collective
 from tests.corpus.dedup.texts import random_text
+from tests.corpus.recipes import make_inputs, make_recipe
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +203,22 @@ def test_empty_texts_and_missing_sources_are_kept(tmp_path):
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         Settings.model_validate(options)
+
+
+def test_a_source_that_steps_have_emptied_leaves_the_others_their_weights(tmp_path, documents):
+    shares = {"web": {"weight": 1}, "wiki": {"weight": 1}, "books": {"weight": 2}, "gone": {"weight": 9}}
+    kept = [document for document in documents if document.metadata["source"] != "books"]
+    counts = Counter(d.metadata["source"] for d in mix(tmp_path, kept, unit="documents", sources=shares))
+    assert counts == {"web": 100, "wiki": 100}
+
+
+def test_what_is_beyond_a_budget_is_written_where_removed_documents_are_kept(tmp_path):
+    shares = {"jsonl": {"budget": 5}}
+    steps = [{"mix": {"unit": "documents", "sources": shares}}]
+    recipe = make_recipe(make_inputs(tmp_path / "in"), tmp_path / "out", steps, keep_removed=True)
+    report = build_corpus(recipe)
+    removed = [d for path in (tmp_path / "out" / "removed").rglob("*.zst") for d in read_shard(path)]
+    assert report["documents"] == 5 and len({d.id for d in removed}) == 55
+    assert {d.metadata["reason"] for d in removed} == {"mix.over_budget"}
+    counters = report["steps"][-1]["counters"]
+    assert counters == {"jsonl: documents asked for": 5, "jsonl: documents taken": 5}
