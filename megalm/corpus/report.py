@@ -212,6 +212,7 @@ def draw_again(output: Path) -> Report:
 
 
 def sweep(output: Path) -> None:
-    """Remove the temporary files that killed tasks have left."""
-    for path in output.rglob(".*.tmp"):
+    """Remove the temporary files that killed tasks have left; what else lies in `output` may be another's."""
+    own = [output / name for name in ("documents", "removed", "work")]
+    for path in (*output.glob(".re*.tmp"), *(path for folder in own for path in folder.rglob(".*.tmp"))):
         path.unlink(missing_ok=True)

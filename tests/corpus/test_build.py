@@ -106,6 +106,16 @@ def test_a_build_killed_at_any_step_and_repeated_gives_the_same_bytes(inputs, tm
     assert not list((tmp_path / "killed").rglob(".*.tmp"))
 
 
+def test_temporary_files_of_others_below_the_output_stay(inputs, tmp_path):
+    others = [tmp_path / "out" / name for name in (".notes.tmp", "other/work/.plan.json.7.tmp")]
+    own = tmp_path / "out" / "work" / ".plan.json.7.tmp"
+    for path in (*others, own):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    build_corpus(make_recipe(inputs, tmp_path / "out", ["length"]))
+    assert all(path.exists() for path in others) and not own.exists()
+
+
 def test_finished_tasks_are_not_done_again(inputs, tmp_path):
     notes = tmp_path / "notes"
     recipe = make_recipe(inputs, tmp_path / "out", [{"note": {"file": str(notes)}}])
