@@ -12,6 +12,7 @@ from datatrove.utils.logging import logger
 
 from megalm import atomic
 from megalm.corpus.bias.scan import GroupsOf
+from megalm.corpus.bias.terms import load_terms
 from megalm.corpus.plan import Plan, check_recipe
 from megalm.corpus.progress import stage_progress
 from megalm.corpus.recipe import Recipe
@@ -48,21 +49,32 @@ def build_corpus(recipe: Recipe, overwrite: bool = False, progress: bool = False
     work = output / "work"
     if not overwrite:
         check_recipe(recipe, work)
+    _verify(recipe)  # before anything is fetched or removed
     plan = Plan.make(recipe)
     with atomic.name_full_disk(output), _locked(work):
         refuse_queued(work / "slurm.json")
         if overwrite:
             _clear(output)
-        if plan.check_same(work):
+        if begun := plan.check_same(work):
             if (report := read_report(output)) is not None:
                 return report
         else:
             _refuse_foreign(output)
+        stages = make_stages(recipe, plan)
+        if not begun:  # a recipe that is refused until here can be mended without --overwrite
             plan.save(work)
         sweep(output)
         atomic.write_text(output / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
         logger.remove()
-        return _run(recipe, make_stages(recipe, plan), progress)
+        return _run(recipe, stages, progress)
+
+
+def _verify(recipe: Recipe) -> None:
+    """Raise UserError for models, lists and options that a step would stumble over when its turn comes."""
+    for step in recipe.steps:
+        step.verify()
+    if recipe.file.removal_by_group:
+        load_terms(recipe.file.group_terms)
 
 
 def make_stages(recipe: Recipe, plan: Plan) -> list[Stage]:
@@ -155,7 +167,10 @@ def _refuse_foreign(output: Path) -> None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a file system, such as /proc, where none can be made
+        raise UserError(f"{error.filename} cannot be made; choose another output") from None
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

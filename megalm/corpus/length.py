@@ -1,7 +1,7 @@
 """Removes documents whose text is too short or too long."""
 
 from datatrove.data import Document
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megalm.corpus.step import Filter, ForLanguages
 
@@ -18,6 +18,14 @@ class LengthFilter(Filter):
         max_characters: int | None = Field(
             None, ge=1, description="Remove texts with more characters; by default none."
         )
+
+        @model_validator(mode="after")
+        def _in_order(self) -> "LengthFilter.Settings":
+            if self.max_characters is not None and self.max_characters < self.min_characters:
+                raise ValueError(
+                    f"min_characters is more than max_characters, which is {self.max_characters}"
+                )
+            return self
 
     settings: Settings
 

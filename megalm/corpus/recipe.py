@@ -12,15 +12,17 @@ from megalm.corpus.registry import step_class
 from megalm.corpus.route import Route, RouteSettings
 from megalm.corpus.sources import source_class
 from megalm.corpus.sources.base import Source
-from megalm.corpus.step import Collective, Step
+from megalm.corpus.step import Collective, ForLanguages, Step
 from megalm.errors import UserError
 from megalm.executors.settings import ExecutorSettings
+
+_BEFORE_EXTRACTION = ("url_blocklist", "url_words")
 
 
 class RecipeFile(Section):
     """The file as written; sources and steps are read by the classes they name."""
 
-    output: str = Field(description="Directory of the corpus.")
+    output: str = Field(min_length=1, description="Directory of the corpus.")
     sources: list[dict[str, Any]] = Field(min_length=1, description="Where documents come from.")
     steps: list[str | dict[str, dict[str, Any] | None]] = Field(
         [], description="What is done with them, in order: a name, or a name with options."
@@ -54,7 +56,12 @@ class Recipe(NamedTuple):
     @property
     def output(self) -> Path:
         """Directory of the corpus, absolute."""
-        return Path(self.file.output).expanduser().absolute()
+        try:
+            return Path(self.file.output).expanduser().absolute()
+        except RuntimeError:
+            raise UserError(
+                f"`output` = {self.file.output!r}: there is no such user; write it in full"
+            ) from None
 
     def all_steps(self) -> list[Step | Collective]:
         """The steps, and at their end what writes the documents into folders."""
@@ -89,9 +96,24 @@ def parse_recipe(data: dict[str, Any], overrides: Sequence[str] = (), where: str
     sources = [_source(entry, f"{where}: sources.{number}") for number, entry in enumerate(file.sources)]
     steps = [_step(entry, f"{where}: steps.{number}") for number, entry in enumerate(file.steps)]
     recipe = Recipe(file, sources, steps)
+    _check_extracted(recipe, where)
     for source in sources:
         source.set_output(recipe.output)
     return recipe
+
+
+def _check_extracted(recipe: Recipe, where: str) -> None:
+    """Refuse steps that would find every page without text, and remove it."""
+    pages = [source.label for source in recipe.sources if source.gives_pages]
+    for number, step in enumerate(recipe.steps if pages else ()):
+        if step.name in _BEFORE_EXTRACTION:
+            continue
+        if isinstance(step, Step) and (step.needs_text or isinstance(step.settings, ForLanguages)):
+            raise UserError(
+                f"{where}: steps.{number}.{step.name} looks at texts, and the source `{pages[0]}` gives raw pages; "
+                "put the step `extract` before it"
+            )
+        return
 
 
 def _source(entry: dict[str, Any], where: str) -> Source:

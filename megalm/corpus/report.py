@@ -161,12 +161,15 @@ def _add(tallies: list[Tally], entries: Sequence[dict[str, Any]]) -> None:
 
 
 def damage_in(report: Report) -> str | None:
-    """One line about all that the sources could not read, None where that is nothing."""
+    """One line about all that the sources could not read and those that gave nothing, None where all is well."""
     total: Counter[str] = Counter()
     for source in report["sources"]:
         total.update({name: source["counters"].get(name, 0) for name in DAMAGE})
     found = [f"{count:,} {DAMAGE[name]}" for name, count in total.items() if count]
-    return f"records in the sources that could not be read whole: {', '.join(found)}" if found else None
+    parts = [f"records in the sources that could not be read whole: {', '.join(found)}"] if found else []
+    if empty := [f"`{source['step']}`" for source in report["sources"] if not source["documents_out"]]:
+        parts.append(f"no document came from {', '.join(empty)}; check its kind, path and keys")
+    return "; ".join(parts) or None
 
 
 def report_path(output: Path) -> Path:
@@ -189,7 +192,15 @@ def write_report(output: Path, report: Report) -> None:
 def read_report(output: Path) -> Report | None:
     """The report of a complete corpus, else None."""
     path = report_path(output)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); build anew with --overwrite") from None
+    if not isinstance(report, dict):
+        raise UserError(f"{path} is not the report of a corpus; name the output of a recipe")
+    return report
 
 
 def draw_again(output: Path) -> Report:

@@ -6,6 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import zstandard
+from datatrove.data import Document
+
 from megalm.corpus.report import read_report
 from megalm.corpus.shards import SUFFIX, read_shard, shard_paths
 from megalm.errors import UserError
@@ -66,7 +69,7 @@ def _entries(path: Path, removed: bool) -> Iterator[Entry]:
 
 def _read(shards: list[Path]) -> Iterator[Entry]:
     for path in shards:
-        for document in read_shard(path):
+        for document in _documents(path):
             metadata = dict(document.metadata)
             step = metadata.pop("removed_by", "")
             reason = metadata.pop("reason", "kept") if step else "kept"
@@ -77,6 +80,13 @@ def _read(shards: list[Path]) -> Iterator[Entry]:
                 "metadata": metadata,
                 "text": document.text,
             }
+
+
+def _documents(path: Path) -> Iterator[Document]:
+    try:
+        yield from read_shard(path)
+    except (zstandard.ZstdError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no shard of a corpus or is damaged ({error}); name another") from None
 
 
 def _samples(report: dict[str, Any]) -> Iterator[Entry]:

@@ -42,6 +42,8 @@ class Step(PipelineStep, ABC):
     name: str = ""
     Settings: ClassVar[SettingsClass] = Section
     settings: Any
+    needs_text: ClassVar[bool] = False
+    """Whether raw pages must be extracted before; those with the option `languages` need not say so."""
 
     def __init__(self, settings: Section | None = None):
         super().__init__()
@@ -54,6 +56,9 @@ class Step(PipelineStep, ABC):
     def files(self) -> list[Path]:
         """Files that the step reads (lists, models); a build refuses to go on when one of them has changed."""
         return []
+
+    def verify(self) -> None:
+        """Raise UserError for an option or a file that `start` could not use; called before anything is built."""
 
     def concerns(self, document: Document) -> bool:
         """Whether the document is in one of the languages that the step is for; others are counted."""
@@ -163,6 +168,9 @@ class Collective(ABC):
     def files(self) -> list[Path]:
         """Files that the step reads beside the documents; a build refuses to go on when one of them has changed."""
         return []
+
+    def verify(self) -> None:  # noqa: B027 (most have nothing to check)
+        """Raise UserError for an option or a file that cannot be used; called before anything is built."""
 
     @abstractmethod
     def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:

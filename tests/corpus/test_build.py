@@ -9,10 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import zstandard
 
 from megalm import cli
 from megalm.corpus.build import build_corpus, make_stages
 from megalm.corpus.plan import Plan
+from megalm.corpus.recipe import parse_recipe
+from megalm.corpus.report import damage_in
 from megalm.corpus.shards import read_shard, shard_paths
 from megalm.errors import UserError
 from megalm.executors.run import LocalExecutor
@@ -104,6 +107,50 @@ def test_a_build_killed_at_any_step_and_repeated_gives_the_same_bytes(inputs, tm
     assert kills > 4
     assert documents_of(tmp_path / "killed") == whole
     assert not list((tmp_path / "killed").rglob(".*.tmp"))
+
+
+UNUSABLE = [
+    ({"quality_classifier": {"model": "notes.txt"}}, "notes.txt is no classifier"),
+    ({"toxicity_classifier": {"model": "."}}, "does not exist"),
+    ({"bad_words": {"lists": {"en": "bytes"}}}, "word list bytes for `en` is not UTF-8"),
+    ({"bad_words": {"lists": {"en": "empty.txt"}}}, "word list empty.txt for `en` is empty"),
+    ({"decontaminate": {"benchmarks": [{"path": "items.jsonl", "keys": ["qestion"]}]}}, "has no `qestion`"),
+    ({"decontaminate": {"benchmarks": [{"path": "empty.txt"}]}}, "benchmark empty.txt holds no item"),
+    ({"representation": {"terms": "notes.txt"}}, "term lists notes.txt"),
+    ({"representation_filter": {"max_share": {"derogatry": 0.1}}}, "did you mean 'derogatory'"),
+    (
+        {"representation_balance": {"ratio": {"gender.femal": 1, "gender.male": 1}}},
+        "did you mean 'gender.female'",
+    ),
+    ({"mix": {"unit": "tokens", "tokenizer": "notes.txt"}}, "notes.txt"),
+]
+
+
+@pytest.mark.parametrize(("step", "message"), UNUSABLE, ids=[next(iter(step)) for step, _ in UNUSABLE])
+def test_what_a_last_step_cannot_use_is_refused_before_the_first_and_spares_the_old_corpus(
+    inputs, tmp_path, monkeypatch, step, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no model")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bytes").write_bytes(b"caf\xe9")
+    (tmp_path / "items.jsonl").write_text('{"question": "What?"}\n')
+    old = tmp_path / "out" / "documents" / "00000.jsonl.zst"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"old")
+    recipe = make_recipe(inputs, tmp_path / "out", ["length", step])
+    with pytest.raises(UserError, match=message) as caught:
+        build_corpus(recipe, overwrite=True)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["documents", old.name]
+
+
+def test_term_lists_of_removals_by_group_are_read_before_the_build(inputs, tmp_path):
+    (tmp_path / "terms.yaml").write_text("groups: 5\n")
+    keys = {"removal_by_group": True, "group_terms": str(tmp_path / "terms.yaml")}
+    with pytest.raises(UserError, match="`groups` = 5"):
+        build_corpus(make_recipe(inputs, tmp_path / "out", [], **keys))
+    assert not (tmp_path / "out").exists()
 
 
 def test_temporary_files_of_others_below_the_output_stay(inputs, tmp_path):
@@ -299,3 +346,25 @@ def test_raw_pages_cannot_reach_the_output(tmp_path):
     )
     with pytest.raises(UserError, match="html/a.html is a raw page .* put the step `extract`"):
         build_corpus(recipe)
+
+
+def test_a_source_that_gave_no_document_is_named(inputs, tmp_path):
+    sources = [
+        {"kind": "jsonl", "path": str(inputs), "text_key": key, "name": key} for key in ("text", "txt")
+    ]
+    report = build_corpus(parse_recipe({"output": str(tmp_path / "out"), "sources": sources}))
+    warning = damage_in(report)
+    assert "60 broken; no document came from `txt`; check its kind, path and keys" in warning
+    assert damage_in({"sources": report["sources"][:1]}) is None
+
+
+@pytest.mark.parametrize("name", ["shard.jsonl.zst", "report.json"])
+@pytest.mark.parametrize(
+    "content", [b"no corpus", b"[]", zstandard.compress(b"{}\n"), zstandard.compress(b"{")]
+)
+def test_what_is_no_corpus_can_neither_be_shown_nor_reported_on(tmp_path, capsys, name, content):
+    (tmp_path / name).write_bytes(content)
+    for arguments in (["show", str(tmp_path / "shard.jsonl.zst")], ["report", str(tmp_path)]):
+        assert cli.main(["corpus", *arguments]) == 2
+        said = capsys.readouterr()
+        assert not said.out and said.err.startswith("megalm: error: ") and said.err.count("\n") == 1

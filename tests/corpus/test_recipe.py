@@ -49,6 +49,24 @@ GOOD = {
             "unknown key `executor.slurm.partion`: did you mean 'partition'",
         ),
         ({"tasks": 0}, "`tasks` = 0"),
+        ({"output": ""}, "`output` = ''"),
+        ({"output": "~no.such.user/x"}, "`output` = '~no.such.user/x': there is no such user"),
+        ({"steps": [{"length": {"min_characters": 9, "max_characters": 3}}]}, "min_characters is more than"),
+        (
+            {"steps": [{"language": {"keep": ["english"]}}]},
+            "`keep` = .*english is no code of two or three small letters",
+        ),
+        ({"steps": [{"language": {"keep": ["EN"]}}]}, "`keep` = .*EN is no code"),
+        ({"steps": [{"language": {"keep": []}}]}, "`keep` = \\[\\]"),
+        ({"steps": [{"language": {"thresholds": {"German": 0.5}}}]}, "`thresholds` = .*German is no code"),
+        (
+            {"sources": [{"kind": "warc", "path": "in"}], "steps": ["url_words", "length", "extract"]},
+            "steps.1.length looks at texts, and the source `warc` gives raw pages; put the step `extract` before",
+        ),
+        (
+            {"sources": [{"kind": "html", "path": "in", "name": "site"}], "steps": ["language"]},
+            "steps.0.language looks at texts, and the source `site` gives raw pages",
+        ),
     ],
 )
 def test_mistakes_are_one_line(change, message):
@@ -75,6 +93,17 @@ def test_a_recipe_from_a_file_with_overrides(tmp_path):
         load_recipe(tmp_path / "none.yaml")
 
 
+def test_texts_need_no_extraction_and_steps_behind_it_may_look_at_texts():
+    wet = {"kind": "commoncrawl", "crawl": "x", "format": "wet"}
+    assert parse_recipe(GOOD | {"sources": [wet, *GOOD["sources"]]})
+    pages = [{"kind": "crawl", "url": "http://x/"}, {"kind": "commoncrawl", "crawl": "x"}]
+    for source in pages:
+        steps = ["url_words", "extract", "language", "length"]
+        assert len(parse_recipe(GOOD | {"sources": [source], "steps": steps}).steps) == 4
+        with pytest.raises(UserError, match="raw pages"):
+            parse_recipe(GOOD | {"sources": [source]})
+
+
 REQUIRED = {"commoncrawl": {"crawl": "x"}, "crawl": {"url": "http://x/"}}
 
 
@@ -83,6 +112,11 @@ def test_every_option_of_every_source_is_described(kind):
     source = source_class(kind)
     assert source.model_validate({"path": "x"} | REQUIRED.get(kind, {})).kind == kind
     assert all(field.description for field in source.model_fields.values())
+
+
+def test_an_empty_path_is_not_the_working_directory():
+    with pytest.raises(UserError, match="a path is empty"):
+        source_class("jsonl").model_validate({"path": [""]}).files()
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=50), st.integers(1, 50))

@@ -56,6 +56,10 @@ class RepresentationBalance(Collective):
         """The user's term lists."""
         return [self.settings.terms] if self.settings.terms else []
 
+    def verify(self) -> None:
+        """The term lists must be lists, and have the groups."""
+        Leading(self.settings)
+
     def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:
         """Count in each task, remove."""
         count = CountLeading(self.settings, work / "counts")

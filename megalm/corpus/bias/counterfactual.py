@@ -25,6 +25,7 @@ class Counterfactual(Transform):
     """
 
     name = "counterfactual"
+    needs_text = True
 
     class Settings(TermsSettings):
         """Options of the step `counterfactual`."""
@@ -42,6 +43,10 @@ class Counterfactual(Transform):
     def files(self) -> list[Path]:
         """The user's term lists."""
         return [self.settings.terms] if self.settings.terms else []
+
+    def verify(self) -> None:
+        """The term lists must be lists."""
+        type(self)(self.settings).start()
 
     def start(self) -> None:
         """Read the lists, once a process."""

@@ -23,6 +23,7 @@ class RepresentationFilter(Filter):
     """
 
     name = "representation_filter"
+    needs_text = True
 
     class Settings(TermsSettings):
         """Options of the step `representation_filter`."""
@@ -38,6 +39,10 @@ class RepresentationFilter(Filter):
     def files(self) -> list[Path]:
         """The user's term lists."""
         return [self.settings.terms] if self.settings.terms else []
+
+    def verify(self) -> None:
+        """The term lists must be lists, and have the labels."""
+        type(self)(self.settings).start()
 
     def start(self) -> None:
         """Read the lists, once a process."""

@@ -35,12 +35,17 @@ class Representation(Filter):
     """
 
     name = "representation"
+    needs_text = True
     Settings = TermsSettings
     settings: TermsSettings
 
     def files(self) -> list[Path]:
         """The user's term lists."""
         return [self.settings.terms] if self.settings.terms else []
+
+    def verify(self) -> None:
+        """The term lists must be lists."""
+        type(self)(self.settings).start()
 
     def start(self) -> None:
         """Read the lists, once a process."""

@@ -46,6 +46,10 @@ class _ClassifierStep(Filter):
         """The model."""
         return [self.settings.model]
 
+    def verify(self) -> None:
+        """The model must be one, and have the label."""
+        type(self)(self.settings).start()
+
     def start(self) -> None:
         """Map the model, which all workers of a machine share."""
         settings = self.settings

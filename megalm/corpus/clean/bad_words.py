@@ -22,6 +22,7 @@ class BadWords(Filter):
     """
 
     name = "bad_words"
+    needs_text = True
 
     class Settings(Section):
         """Options of the step `bad_words`."""
@@ -51,6 +52,10 @@ class BadWords(Filter):
         """The lists."""
         return sorted(self.settings.lists.values())
 
+    def verify(self) -> None:
+        """The lists must be lists."""
+        type(self)(self.settings).start()
+
     def start(self) -> None:
         """Read the lists."""
         self._patterns = {
@@ -78,7 +83,11 @@ class BadWords(Filter):
 def _pattern(path: Path, language: str) -> re.Pattern[str]:
     if not path.exists():
         raise UserError(f"word list {path} for `{language}` does not exist; check the path")
-    words = {line.strip().lower() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"word list {path} for `{language}` is not UTF-8 ({error}); convert it") from None
+    words = {line.strip().lower() for line in text.splitlines()} - {""}
     if not words:
         raise UserError(f"word list {path} for `{language}` is empty; write a word or phrase a line")
     either = "|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word)))

@@ -1,10 +1,11 @@
 """The step `language`: finds a document's language, keeps the chosen ones and says to later steps which it is."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megalm.config.section import Section
 from megalm.corpus.step import Filter
@@ -20,12 +21,13 @@ class Language(Filter):
     """
 
     name = "language"
+    needs_text = True
 
     class Settings(Section):
         """Options of the step `language`."""
 
         keep: list[str] | None = Field(
-            None, description="Languages to keep, as ISO 639 codes such as en; by default all."
+            None, min_length=1, description="Languages to keep, as ISO 639 codes such as en; by default all."
         )
         threshold: float = Field(
             0.65, ge=0, le=1, description="Remove documents whose language is less certain; FineWeb's 0.65."
@@ -36,6 +38,14 @@ class Language(Filter):
         characters: int = Field(
             1000, ge=1, description="How much of the text is looked at, from its begin on."
         )
+
+        @field_validator("keep", "thresholds")
+        @classmethod
+        def _codes(cls, languages: Any) -> Any:
+            for language in languages or ():
+                if re.fullmatch("[a-z]{2,3}", language) is None:
+                    raise ValueError(f"{language} is no code of two or three small letters, such as en")
+            return languages
 
     settings: Settings
 

@@ -17,6 +17,7 @@ from megalm.corpus.decontaminate.benchmarks import Benchmark, read_items
 from megalm.corpus.decontaminate.grams import BenchmarkGrams, Match, spans
 from megalm.corpus.dedup.hashing import Words, hash_words
 from megalm.corpus.step import Transform
+from megalm.errors import UserError
 
 CONTAMINATION = "contamination"
 """Metadata key: the items of benchmarks that a document holds, as NAME#NUMBER."""
@@ -30,6 +31,7 @@ class Decontaminate(Transform):
     """
 
     name = "decontaminate"
+    needs_text = True
 
     class Settings(Section):
         """Options of the step `decontaminate`."""
@@ -70,6 +72,12 @@ class Decontaminate(Transform):
     def files(self) -> list[Path]:
         """The benchmarks' files."""
         return [benchmark.path for benchmark in self.settings.benchmarks]
+
+    def verify(self) -> None:
+        """The benchmarks must hold items."""
+        for benchmark in self.settings.benchmarks:
+            if not sum(1 for _ in read_items(benchmark)):
+                raise UserError(f"benchmark {benchmark.path} holds no item; check the path")
 
     def start(self) -> None:
         """Read the benchmarks, once a process."""

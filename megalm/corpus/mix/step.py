@@ -38,6 +38,13 @@ class Mix(Collective):
         """The tokenizer's."""
         return [self.settings.tokenizer] if self.settings.tokenizer else []
 
+    def verify(self) -> None:
+        """The tokenizer must be one."""
+        if self.settings.unit == "tokens":
+            from megalm.tokenizer import load_tokenizer
+
+            load_tokenizer(str(self.settings.tokenizer))
+
     def stages(self, source: Path, work: Path, target: Path, tasks: int) -> list[Stage]:
         """Measure, plan, deal out to sorted runs, and gather the runs' parts into shards."""
         settings = self.settings

@@ -71,6 +71,11 @@ class Source(Section):
     """Endings of the files taken from directories, before .gz or .zst; all files if empty."""
 
     @property
+    def gives_pages(self) -> bool:
+        """Whether documents are raw pages, whose text must be extracted."""
+        return False
+
+    @property
     def label(self) -> str:
         """The name, or else the kind."""
         return self.name or self.kind
@@ -82,6 +87,8 @@ class Source(Section):
         """The files named, in order of path; raises UserError where there is none."""
         found: dict[str, InputFile] = {}
         for pattern in [self.path] if isinstance(self.path, str) else self.path:
+            if not pattern:
+                raise UserError(f"source `{self.label}`: a path is empty; write . for the working directory")
             if is_url(pattern):
                 with HttpFile(pattern) as file:  # what is compressed on the way cannot be cut
                     size = 0 if file.encoding() else file.size() or 0

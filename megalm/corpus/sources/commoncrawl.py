@@ -28,6 +28,11 @@ class CommonCrawl(Source):
         "https://data.commoncrawl.org", description="Server, mirror or directory that holds crawl-data/."
     )
 
+    @property
+    def gives_pages(self) -> bool:
+        """Those of WARC files are."""
+        return self.format == "warc"
+
     def files(self) -> list[InputFile]:
         """The chosen files of the list."""
         listed = self.path or f"{self.base_url.rstrip('/')}/crawl-data/{self.crawl}/{self.format}.paths.gz"

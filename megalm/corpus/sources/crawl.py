@@ -34,6 +34,11 @@ class Crawl(Source):
 
     _file: str = PrivateAttr("")
 
+    @property
+    def gives_pages(self) -> bool:
+        """They are."""
+        return True
+
     def set_output(self, output: Path) -> None:
         """Choose the file, another one for each set of pages."""
         pages = repr((self.url, self.max_pages, self.max_depth, self.agent)).encode()

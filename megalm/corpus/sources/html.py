@@ -20,6 +20,11 @@ class Html(Source):
     )
     suffixes = (".html", ".htm", ".xhtml")
 
+    @property
+    def gives_pages(self) -> bool:
+        """They are."""
+        return True
+
     def read(self, part: Part, counters: Counter[str]) -> Iterator[Document]:
         """Yield the page."""
         file = part.file

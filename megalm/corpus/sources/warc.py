@@ -30,6 +30,11 @@ class Warc(Source):
     kind: Literal["warc"] = Field("warc", description="What the files are.")
     suffixes = (".warc",)
 
+    @property
+    def gives_pages(self) -> bool:
+        """They are."""
+        return True
+
     def read(self, part: Part, counters: Counter[str]) -> Iterator[Document]:
         """Yield the pages of a file."""
         for record, block in read_records(part.file, "pages", self.max_document_bytes, counters):
