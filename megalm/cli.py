@@ -17,6 +17,7 @@ from megalm import atomic, launch
 from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
+from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
 from megalm.cli_tokenizer import tokenizer_app
 from megalm.errors import UserError
@@ -48,7 +49,6 @@ app.command("merge")(merge)
 Nproc = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable result on stdout.")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +140,7 @@ def train(
         bool,
         typer.Option("--resume", help="Insist on a checkpoint in the run directory (run.resume=always)."),
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model as CONFIG says.
 
@@ -171,7 +171,7 @@ def bench(
     trace: Annotated[
         Path | None, typer.Option(help="Write rank 0's profiled steps here, to look at in chrome://tracing.")
     ] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time training steps of CONFIG: tokens a second, MFU, memory, where the time goes.
 
@@ -229,7 +229,7 @@ def generate(
     pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
     nproc: Nproc = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Continue prompts with a trained model."""
     from megalm.generate.request import GenerateRequest
@@ -280,7 +280,7 @@ def embed(
     pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
     nproc: Nproc = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Turn texts into vectors with a trained encoder: the mean of its last hidden states.
 
@@ -316,7 +316,7 @@ def inspect(
         str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
     ],
     step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the newest.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the tensors of a checkpoint without loading them: names, shapes, formats, shards."""
     from megalm.checkpoint.inspect import inspect_checkpoint, print_table
@@ -329,7 +329,7 @@ def inspect(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Show device, versions and kernels.
 
     Says which fused kernels are present and what stands in for the missing ones.

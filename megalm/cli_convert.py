@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from megalm.cli_options import AsJson
 from megalm.errors import UserError
 
 
@@ -32,7 +33,9 @@ def convert(
     ] = None,
     like: Annotated[
         Path | None,
-        typer.Option(help="To hf: directory whose config.json gives what the model does not say."),
+        typer.Option(
+            help="To hf: directory whose config.json gives what the model does not say. To peft: the model adapted."
+        ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="To hf: fp32, bf16 or fp16; default: as stored.")] = None,
     vocab_size: Annotated[
@@ -53,9 +56,7 @@ def convert(
         str | None,
         typer.Option(help="To megatron-lm: for its layers of transformer_engine (default) or local."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable result on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Turn models of Hugging Face and Megatron-LM into checkpoints of ours and back, with their tokenizers."""
     from megalm.convert.run import convert as run
@@ -91,9 +92,7 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(help="One for each checkpoint, e.g. 0.7,0.3; default: all alike.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable result on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Average checkpoints, or add the adapters of one to what they adapt; the optimizer is left out."""
     from megalm.convert.merge import merge_checkpoints

@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from megalm.cli_corpus_classifier import classifier_app
+from megalm.cli_options import AsJson, TextKey
 
 corpus_app = typer.Typer(
     help="Make clean documents out of raw sources, and look into them.", no_args_is_help=True
 )
 corpus_app.add_typer(classifier_app, name="classifier")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
 
 
 @corpus_app.command("build")
@@ -114,7 +113,7 @@ def bias(
     terms: Annotated[
         Path | None, typer.Option(help="A file of term lists, laid over those of megalm (English).")
     ] = None,
-    text_key: Annotated[str, typer.Option(help="Key of a JSON line that holds the text.")] = "text",
+    text_key: TextKey = "text",
     top: Annotated[int, typer.Option(min=1, help="Rows of each table but that of groups.")] = 20,
     as_json: AsJson = False,
 ) -> None:

@@ -23,7 +23,7 @@ SampleBy = Annotated[
     str, typer.Option(help="What a document of a text file is: document (all of it), paragraph or line.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what another build left there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable result.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable result on stdout.")]
 
 
 def read_stdin() -> str:

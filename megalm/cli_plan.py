@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from megalm.cli_options import AsJson
 from megalm.errors import UserError
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -27,9 +28,7 @@ def plan(
     device_memory: Annotated[
         str | None, typer.Option(help="Memory of one device, e.g. 80GiB; default: its data sheet's.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable result on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what a layout needs before it runs: memory of a rank by part, bytes sent, FLOPs.
 

@@ -12,6 +12,9 @@ from megalm.checkpoint.directory import TENSORS
 from megalm.config import Config, dump_config
 from megalm.convert.stored import Entry, place_of, write_stored
 
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+"""Formats of weights as `precision.dtype` names them."""
+
 
 def write_checkpoint(folder: Path, config: Config, entries: Sequence[Entry]) -> None:
     """Write everything of a checkpoint of step 0 into `folder` but its manifest, which is to come last."""

@@ -19,8 +19,8 @@ from megalm.checkpoint.directory import (
 from megalm.config import Config, parse_config
 from megalm.config.model import ModelConfig
 from megalm.convert.check import compare_logits
-from megalm.convert.checkpoint import write_checkpoint
-from megalm.convert.families import family_in, family_of
+from megalm.convert.checkpoint import DTYPE_NAMES, write_checkpoint
+from megalm.convert.families import family_named, family_of
 from megalm.convert.families.base import Family
 from megalm.convert.hub_files import HubTensors, write_tensors
 from megalm.convert.rules import Rule
@@ -34,7 +34,6 @@ KEPT = "hugging_face"
 GENERATION = "generation_config.json"
 TAKEN_OVER = ("config.json", GENERATION)
 FILE_BYTES = 2 << 30
-_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 
@@ -47,7 +46,7 @@ def from_hugging_face(source: str | Path, target: str | Path, compare: bool = Tr
     """
     source, target = Path(source), Path(target)
     settings = read_hub_config(source)
-    family = family_in(settings, str(source / "config.json"))
+    family = family_named(settings.get("model_type"), str(source / "config.json"))
     tensors = HubTensors(source, family)
     with atomic.new_directory(target) as folder:
         config = _our_config(family, settings, source, tensors)
@@ -126,7 +125,7 @@ def _our_config(family: Family, settings: dict[str, Any], source: Path, tensors:
             "task": "mlm" if model.get("architecture") == "bert" else "pretrain",
             "model": model,
             "batch": {"seq_length": length},
-            "precision": {"dtype": _DTYPES.get(first.dtype, "fp32")},
+            "precision": {"dtype": DTYPE_NAMES.get(first.dtype, "fp32")},
         },
         where=str(source / "config.json"),
     )
@@ -189,7 +188,7 @@ def _their_config(family: Family, model: ModelConfig, template: dict[str, Any], 
 
 def _widest(formats: set[torch.dtype]) -> str:
     wide = torch.promote_types(*formats) if len(formats) == 2 else max(formats, key=lambda f: f.itemsize)
-    return _DTYPES[wide]
+    return DTYPE_NAMES[wide]
 
 
 def _template(checkpoint: Path, config: Config, like: Path | None) -> tuple[Path | None, dict[str, Any]]:

@@ -80,7 +80,7 @@ def args_of(model: ModelConfig, padded_vocab_size: int) -> Namespace:
             f"Megatron-LM scales rotary positions from {ROPE_SCALING['original']} tokens only, not from "
             f"{model.rope_original_max_sequence_length}"
         )
-    if model.activation == "relu" or (model.activation == "geglu"):
+    if model.activation in ("relu", "geglu"):
         raise UserError(f"Megatron-LM has no argument for the activation {model.activation}")
     args = {name: getattr(model, name) for name in _SAME} | {
         "ffn_hidden_size": model.ffn_size,

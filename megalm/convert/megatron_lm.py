@@ -19,7 +19,7 @@ from megalm.checkpoint.directory import (
 from megalm.checkpoint.metadata import read_table
 from megalm.config import parse_config
 from megalm.config.model import ModelConfig
-from megalm.convert.checkpoint import write_checkpoint
+from megalm.convert.checkpoint import DTYPE_NAMES, write_checkpoint
 from megalm.convert.megatron_args import args_of, model_of
 from megalm.convert.megatron_ranks import FILE, RankFiles, write_ranks
 from megalm.convert.parameters import decoder_parameters
@@ -33,7 +33,6 @@ LATEST = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 """Name of a checkpoint that is no step of a training run; Megatron-LM begins anew from it."""
 _LINEAR = re.compile(r"decoder\.layers\.\d+\..*(linear_qkv|linear_proj|linear_fc1|linear_fc2)\.weight$")
-_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 
 
 def is_megatron_lm(source: Path) -> bool:
@@ -61,7 +60,7 @@ def from_megatron_lm(
         {
             "model": model.model_dump(),
             "batch": {"seq_length": model.max_sequence_length},
-            "precision": {"dtype": _DTYPES.get(first.dtype, "fp32")},
+            "precision": {"dtype": DTYPE_NAMES.get(first.dtype, "fp32")},
         },
         where=str(folder),
     )

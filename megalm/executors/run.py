@@ -83,10 +83,10 @@ def run_ray(stage: Stage, logs: Path, settings: ExecutorSettings) -> None:
 
 def submit_slurm(
     stages: Sequence[tuple[Stage, Path]], settings: ExecutorSettings, record: Callable[[list[str]], object]
-) -> list[str]:
-    """Submit each stage, with its directory of logs, as a job that waits for the one before; return the jobs' ids.
+) -> None:
+    """Submit each stage, with its directory of logs, as a job that waits for the one before.
 
-    `record` is given the ids so far after each submission. Where a job is refused, those before it are cancelled.
+    `record` is given the ids of the jobs so far after each submission. Where a job is refused, those before it are cancelled.
     """
     if shutil.which("sbatch") is None:
         raise UserError(
@@ -118,7 +118,6 @@ def submit_slurm(
         if executor.job_id != -1:
             jobs.append(str(executor.job_id))
             record(jobs)
-    return jobs
 
 
 def queued_slurm_jobs(jobs: Sequence[str]) -> list[str]:

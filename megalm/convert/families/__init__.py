@@ -1,6 +1,5 @@
 """The model families of Hugging Face that have a counterpart here, by the `model_type` in their config.json."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from megalm.config.model import ModelConfig
@@ -43,8 +42,3 @@ def family_of(model: ModelConfig, wanted: str | None = None) -> Family:
         reasons[name] = wrong
     near = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise UserError(f"no model family of Hugging Face holds this model ({near})")
-
-
-def family_in(config: Mapping[str, Any], where: str) -> Family:
-    """The family of a config.json."""
-    return family_named(config.get("model_type"), where)

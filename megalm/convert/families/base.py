@@ -64,7 +64,7 @@ class Family(ABC):
         }
 
     def difference(self, model: ModelConfig) -> str | None:
-        """What a model has that none of this family has, None if it can be one."""
+        """What every model of this family has and this one has not; None if it can be one."""
         defaults = ModelConfig()
         fixed = {name: getattr(defaults, name) for name in _ARCHITECTURE} | dict(self.ours)
         for name, value in fixed.items():

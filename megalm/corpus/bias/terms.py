@@ -66,7 +66,6 @@ class Terms:
     def __init__(self, file: TermsFile):
         self.file = file
         axes = {**file.groups, NAME: file.names}
-        self.group_axes = [axis for axis, lists in axes.items() if lists]
         self.groups = frozenset(f"{axis}.{group}" for axis, lists in axes.items() for group in lists)
         axes |= {PROFESSION: file.professions, ATTRIBUTE: file.attributes, DEROGATORY: file.derogatory}
         self.labels = frozenset(f"{axis}.{group}" for axis, lists in axes.items() for group in lists)
