@@ -17,6 +17,5 @@ check ruff format --check .
 check mypy megalm
 echo "== pytest $*"
 if [ ${#failed[@]} -gt 0 ]; then echo "FAILED before the tests: $(IFS=';'; echo "${failed[*]}")"; fi
-# a process that has nothing left takes half of what another still has
-"$bin/python" -m pytest -n auto --dist worksteal "$@"
+"$bin/python" -m pytest -n auto --dist loadgroup "$@"
 [ ${#failed[@]} -eq 0 ]
