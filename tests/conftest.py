@@ -49,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(compiled.end)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of worlds of processes run one after another beside the others, those that wait for a compiler last."""
     items.sort(key=lambda item: "operators" in item.fixturenames)

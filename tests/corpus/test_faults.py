@@ -116,7 +116,7 @@ def test_every_kind_of_broken_input_is_counted_in_one_warning_within_bounded_mem
     warnings = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
     assert warnings == [
         "megalm: warning: records in the sources that could not be read whole: 7 broken, 8 too large, "
-        "2 with invalid UTF-8 (read with U+FFFD in its place)"
+        "2 with invalid UTF-8 (read with U+FFFD in its place); no document came from `text`; check its kind, path and keys"
     ]
     assert json.loads(report)["steps"][0]["removed"] == {"extract.too_deep": 1}
     texts = [

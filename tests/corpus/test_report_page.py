@@ -186,7 +186,9 @@ def test_reasons_steps_folders_and_damage_are_those_of_the_report(page, report):
     assert {row[0]: (int(row[2]), int(row[4])) for row in folders} == {
         entry["folder"]: (entry["documents"], entry["shards"]) for entry in report["folders"]
     }
-    assert ["jsonl", "1", "0", "0", "0"] in rows(page, "section[aria-labelledby=sources] tbody tr")
+    damage = report["sources"][0]["counters"]
+    assert damage == {"broken": 1, "invalid_utf8": 40}  # every text ends with half of a surrogate pair
+    assert ["jsonl", "1", "0", "0", "40"] in rows(page, "section[aria-labelledby=sources] tbody tr")
 
 
 def test_histograms_hold_every_document_before_and_after(page, report):
