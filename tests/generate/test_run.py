@@ -188,7 +188,9 @@ def test_a_checkpoint_without_a_tokenizer_is_explained(run_directory: Path, tmp_
     moved = tmp_path / "moved" / "checkpoints" / "step_00000007"
     moved.parent.mkdir(parents=True)
     shutil.copytree(run_directory / "checkpoints" / "step_00000007", moved)
-    with pytest.raises(UserError, match="no tokenizer in it or in its run .* copy the model.s to .*moved/tokenizer"):
+    with pytest.raises(
+        UserError, match="no tokenizer in it or in its run .* copy the model.s to .*moved/tokenizer"
+    ):
         generate(tmp_path / "moved", {})
 
 
