@@ -68,7 +68,6 @@ setup(
             *CORPUS,
             "pytest",
             "pytest-timeout",
-            "pytest-xdist",
             "ruff",
             "mypy",
             "types-PyYAML",
