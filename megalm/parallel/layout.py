@@ -117,13 +117,12 @@ def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> 
 
     Returns this process's device. backend: see `backend_for`. UserError for more processes than GPUs.
     """
-    cuda = torch.cuda.is_available()
+    backend = backend_for(backend)
     device = torch.device("cpu")
-    if cuda:
+    if torch.cuda.is_available():
         device = torch.device("cuda", _local_gpu())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = backend_for(backend)
         timeout = datetime.timedelta(minutes=timeout_minutes)
         bound = device if backend == "nccl" else None  # else NCCL guesses the device from the rank
         if "RANK" in os.environ:

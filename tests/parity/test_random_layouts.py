@@ -101,7 +101,7 @@ def cases(draw: st.DrawFn) -> Case:
         "train.recompute",
         granularity=random.choice(["none", "selective", "full"]),
         method="block",
-        modules=random.choice(["[core_attn]", "[layernorm, mlp]"]),
+        modules=random.choice(["[core_attn]", "[layernorm, moe]" if experts else "[layernorm, mlp]"]),
     )
     layout += (f"batch.micro_batch_size={rows}",)
     groups = tp * random.choice([1, 2])
@@ -146,6 +146,13 @@ def outcome(world_size: int, case: Case, layout: tuple[str, ...]) -> tuple[Any, 
     return ranks[0][0], assemble(pieces for _, pieces in ranks)
 
 
+def drop_biases_of_keys(case: Case, weights: dict[str, Tensor]) -> None:
+    """Where keys are not rotated their norm's bias adds the same to all scores of a query: only rounding moves it."""
+    if "model.position_embedding=rope" not in case.model:
+        for name in [name for name in weights if name.endswith("k_layernorm.bias")]:
+            assert weights.pop(name).abs().max() < 1e-9
+
+
 @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
 @given(case=cases())
 def test_any_model_under_any_layout_trains_like_one_process(case: Case) -> None:
@@ -153,4 +160,6 @@ def test_any_model_under_any_layout_trains_like_one_process(case: Case) -> None:
     found, weights = outcome(case.world_size, case, case.layout)
     for left, right in zip(found, expected, strict=True):
         assert left == pytest.approx(right, rel=1e-12)
+    drop_biases_of_keys(case, expected_weights)
+    drop_biases_of_keys(case, weights)
     assert_same_tensors(weights, expected_weights, 1e-10)
