@@ -13,7 +13,7 @@ from megalm.checkpoint import CheckpointWriter, load_training_state, newest_inta
 from megalm.dataset.cursor import Cursor
 from megalm.engine.base import Engine, Loss, Metrics
 from megalm.engine.schedule import learning_rate
-from megalm.train.callbacks.base import Callback, Run, StepRecord
+from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 from megalm.train.data import TrainingData, ValidationData
 from megalm.train.stop import StopRequest
 
@@ -110,10 +110,11 @@ class Loop:
         return result
 
     def _after_step(self) -> dict[str, float]:
-        """Validate and save where it is time to; return the validation loss if there is one."""
-        config, step, result = self.config.train, self.run.step, {}
+        """Validate and save where it is time to; return the validation's figures if there is one."""
+        config, step = self.config.train, self.run.step
+        result: dict[str, float] = {}
         if config.eval_interval and (step % config.eval_interval == 0 or step == config.steps):
-            result["valid_loss"] = self._validate()
+            result |= {f"valid_{name}": value for name, value in self._validate().items()}
         interval = self.config.checkpoint.interval
         if interval and step % interval == 0:
             self.writer.save(step, self.state())
@@ -194,16 +195,15 @@ class Loop:
         self.data.move_to(cursor)
         self._tell(f"rolled back to step {self.run.step}, past samples {bad[0][0]} to {bad[-1][1] - 1}")
 
-    def _validate(self) -> float:
+    def _validate(self) -> dict[str, float]:
         assert self.validation is not None
         batches = [self.engine.evaluate(microbatches, self.loss) for microbatches in self.validation]
         total, weight = np.sum(batches, axis=0)
         parts = (total / np.maximum(weight, 1e-30)).tolist()
-        loss = sum(parts)
-        perplexity = math.exp(min(parts[0], 700.0))
+        validation = Validation({"loss": sum(parts), "perplexity": math.exp(min(parts[0], 700.0))})
         for callback in self.callbacks:
-            callback.on_validation(self.run, loss, perplexity)
-        return loss
+            callback.on_validation(self.run, validation)
+        return validation.values
 
     def _report_save(self, step: int) -> None:
         self._tell(f"checkpoint of step {step} saved")

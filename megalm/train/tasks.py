@@ -30,24 +30,29 @@ class SampleStream(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """architecture: of the model that it trains. open_stream: from the data sources to samples. make_loss: what is minimised."""
+    """What the loop, which knows no task, is given.
 
-    architecture: str
+    architectures: of the models that it trains. open_stream: from the data sources to samples. make_loss: what is
+    minimised.
+    """
+
+    architectures: tuple[str, ...]
     open_stream: Callable[[Config, list[DataSource], Tokenizer | None], SampleStream]
     make_loss: Callable[[Config], Loss]
 
 
 TASKS = {
-    "pretrain": Task("gpt", open_windows, lambda config: NextTokenLoss()),
-    "mlm": Task("bert", open_pairs, mlm_loss),
+    "pretrain": Task(("gpt",), open_windows, lambda config: NextTokenLoss()),
+    "mlm": Task(("bert",), open_pairs, mlm_loss),
 }
 
 
 def task_of(config: Config) -> Task:
     """The task that the configuration names; UserError if it does not train such a model."""
     task, found = TASKS[config.task], config.model.architecture
-    if found != task.architecture:
+    if found not in task.architectures:
+        trained = " or ".join(f"`{name}`" for name in task.architectures)
         raise UserError(
-            f"task `{config.task}` trains model.architecture `{task.architecture}`, this one is `{found}`: change one of them"
+            f"task `{config.task}` trains model.architecture {trained}, this one is `{found}`: change one of them"
         )
     return task

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -334,6 +335,7 @@ def test_run_ends_with_its_figures(tmp_path: Path, data: Path) -> None:
         "loss": lines[-1]["loss"],
         "grad_norm": lines[-1]["grad_norm"],
         "valid_loss": validation_losses(tmp_path)[3],
+        "valid_perplexity": pytest.approx(math.exp(validation_losses(tmp_path)[3])),
         "step": 3,
         "skipped_steps": 0,
         "rollbacks": 0,

@@ -1,14 +1,14 @@
 """What a run reports while it trains: a callback a file, and the list of those that a configuration asks for."""
 
 from megalm.config.schema import Config
-from megalm.train.callbacks.base import Callback, Run, StepRecord
+from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 from megalm.train.callbacks.metrics import MetricsFile
 from megalm.train.callbacks.plot import LearningCurve
 from megalm.train.callbacks.progress import Progress
 from megalm.train.callbacks.tensorboard import TensorBoard
 from megalm.train.callbacks.throughput import Throughput
 
-__all__ = ["Callback", "Run", "StepRecord", "standard_callbacks"]
+__all__ = ["Callback", "Run", "StepRecord", "Validation", "standard_callbacks"]
 
 
 def standard_callbacks(config: Config) -> list[Callback]:

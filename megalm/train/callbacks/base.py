@@ -37,6 +37,13 @@ class StepRecord:
     values: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Validation:
+    """One validation, the same on every rank. values: `loss`, `perplexity` and what callbacks add, by name."""
+
+    values: dict[str, float]
+
+
 class Callback:
     """Does something around steps. Every method is called on every rank, in the order of the list of callbacks."""
 
@@ -46,7 +53,7 @@ class Callback:
     def on_step(self, run: Run, record: StepRecord) -> None:
         """After each step."""
 
-    def on_validation(self, run: Run, loss: float, perplexity: float) -> None:
+    def on_validation(self, run: Run, validation: Validation) -> None:
         """After each validation."""
 
     def on_event(self, run: Run, message: str) -> None:

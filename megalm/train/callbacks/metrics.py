@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megalm.atomic import open_atomic
-from megalm.train.callbacks.base import Callback, Run, StepRecord
+from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 
 FILE_NAME = "metrics.jsonl"
 Line = dict[str, Any]
@@ -49,8 +49,10 @@ class MetricsFile(Callback):
         if record.step % run.config.logging.interval == 0:
             self._write(_step_line(record, self._tokens))
 
-    def on_validation(self, run: Run, loss: float, perplexity: float) -> None:
-        self._write({"step": run.step, "valid_loss": loss, "valid_perplexity": perplexity})
+    def on_validation(self, run: Run, validation: Validation) -> None:
+        self._write(
+            {"step": run.step} | {f"valid_{name}": value for name, value in validation.values.items()}
+        )
 
     def on_event(self, run: Run, message: str) -> None:
         self._write({"step": run.step, "event": message})

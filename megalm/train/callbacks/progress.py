@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from megalm.train.callbacks.base import Callback, Run, StepRecord
+from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 
 LINE_SECONDS = 5.0  # between plain lines, so that logs stay readable
 REFRESH_SECONDS = 0.1  # between drawings of the bar
@@ -44,8 +44,9 @@ class Progress(Callback):
         status = f"{describe(record)}  {left} left"
         self._display.step(record.step, self._last_step, status)
 
-    def on_validation(self, run: Run, loss: float, perplexity: float) -> None:
-        self._message(f"step {run.step}: validation loss {loss:.4f}, perplexity {perplexity:.2f}")
+    def on_validation(self, run: Run, validation: Validation) -> None:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in validation.values.items())
+        self._message(f"step {run.step}: validation {figures}")
 
     def on_event(self, run: Run, message: str) -> None:
         self._message(message)

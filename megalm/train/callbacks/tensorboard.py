@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from megalm.train.callbacks.base import Callback, Run, StepRecord
+from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,9 +38,9 @@ class TensorBoard(Callback):
             self._write({f"train/{name}": value for name, value in train.items()}, record.step)
             self._write({f"throughput/{name}": value for name, value in record.values.items()}, record.step)
 
-    def on_validation(self, run: Run, loss: float, perplexity: float) -> None:
+    def on_validation(self, run: Run, validation: Validation) -> None:
         if self._writer is not None:
-            self._write({"valid/loss": loss, "valid/perplexity": perplexity}, run.step)
+            self._write({f"valid/{name}": value for name, value in validation.values.items()}, run.step)
             self._writer.flush()
 
     def on_event(self, run: Run, message: str) -> None:

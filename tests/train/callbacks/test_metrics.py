@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from megalm.train.callbacks.base import Validation
 from megalm.train.callbacks.metrics import MetricsFile, read_metrics
 
 
@@ -50,7 +51,7 @@ def test_start_validation_and_event_lines(make_run):
     run.facts["mfu_against"] = "peak"
     metrics = started(run)
     run.step = 4
-    metrics.on_validation(run, 2.0, 7.4)
+    metrics.on_validation(run, Validation({"loss": 2.0, "perplexity": 7.4}))
     metrics.on_event(run, "checkpoint ü saved")
     start, validation, event = strict_lines(run)
     layout = {"engine": "megatron", "layout": "TP1 x PP1 x DP1", "world_size": 1}
@@ -74,7 +75,7 @@ def test_numbers_that_are_not_finite_become_null(make_run, record):
     step.metrics.grad_norm = float("inf")
     step.values["mfu"] = float("-inf")
     metrics.on_step(run, step)
-    metrics.on_validation(run, float("nan"), float("inf"))
+    metrics.on_validation(run, Validation({"loss": float("nan"), "perplexity": float("inf")}))
     line, validation = strict_lines(run)[-2:]
     assert (line["loss"], line["grad_norm"], line["mfu"], line["skipped"]) == (None, None, None, True)
     assert validation == {"step": 0, "valid_loss": None, "valid_perplexity": None}
@@ -90,7 +91,7 @@ def test_resume_drops_what_a_killed_run_wrote_past_its_checkpoint(make_run, play
     run = make_run()
     killed = started(run)
     play([killed], run, until=5)
-    killed.on_validation(run, 2.0, 7.4)
+    killed.on_validation(run, Validation({"loss": 2.0, "perplexity": 7.4}))
     path = run.directory / "metrics.jsonl"
     before = path.read_bytes().splitlines()
     path.write_bytes(path.read_bytes() + b'{"step": 3, "lo')  # killed in the middle of a line
@@ -133,7 +134,7 @@ def test_rollback_replaces_steps_and_keeps_events(make_run, play):
     run = make_run()
     metrics = started(run)
     play([metrics], run, until=5)
-    metrics.on_validation(run, 2.0, 7.4)
+    metrics.on_validation(run, Validation({"loss": 2.0, "perplexity": 7.4}))
     metrics.on_event(run, "step 5 skipped")
     run.step = 2
     metrics.on_event(run, "rolled back to step 2")

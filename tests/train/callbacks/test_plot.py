@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from megalm.train.callbacks import plot
+from megalm.train.callbacks.base import Validation
 from megalm.train.callbacks.metrics import MetricsFile
 from megalm.train.callbacks.plot import LearningCurve, draw, read_curve, smooth
 
@@ -26,7 +27,7 @@ def has_colour(picture, colour):
 def test_picture_is_drawn_at_the_end(make_run, play):
     run = make_run()
     metrics = written(run, play, until=20)
-    metrics.on_validation(run, 2.5, 12.0)
+    metrics.on_validation(run, Validation({"loss": 2.5, "perplexity": 12.0}))
     LearningCurve().on_end(run)
     picture = imread(run.directory / "learning_curve.png")
     assert picture.shape[0] > 500 and picture.shape[1] > 900
@@ -71,7 +72,7 @@ def test_other_ranks_draw_nothing(make_run, play):
 def test_curve_holds_steps_validations_skips_and_restarts(make_run, play, record):
     run = make_run()
     metrics = written(run, play, until=2)
-    metrics.on_validation(run, 2.5, 12.0)
+    metrics.on_validation(run, Validation({"loss": 2.5, "perplexity": 12.0}))
     metrics.on_step(run, record(3, float("nan"), skipped=True))
     metrics.on_event(run, "step 3 skipped")
     written(make_run(step=3), play, until=4)

@@ -11,6 +11,7 @@ import termios
 import pytest
 
 from megalm.train.callbacks import progress
+from megalm.train.callbacks.base import Validation
 from megalm.train.callbacks.progress import Progress, describe
 
 VALUES = {"tokens_per_second": 12345.0, "mfu": 0.412, "memory_gb": 3.2}
@@ -84,11 +85,11 @@ def test_events_and_validations_are_always_printed(make_run, capsys):
     run.facts |= {"device": "cpu, 2 threads a rank", "device_tflops": 0.126, "mfu_against": "measured matmul"}
     callback = started(run)
     callback.on_event(run, "checkpoint [7] saved")
-    callback.on_validation(run, 2.0, 7.389)
+    callback.on_validation(run, Validation({"loss": 2.0, "perplexity": 7.389}))
     assert capsys.readouterr().err.splitlines() == [
         "MFU is the share of 0.126 TFLOP/s a device (cpu, 2 threads a rank), measured matmul",
         "checkpoint [7] saved",
-        "step 7: validation loss 2.0000, perplexity 7.39",
+        "step 7: validation loss 2.0000, perplexity 7.3890",
     ]
 
 

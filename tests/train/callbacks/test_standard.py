@@ -1,7 +1,7 @@
 """The list of callbacks that a configuration asks for."""
 
 from megalm.config.schema import Config, LoggingConfig
-from megalm.train.callbacks import standard_callbacks
+from megalm.train.callbacks import Validation, standard_callbacks
 
 
 def names(**logging):
@@ -28,7 +28,7 @@ def test_other_ranks_write_and_print_nothing(make_run, play, capfd):
         callback.on_start(run)
     play(callbacks, run, until=3)
     for callback in callbacks:
-        callback.on_validation(run, 2.0, 7.4)
+        callback.on_validation(run, Validation({"loss": 2.0, "perplexity": 7.4}))
         callback.on_event(run, "saved")
         callback.on_end(run)
     assert not run.directory.exists()

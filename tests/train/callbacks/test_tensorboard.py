@@ -4,6 +4,7 @@ import math
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megalm.train.callbacks.base import Validation
 from megalm.train.callbacks.tensorboard import TensorBoard
 
 
@@ -27,7 +28,7 @@ def test_steps_validations_and_events_are_written(make_run, record):
     step.metrics.more["z_loss"] = 1.25
     callback.on_step(run, step)
     run.step = 1
-    callback.on_validation(run, 2.5, 12.0)
+    callback.on_validation(run, Validation({"loss": 2.5, "perplexity": 12.0}))
     callback.on_event(run, "saved")
     callback.on_end(run)
     assert scalars(run, "train/loss") == [(1, 2.25)]
