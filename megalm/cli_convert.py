@@ -25,7 +25,7 @@ def convert(
         ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="hf: run both models and compare their logits.")
+        bool, typer.Option("--check/--no-check", help="Run both models and compare their logits.")
     ] = True,
     step: Annotated[int | None, typer.Option(help="Of a run: its checkpoint; default: the newest.")] = None,
     family: Annotated[

@@ -325,6 +325,8 @@ def _clean_up() -> None:
     from megatron.core import num_microbatches_calculator, parallel_state
     from megatron.core.tensor_parallel import random as megatron_random
 
+    from megalm.parallel.groups import forget_groups
+
     gc.collect()
     _pass_over_imports()
     dist.barrier()  # a peer may still be using a group
@@ -333,6 +335,7 @@ def _clean_up() -> None:
     for group in list(dist.distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
+    forget_groups()
     num_microbatches_calculator.unset_num_microbatches_calculator()
     megatron_random.get_cuda_rng_tracker().reset()
     torch.set_default_dtype(torch.float32)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests import operators as compiled
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 # Several processes share the cores; set before torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says nothing where others share the cores.
+hypothesis.settings.register_profile("megalm", deadline=None)
+hypothesis.settings.load_profile("megalm")
 
 
 def pytest_configure(config: pytest.Config) -> None:

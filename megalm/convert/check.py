@@ -1,5 +1,6 @@
-"""Runs a model here and in transformers on the same tokens, and tells how far the logits are apart."""
+"""Runs a model here and elsewhere on the same tokens, and tells how far the logits are apart."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,29 @@ TOLERANCE = 1e-3
 
 
 @torch.inference_mode()
-def compare_logits(checkpoint: Path, hub_folder: Path) -> dict[str, Any]:
-    """Largest difference of any logit on random tokens, both models in fp32 on the CPU, and the largest logit.
+def compare_logits(checkpoint: Path, hub_folder: Path, adapters: Path | None = None) -> dict[str, Any]:
+    """`compare_with` the model in a directory of Hugging Face's, with PEFT's adapters if there are any.
 
-    Raises UserError where they are further apart than rounding explains, or where transformers is not installed.
+    UserError, too, where transformers or PEFT is not installed.
+    """
+    config = read_config(checkpoint)
+    return compare_with(checkpoint, lambda tokens_BS: _their_logits(hub_folder, adapters, config, tokens_BS))
+
+
+@torch.inference_mode()
+def compare_with(checkpoint: Path, run: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Largest difference of any logit on random tokens from what `run` makes of them, and the largest logit.
+
+    run: (B, S) to (B, S, V), in fp32. Raises UserError where they are further apart than rounding explains.
     """
     config = read_config(checkpoint)
     tokens_BS = _random_tokens(config)
-    ours, theirs = _our_logits(checkpoint, config, tokens_BS), _their_logits(hub_folder, config, tokens_BS)
+    ours, theirs = _our_logits(checkpoint, config, tokens_BS), run(tokens_BS)
     difference, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
     if not difference <= TOLERANCE * max(largest, 1.0):
         raise UserError(
             f"the converted model's logits differ by {difference:.2e} from the source's (largest {largest:.3g}): it is "
-            "another model than its config.json says; --no-check converts all the same"
+            "another model than its settings say; --no-check converts all the same"
         )
     return {"difference": difference, "largest_logit": largest}
 
@@ -56,17 +67,23 @@ def _our_logits(checkpoint: Path, config: Config, tokens_BS: Tensor) -> Tensor:
     return (output[0] if isinstance(output, tuple) else output).cpu()
 
 
-def _their_logits(folder: Path, config: Config, tokens_BS: Tensor) -> Tensor:
+def _their_logits(folder: Path, adapters: Path | None, config: Config, tokens_BS: Tensor) -> Tensor:
     try:
         import transformers
-    except ImportError:
+
+        if adapters is not None:
+            from peft import PeftModel
+    except ImportError as error:
         raise UserError(
-            "the comparison with the source needs transformers; pip install transformers, or give --no-check"
+            f"the comparison of both sides needs {error.name}; pip install {error.name}, or give --no-check"
         ) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     bert = config.model.architecture == "bert"
     kind = transformers.AutoModelForPreTraining if bert else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    if adapters is not None:
+        model = PeftModel.from_pretrained(model, str(adapters))
+    model.eval()
     output = model(tokens_BS)
     return output.prediction_logits if bert else output.logits

@@ -19,6 +19,7 @@ from megalm.checkpoint.directory import (
 from megalm.checkpoint.metadata import read_table
 from megalm.config import parse_config
 from megalm.config.model import ModelConfig
+from megalm.convert.check_megatron import compare_with_library
 from megalm.convert.checkpoint import DTYPE_NAMES, write_checkpoint
 from megalm.convert.megatron_args import args_of, model_of
 from megalm.convert.megatron_ranks import FILE, RankFiles, write_ranks
@@ -41,16 +42,21 @@ def is_megatron_lm(source: Path) -> bool:
 
 
 def from_megatron_lm(
-    source: str | Path, target: str | Path, vocab_size: int | None = None, tokenizer: str | Path | None = None
+    source: str | Path,
+    target: str | Path,
+    vocab_size: int | None = None,
+    tokenizer: str | Path | None = None,
+    compare: bool = True,
 ) -> dict[str, Any]:
     """Write a GPT of Megatron-LM's, in either of its forms, as a checkpoint at `target`; a tensor at a time.
 
     source: what `--save` named (its latest iteration is taken) or one iteration's directory. vocab_size: of the
     tokenizer, without the rows that Megatron-LM pads; by default what its arguments say, and then the padding may be
-    part of the vocabulary. tokenizer: copied beside the weights. Raises UserError for what cannot be read or computed.
+    part of the vocabulary. tokenizer: copied beside the weights. compare: run Megatron-Core's own model on the same tokens, and
+    tell the difference of the logits. Raises UserError for what cannot be read or computed, and where logits differ.
     """
     folder, target = _iteration(Path(source)), Path(target)
-    tensors, model = _open(folder, vocab_size)
+    tensors, model, args = _open(folder, vocab_size)
     first = tensors.outline("embedding.word_embeddings.weight")
     if model.vocab_size is not None and len(first) < model.vocab_size:
         raise UserError(
@@ -69,7 +75,8 @@ def from_megatron_lm(
         if tokenizer is not None:
             copy_tokenizer(Path(tokenizer), made / "tokenizer")
         write_manifest(made, {})
-    return {"family": "megatron-lm", "parameters": config.model.num_parameters()}
+        compared = compare_with_library(made, args, tensors, model) if compare else {}
+    return {"family": "megatron-lm", "parameters": config.model.num_parameters()} | compared
 
 
 def to_megatron_lm(
@@ -78,13 +85,15 @@ def to_megatron_lm(
     step: int | None = None,
     ranks: tuple[int, int] | None = None,
     local: bool = False,
+    compare: bool = True,
 ) -> dict[str, Any]:
     """Write a checkpoint as Megatron-LM's distributed one (`torch_dist`), which it loads under any layout.
 
     ranks: write its older form instead, a file for each of so many tensor-parallel ranks and pipeline stages. local: name
     parameters as `--transformer-impl local` wants them, not Transformer Engine's layers, which are its default. Rows of the vocabulary are padded as
-    `model.make_vocab_size_divisible_by` says, times the tensor-parallel ranks. Raises UserError for models that
-    Megatron-LM does not compute.
+    `model.make_vocab_size_divisible_by` says, times the tensor-parallel ranks. compare: read back what was written into
+    Megatron-Core's own model and tell the difference of the logits. Raises UserError for models that Megatron-LM does not
+    compute, and where logits differ.
     """
     source, target = find_checkpoint(source, step), Path(target)
     config = read_config(source)
@@ -114,7 +123,11 @@ def to_megatron_lm(
         tokenizer = tokenizer_of(source, config)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, made / "tokenizer")
-    return {"family": "megatron-lm", "parameters": model.num_parameters()}
+        compared = {}
+        if compare:
+            written, found, arguments = _open(folder, model.vocab_size)
+            compared = compare_with_library(source, arguments, written, found)
+    return {"family": "megatron-lm", "parameters": model.num_parameters()} | compared
 
 
 def _iteration(source: Path) -> Path:
@@ -132,21 +145,21 @@ def _ranks(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"mp_rank_*/{FILE}"))
 
 
-def _open(folder: Path, vocab_size: int | None) -> tuple[Source, ModelConfig]:
-    """What reads the tensors, and the model that they are of."""
+def _open(folder: Path, vocab_size: int | None) -> tuple[Source, ModelConfig, Mapping[str, Any]]:
+    """What reads the tensors, the model that they are of, and the arguments that say so."""
     if files := _ranks(folder):
         ranks = RankFiles(files)
-        model = model_of(_arguments(ranks.arguments, files[0]), str(files[0]), vocab_size)
-        ranks.model = model
-        return ranks, model
+        args = _arguments(ranks.arguments, files[0])
+        ranks.model = model_of(args, str(files[0]), vocab_size)
+        return ranks, ranks.model, args
     common = folder / "common.pt"
     if not (folder / ".metadata").is_file():
         raise UserError(f"{folder} is no checkpoint of Megatron-LM: neither mp_rank_* nor .metadata is there")
     content = load_safely(common, "the arguments of a checkpoint of Megatron-LM")
-    arguments = content.get("args") if isinstance(content, dict) else None
-    model = model_of(_arguments(arguments, common), str(common), vocab_size)
+    args = _arguments(content.get("args") if isinstance(content, dict) else None, common)
+    model = model_of(args, str(common), vocab_size)
     table = read_table(folder, tensors_alone=False)
-    return StoredTensors(folder, table, model, lambda name: _places(name, model)), model
+    return StoredTensors(folder, table, model, lambda name: _places(name, model)), model, args
 
 
 def _arguments(found: Any, where: Path) -> Mapping[str, Any]:

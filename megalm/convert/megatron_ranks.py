@@ -163,7 +163,7 @@ def write_ranks(
     for rank in range(tensor_ranks):
         for stage in range(stages):
             state = {
-                _local_name(name, stage * per_stage, fused_norms, model): _share(
+                local_name(name, stage * per_stage, fused_norms, model): _share(
                     name, read(name), rank, tensor_ranks, model.gated
                 )
                 for name in decoder_parameters(model)
@@ -185,7 +185,8 @@ def _stages_of(name: str, per_stage: int, stages: int) -> tuple[int, ...]:
     return (0,) if name.startswith("embedding.") else (stages - 1,)
 
 
-def _local_name(name: str, first_layer: int, fused_norms: bool, model: ModelConfig) -> str:
+def local_name(name: str, first_layer: int, fused_norms: bool, model: ModelConfig) -> str:
+    """What a parameter of ours is called on the stage that begins with layer `first_layer`."""
     layer = _LAYER.match(name)
     if layer is None:
         return name

@@ -12,6 +12,7 @@ from megalm import atomic
 from megalm.checkpoint.directory import TENSORS, find_checkpoint, read_config, verify
 from megalm.checkpoint.metadata import read_tensors
 from megalm.config.model import ModelConfig
+from megalm.convert.check import compare_logits
 from megalm.convert.families import family_of
 from megalm.convert.families.base import Family
 from megalm.convert.rules import Rule
@@ -20,13 +21,18 @@ from megalm.errors import UserError
 
 
 def to_peft(
-    source: str | Path, target: str | Path, step: int | None = None, base: str | Path | None = None
+    source: str | Path,
+    target: str | Path,
+    step: int | None = None,
+    base: str | Path | None = None,
+    compare: bool = True,
 ) -> dict[str, Any]:
     """Write the adapters of a run, or of one of its checkpoints, as adapter_config.json and adapter_model.safetensors.
 
     base: what adapter_config.json names as the model, a directory or a name on the hub. Queries, keys and values have
-    one A here and one each there: three copies. Raises UserError for a checkpoint without adapters, and for a model
-    that no family of Hugging Face holds.
+    one A here and one each there: three copies. compare: where `base` is a directory, run it with PEFT and tell the
+    difference of the logits. Raises UserError for a checkpoint without adapters, for a model that no family of Hugging
+    Face holds, and where logits differ.
     """
     folder, target = find_checkpoint(source, step), Path(target)
     if wrong := verify(folder):
@@ -53,7 +59,12 @@ def to_peft(
     with atomic.new_directory(target) as made:
         save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
         atomic.write_text(made / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
-    return {"family": family.model_type, "parameters": sum(part.numel() for part in tensors.values())}
+        local = compare and base is not None and Path(base).is_dir()
+        compared = compare_logits(folder, Path(base), adapters=made) if local else {}  # type: ignore[arg-type]
+    return {
+        "family": family.model_type,
+        "parameters": sum(part.numel() for part in tensors.values()),
+    } | compared
 
 
 def _theirs(family: Family, model: ModelConfig, stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:

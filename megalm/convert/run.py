@@ -62,15 +62,15 @@ def convert(
     if found == "hf":
         return from_hugging_face(source, target, compare)
     if found == "megatron-lm":
-        return from_megatron_lm(source, target, vocab_size, tokenizer)
+        return from_megatron_lm(source, target, vocab_size, tokenizer, compare)
     if to == "hf":
         _check_named("dtype", dtype, DTYPES)
         return to_hugging_face(source, target, family, like, dtype, compare, step)
     if to == "peft":
-        return to_peft(source, target, step, like)
+        return to_peft(source, target, step, like, compare)
     _check_named("transformer-impl", transformer_impl, IMPLEMENTATIONS)
     ranks = (tensor_ranks or 1, pipeline_ranks or 1) if tensor_ranks or pipeline_ranks else None
-    return to_megatron_lm(source, target, step, ranks, local=transformer_impl == "local")
+    return to_megatron_lm(source, target, step, ranks, transformer_impl == "local", compare)
 
 
 def form_of(source: Path) -> str:

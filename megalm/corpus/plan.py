@@ -118,10 +118,10 @@ def deal(parts: Sequence[Part], count: int) -> list[list[Part]]:
 
 def _state(path: Path) -> list[Any]:
     try:
-        status = path.stat()
+        status = path.expanduser().stat()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; check the path") from None
-    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+    return [str(path.expanduser().absolute()), status.st_size, status.st_mtime_ns]
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

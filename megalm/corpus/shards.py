@@ -1,7 +1,6 @@
 """Document shards: JSONL files that appear whole or not at all, and the pipeline steps that read and write them."""
 
 import contextlib
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from megalm import atomic
 from megalm.corpus.pages import raw_page
 from megalm.errors import UserError
+from megalm.zst import open_zst
 
 SUFFIX = ".jsonl.zst"
 _LEVEL = 3
@@ -27,10 +27,16 @@ def shard_paths(folder: str | Path) -> list[Path]:
 
 
 def read_shard(path: str | Path) -> Iterator[Document]:
-    """Yield the documents of one shard."""
-    with open(path, "rb") as file:
-        stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-        for line in io.BufferedReader(stream, 1 << 20):
+    """Yield the documents of one shard; UserError where it is damaged or cut short."""
+    with open(path, "rb") as file, open_zst(file) as stream:
+        lines = iter(stream)
+        while True:
+            try:
+                line = next(lines, None)
+            except (EOFError, zstandard.ZstdError) as error:
+                raise UserError(f"shard {path} is damaged ({error}); copy or build it again") from error
+            if line is None:
+                return
             yield from_line(line)
 
 

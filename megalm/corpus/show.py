@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import zstandard
 from datatrove.data import Document
 
 from megalm.corpus.report import read_report
@@ -85,7 +84,7 @@ def _read(shards: list[Path]) -> Iterator[Entry]:
 def _documents(path: Path) -> Iterator[Document]:
     try:
         yield from read_shard(path)
-    except (zstandard.ZstdError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no shard of a corpus or is damaged ({error}); name another") from None
 
 

@@ -17,6 +17,8 @@ cpu.install()
 from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
 
+from megalm.parallel.groups import shared_groups  # noqa: E402
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -149,14 +151,15 @@ def create_layout(config: ParallelConfig, seed: int = 1234) -> Layout:
     device = init_process_group(config.backend, config.timeout_minutes)
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=config.tensor_model_parallel_size,
-        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
-        context_parallel_size=config.context_parallel_size,
-        expert_model_parallel_size=config.expert_model_parallel_size,
-        # the library's own gloo twins of every group serve its optimizer checkpoints, which we do not use
-        create_gloo_process_groups=False,
-    )
+    with shared_groups(datetime.timedelta(minutes=config.timeout_minutes)):
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor_model_parallel_size,
+            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+            context_parallel_size=config.context_parallel_size,
+            expert_model_parallel_size=config.expert_model_parallel_size,
+            # the library's own gloo twins of every group serve its optimizer checkpoints, which we do not use
+            create_gloo_process_groups=False,
+        )
     tensor_parallel.random.initialize_rng_tracker(force_reset=True)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return Layout(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -93,7 +94,8 @@ def test_merged_and_in_peft_logits_are_those_of_the_adapters(
     assert float((expected - hub_logits(hub)).abs().max()) > 0.05  # the adapters do something
     convert(tmp_path / "run", tmp_path / "merged")
     torch.testing.assert_close(hub_logits(tmp_path / "merged"), expected, rtol=0, atol=2e-5)
-    convert(tmp_path / "run", tmp_path / "peft", to="peft")
+    report = convert(tmp_path / "run", tmp_path / "peft", to="peft", like=hub)
+    assert report["difference"] <= 2e-5
     torch.testing.assert_close(hub_logits(hub, tmp_path / "peft"), expected, rtol=0, atol=2e-5)
     merge_checkpoints([tmp_path / "run"], tmp_path / "whole")
     assert not any(".lora." in key for key in read_tensors(tmp_path / "whole"))
@@ -113,6 +115,18 @@ def test_base_that_is_gone_is_named(tmp_path: Path) -> None:
         convert(tmp_path / "moved", tmp_path / "out", to="peft")
 
 
+def test_peft_of_another_model_is_refused(tmp_path: Path) -> None:
+    hub = save("llama3", tmp_path / "hf")
+    convert(hub, tmp_path / "base", compare=False)
+    run_distributed(train_adapters, 1, tmp_path / "base", tmp_path / "run", {}, ALL)
+    tensors = load_file(hub / "model.safetensors")
+    tensors["model.embed_tokens.weight"] *= 2
+    save_file(tensors, hub / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="logits differ"):
+        convert(tmp_path / "run", tmp_path / "out", to="peft", like=hub)
+    assert not (tmp_path / "out").exists()
+
+
 def test_adapters_need_a_model_to_adapt() -> None:
     with pytest.raises(
         UserError, match="lora.rank 4 adapts a trained model: name its checkpoint in run.load"
@@ -127,8 +141,6 @@ def test_adapters_need_a_model_to_adapt() -> None:
 def test_average_of_checkpoints(tmp_path: Path) -> None:
     convert(save("mixtral", tmp_path / "one"), tmp_path / "a", compare=False)
     other = save("mixtral", tmp_path / "two")
-    from safetensors.torch import load_file, save_file
-
     first = load_file(tmp_path / "one" / "model.safetensors")
     second = {key: part + 0.25 * torch.randn(part.shape) for key, part in first.items()}
     save_file(second, other / "model.safetensors", metadata={"format": "pt"})

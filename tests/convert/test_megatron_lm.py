@@ -11,7 +11,10 @@ from torch import Tensor
 
 from megalm.checkpoint import load_weights, read_config
 from megalm.config.schema import ParallelConfig
+from megalm.convert.check_megatron import compare_with_library
+from megalm.convert.megatron_args import args_of
 from megalm.convert.run import convert
+from megalm.convert.source import open_source
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.parallel.layout import Layout, create_layout
@@ -189,12 +192,14 @@ def test_both_forms_become_the_same_model_and_go_back(name: str, tmp_path: Path)
     run_distributed(partial(save_both, args), 4, tmp_path)
     (expected,) = run_distributed(partial(their_logits, args), 1, tmp_path / "distributed" / "iter_0000007")
     for form in ("ranks", "distributed"):
-        convert(tmp_path / form, tmp_path / f"ours_{form}")
+        report = convert(tmp_path / form, tmp_path / f"ours_{form}")
+        assert report["difference"] <= 1e-5 < report["largest_logit"]
         (found,) = run_distributed(our_logits, 1, tmp_path / f"ours_{form}")
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
     ours = tmp_path / "ours_ranks"
-    convert(ours, tmp_path / "back", to="megatron-lm", transformer_impl="local")
+    report = convert(ours, tmp_path / "back", to="megatron-lm", transformer_impl="local")
+    assert report["difference"] <= 1e-5
     unpadded = {**args, "padded_vocab_size": VOCABULARY}
     (again,) = run_distributed(partial(their_logits, unpadded), 1, tmp_path / "back" / "release")
     assert torch.equal(again, expected)
@@ -252,6 +257,25 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path: Path) -> None:
     torch.save(content, file)
     convert(tmp_path / "theirs", tmp_path / "again")
     assert not (tmp_path / "touched").exists()
+
+
+def test_comparing_finds_other_weights_and_other_arguments(tmp_path: Path) -> None:
+    convert(save("llama3", tmp_path / "hf"), tmp_path / "ours", compare=False)
+    model = read_config(tmp_path / "ours").model
+    assert model.vocab_size is not None
+    args = vars(args_of(model, model.vocab_size))
+    source = open_source(tmp_path / "ours")
+    assert compare_with_library(tmp_path / "ours", args, source, model)["difference"] <= 1e-5
+    for changed, said in (
+        ({"rotary_base": 20}, "logits differ"),
+        (
+            {"add_qkv_bias": True},
+            "other parameters than the tensors make .decoder.layers.0.self_attention.linear_qkv.bias",
+        ),
+        ({"ffn_hidden_size": 40}, "layers.0.mlp.linear_fc1.weight of shape .80, "),
+    ):
+        with pytest.raises(UserError, match=said):
+            compare_with_library(tmp_path / "ours", {**args, **changed}, source, model)
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalm.corpus.shards import ReadShards, WriteShards, shard_paths, to_line
+from megalm.errors import UserError
 
 
 @given(
@@ -45,6 +46,14 @@ def test_a_shard_is_absent_until_its_task_is_through(tmp_path):
     fail = False
     list(WriteShards(tmp_path).run(documents(), rank=3))
     assert [path.name for path in shard_paths(tmp_path)] == ["00003.jsonl.zst"]
+
+
+def test_a_shard_that_is_cut_short_is_named(tmp_path):
+    list(WriteShards(tmp_path).run([Document(f"text {n}", str(n)) for n in range(1000)], 0))
+    [path] = shard_paths(tmp_path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"00000\.jsonl\.zst is damaged \(it is cut short"):
+        list(ReadShards(tmp_path).run())
 
 
 def test_tasks_share_shards_out(tmp_path):

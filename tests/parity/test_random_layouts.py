@@ -153,7 +153,7 @@ def drop_biases_of_keys(case: Case, weights: dict[str, Tensor]) -> None:
             assert weights.pop(name).abs().max() < 1e-9
 
 
-@settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+@settings(max_examples=EXAMPLES, derandomize=True, database=None, phases=[Phase.generate])
 @given(case=cases())
 def test_any_model_under_any_layout_trains_like_one_process(case: Case) -> None:
     expected, expected_weights = outcome(1, case, ())

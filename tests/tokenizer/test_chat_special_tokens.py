@@ -76,7 +76,7 @@ CONTENTS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(CONTENTS, min_size=1, max_size=3))
 def test_no_contents_make_a_special_token_even_joined(saved, contents):
     tokenizer = load_tokenizer(saved["byte-level"])
@@ -89,7 +89,7 @@ def test_no_contents_make_a_special_token_even_joined(saved, contents):
     assert tokenizer.decode(found.ids) == found.text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["sea", " of", "\n", "😀", "</s>", "<|im_end|>", "x"]), max_size=6))
 @pytest.mark.parametrize("kind", ["byte-level", "metaspace", "prefix"])
 def test_both_ways_to_encode_agree_where_both_apply(saved, kind, pieces):

@@ -66,7 +66,7 @@ def test_a_space_that_a_tokenizer_puts_in_front_is_no_cut(tokenizers):
     assert 1 not in compare._cuts(tokenizers["metaspace"], "The sea")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(st.sampled_from("the sea isx東 \n"), max_size=30))
 def test_differences_leave_equal_pieces_out_and_lose_nothing(tokenizers, text):
     first, second = tokenizers["byte-level"], tokenizers["metaspace"]

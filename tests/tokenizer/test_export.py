@@ -30,7 +30,7 @@ def same_ids(directory: Path, chosen: Callable[[str], bool] = lambda text: True)
     expected, found = AutoTokenizer.from_pretrained(directory), load_tokenizer(directory)
     specials = list(found.special_tokens)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(texts())
     def check(text):
         if chosen(text) and not any(

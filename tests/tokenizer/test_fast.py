@@ -51,7 +51,7 @@ def test_ids_are_those_of_the_reference(kind):
     encoder, reference = tokenizer_of(kind)._fast, reference_of(kind)
     taken = []
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=250)
     @given(texts())
     def check(text):
         taken.append(encoder.takes(text))

@@ -60,7 +60,7 @@ def test_rank_files_have_the_ids_of_tiktoken(tmp_path, monkeypatch, name):
     tokenizer = load_tokenizer(file)
     assert tokenizer.special_tokens == specials
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(texts())
     def check(text):
         expected = reference.encode_ordinary(text)

@@ -125,7 +125,7 @@ def test_damaged_files_beside_are_named(trained, name, content):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_tokenizers_are_refused_in_one_line_or_work(trained, data):
     content = bytearray(document("gpt2").encode())

@@ -36,7 +36,7 @@ def test_tokenizers_with_all_bytes_are_lossless_and_the_others_are_not():
 def test_any_bytes_come_back(kind):
     tokenizer = tokenizer_of(kind)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(DATA)
     def check(data):
         ids = tokenizer.encode_bytes(data)
@@ -72,7 +72,7 @@ def test_bytes_that_are_no_text_are_refused_without_tokens_for_them(kind):
 def test_all_ways_to_encode_agree(kind):
     tokenizer = tokenizer_of(kind)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.lists(texts(), max_size=4))
     def check(batch):
         rows = [tokenizer.encode(text) for text in batch]
@@ -137,7 +137,7 @@ def test_added_tokens_are_spelled_as_they_are():
 def test_ids_of_texts_decode_as_by_the_library(kind):
     tokenizer = tokenizer_of(kind)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(texts())
     def check(text):
         if text.startswith((" ", "▁")) and tokenizer._pieces.strips_space:
@@ -153,7 +153,7 @@ def test_a_stream_joins_to_the_decoded_text_and_splits_no_character(kind):
     tokenizer = tokenizer_of(kind)
     ids = st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.one_of(ids, texts().map(tokenizer.encode)))
     def check(ids):
         stream = tokenizer.stream()

@@ -32,7 +32,7 @@ def test_ids_are_those_of_the_library(tmp_path, kind):
     library.LoadFromSerializedProto(sentencepiece_model(kind))
     assert tokenizer.vocab_size == library.get_piece_size()
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(texts())
     def check(text):
         expected = library.encode(text)
@@ -149,7 +149,7 @@ def test_without_the_library_its_package_is_named(tmp_path, monkeypatch):
         load_tokenizer(file)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_models_are_refused_in_one_line_or_work(tmp_path_factory, data):
     model = bytearray(sentencepiece_model("llama"))

@@ -26,7 +26,7 @@ def split(rows) -> tuple[np.ndarray, np.ndarray]:
     return np.array(truth), np.array(scores)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents)
 def test_measures_of_two_labels_are_scikit_learns(rows):
     truth, scores = split(rows)
@@ -46,7 +46,7 @@ def test_measures_of_two_labels_are_scikit_learns(rows):
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents, st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.6, 0.8, 0.9, 1.0]))
 def test_thresholds_are_the_best_of_all(rows, wish):
     truth, scores = split(rows)

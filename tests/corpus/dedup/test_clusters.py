@@ -29,7 +29,7 @@ def labelled(pairs: list[tuple[int, int]], piece: int) -> dict[int, int]:
     return dict(found)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=60),
     st.integers(1, 9),

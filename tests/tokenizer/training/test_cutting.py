@@ -33,7 +33,7 @@ def test_words_are_those_of_the_library(name):
 
 
 @pytest.mark.parametrize("name", PRETOKENIZERS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     text=st.text(
         st.sampled_from(" \n\r\ta1'sſ.é東½\u0301\u3000𝟘!_") | st.characters(exclude_categories=["Cs"])

@@ -34,7 +34,7 @@ def learned(counts: dict[str, int], merges: int, min_count: int = 1, **options) 
 WORDS = st.dictionaries(st.text(LETTERS, min_size=1, max_size=16), st.integers(1, 9), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(WORDS, st.integers(1, 25), st.sampled_from(["ids", "bytes"]), st.integers(1, 4))
 def test_merges_are_those_of_counting_anew_each_time(counts, merges, ties, min_count):
     words = {tuple(word): count for word, count in counts.items()}
@@ -42,7 +42,7 @@ def test_merges_are_those_of_counting_anew_each_time(counts, merges, ties, min_c
     assert learned(counts, merges, min_count, ties=ties) == expected
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(WORDS, st.sampled_from(["ids", "bytes"]))
 def test_merges_do_not_depend_on_how_many_pairs_are_followed_at_once(counts, ties):
     many = learned(counts, 20, ties=ties)
@@ -59,7 +59,7 @@ def test_runs_of_one_token_merge_from_the_left():
     assert [i for i in ours._cells if i >= 0] == [3, 3, 0, 1, 3, 0, 3]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(WORDS)
 def test_every_merge_gives_a_token_of_its_own(counts):
     ours = learner(counts)

@@ -28,7 +28,7 @@ def by_the_book(words: dict[str, int], longest: int) -> dict[str, int]:
 WORDS = st.dictionaries(st.text("ab東😀", min_size=1, max_size=9), st.integers(1, 5), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(WORDS, st.integers(2, 6))
 def test_substrings_and_their_frequencies_are_those_of_the_book(words, longest):
     counts = np.array([*words.values()], np.int64)
