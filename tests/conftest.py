@@ -1,6 +1,7 @@
 """What holds for every test: threads, and what is compiled meanwhile."""
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -45,3 +46,11 @@ def slurm() -> "Iterator[Cluster]":
         pytest.skip(f"{', '.join(absent)} not installed (Debian and Ubuntu: apt install {PACKAGES})")
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_groups_left() -> Iterator[None]:
+    """What a module's tests made of process groups in this process goes with them: hundreds would keep a core busy."""
+    yield
+    if layouts := sys.modules.get("megalm.parallel.layout"):
+        layouts.destroy_groups()

@@ -11,7 +11,7 @@ from megalm.config import Config
 from megalm.config.schema import ParallelConfig
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
-from megalm.parallel.layout import create_layout
+from megalm.parallel.layout import create_layout, temporary_groups
 
 ROWS, LENGTH = 2, 64
 TOLERANCE = 1e-3
@@ -48,12 +48,13 @@ def _our_logits(checkpoint: Path, config: Config, tokens_BS: Tensor) -> Tensor:
     config.parallel = ParallelConfig()
     config.engine = "megatron"
     config.precision.dtype = "fp32"
-    layout = create_layout(config.parallel)
-    engine = build_engine(config, layout, train=False)
-    load_weights(engine, checkpoint)
-    engine.model.eval()
-    output = engine.model(tokens_BS.to(layout.device))
-    return (output[0] if isinstance(output, tuple) else output).cpu()
+    with temporary_groups():
+        layout = create_layout(config.parallel)
+        engine = build_engine(config, layout, train=False)
+        load_weights(engine, checkpoint)
+        engine.model.eval()
+        output = engine.model(tokens_BS.to(layout.device))
+        return (output[0] if isinstance(output, tuple) else output).cpu()
 
 
 def _their_logits(folder: Path, config: Config, tokens_BS: Tensor) -> Tensor:

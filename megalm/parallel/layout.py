@@ -1,7 +1,9 @@
 """The layout of a run: sizes of each parallel axis, process groups, and this process's coordinates."""
 
+import contextlib
 import datetime
 import os
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -166,3 +168,27 @@ def create_layout(config: ParallelConfig, seed: int = 1234) -> Layout:
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
     )
+
+
+def destroy_groups(keep: Collection[dist.ProcessGroup] = ()) -> None:
+    """Destroy all process groups but the world's and those in `keep`: each of gloo's wakes its thread a hundred times a second."""
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    for group in _groups():
+        if group not in keep:
+            dist.destroy_process_group(group)
+
+
+@contextlib.contextmanager
+def temporary_groups() -> Iterator[None]:
+    """The process groups of the layouts that are created within are destroyed at the end; the world stays."""
+    before = _groups()
+    try:
+        yield
+    finally:
+        destroy_groups(keep=before)
+
+
+def _groups() -> list[dist.ProcessGroup]:
+    """This process's groups, less the world's."""
+    return [group for group in dist.distributed_c10d._world.pg_map if group is not dist.group.WORLD]

@@ -14,7 +14,7 @@ from megalm.train.callbacks.base import Callback, Run, StepRecord
 MakeRun = Callable[..., Run]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def layout() -> Layout:
     return create_layout(ParallelConfig())
 
