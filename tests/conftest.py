@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests import operators as compiled
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 # Several processes share the cores; set before torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same examples everywhere, however slow the machine is.
+settings.register_profile("megalm", deadline=None, derandomize=True)
+settings.load_profile("megalm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
