@@ -52,6 +52,16 @@ def slurm() -> "Iterator[Cluster]":
         yield cluster
 
 
+@pytest.fixture
+def cluster(slurm: "Cluster", monkeypatch: pytest.MonkeyPatch) -> "Iterator[Cluster]":
+    """`slurm` as this process's own, with what tests import importable in jobs; no job is left behind."""
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    yield slurm
+    slurm.clear()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_groups_left() -> Iterator[None]:
     """What a module's tests made of process groups in this process goes with them: hundreds would keep a core busy."""
