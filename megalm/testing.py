@@ -231,6 +231,7 @@ def _nursery_main(descriptor: int) -> None:
 
     cpu.install()
     import torch
+    import torch._inductor.compile_fx  # for `train.compile`, and for DeepSpeed, which compiles where it makes its first optimizer
 
     # with all that a run needs: what is imported here, no worker of any world imports again
     import megalm.engine.build
