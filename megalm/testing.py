@@ -231,9 +231,11 @@ def _nursery_main(descriptor: int) -> None:
 
     cpu.install()
     import torch
+    import torch._inductor.compile_fx  # for `train.compile`, and for DeepSpeed, which compiles where it makes its first optimizer
 
-    # with all that an engine needs: what is imported here, no worker of any world imports again
-    import megalm.engine.build  # noqa: F401
+    # with all that a run needs: what is imported here, no worker of any world imports again
+    import megalm.engine.build
+    import megalm.train.run  # noqa: F401
     from megalm.engine.deepspeed_setup import import_deepspeed
 
     with contextlib.suppress(UserError):  # it need not be installed
@@ -322,20 +324,15 @@ def _clean_up() -> None:
     """Leave the worker as it was before the call: the default group alone, no model-parallel state."""
     import torch
     import torch.distributed as dist
-    from megatron.core import num_microbatches_calculator, parallel_state
+    from megatron.core import num_microbatches_calculator
     from megatron.core.tensor_parallel import random as megatron_random
 
-    from megalm.parallel.groups import forget_groups
+    from megalm.parallel.groups import destroy_groups
 
     gc.collect()
     _pass_over_imports()
     dist.barrier()  # a peer may still be using a group
-    if parallel_state.is_initialized():
-        parallel_state.destroy_model_parallel()
-    for group in list(dist.distributed_c10d._world.pg_map):
-        if group is not dist.group.WORLD:
-            dist.destroy_process_group(group)
-    forget_groups()
+    destroy_groups()
     num_microbatches_calculator.unset_num_microbatches_calculator()
     megatron_random.get_cuda_rng_tracker().reset()
     torch.set_default_dtype(torch.float32)

@@ -1,11 +1,12 @@
 """What holds for every test: threads, and what is compiled meanwhile."""
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import hypothesis
 import pytest
+from hypothesis import settings
 
 from tests import operators as compiled
 
@@ -14,10 +15,9 @@ if TYPE_CHECKING:
 
 # Several processes share the cores; set before torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# How long an example takes says nothing where others share the cores.
-hypothesis.settings.register_profile("megalm", deadline=None)
-hypothesis.settings.load_profile("megalm")
+# The same examples everywhere, however slow the machine is.
+settings.register_profile("megalm", deadline=None, derandomize=True)
+settings.load_profile("megalm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,3 +50,13 @@ def slurm() -> "Iterator[Cluster]":
         pytest.skip(f"{', '.join(absent)} not installed (Debian and Ubuntu: apt install {PACKAGES})")
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def cluster(slurm: "Cluster", monkeypatch: pytest.MonkeyPatch) -> "Iterator[Cluster]":
+    """`slurm` as this process's own, with what tests import importable in jobs; no job is left behind."""
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    yield slurm
+    slurm.clear()

@@ -20,12 +20,19 @@ if [ ${#failed[@]} -gt 0 ]; then echo "FAILED before the tests: $(IFS=';'; echo 
 if [ $# -gt 0 ]; then
     "$bin/python" -m pytest "$@" || failed+=("pytest")
 else
-    # Tests of worlds of two to eight processes, one after another; all others beside them, shown when they are through.
-    worlds=(checkpoint convert engine generate kill model parallel parity plan train)
+    # Most tests that need several processes, one after another; all others beside them, shown when they are through.
+    # Both should take alike: move folders from one to the other where they do not.
+    timed() {
+        local begin=$SECONDS code=0
+        "$bin/python" -m pytest "${@:2}" || code=$?
+        echo "== $1 took $((SECONDS - begin)) s"
+        return $code
+    }
+    worlds=(engine kill model parallel parity train)
     others=$(mktemp)
     trap 'rm -f "$others"' EXIT
-    "$bin/python" -m pytest "${worlds[@]/#/--ignore=tests/}" >"$others" 2>&1 &
-    "$bin/python" -m pytest "${worlds[@]/#/tests/}" || failed+=("pytest of worlds")
+    timed "pytest of all others" "${worlds[@]/#/--ignore=tests/}" >"$others" 2>&1 &
+    timed "pytest of worlds" "${worlds[@]/#/tests/}" || failed+=("pytest of worlds")
     wait $! || failed+=("pytest of all others")
     cat "$others"
 fi

@@ -1,13 +1,15 @@
 """Compiles Megatron-Core's source so that what it places on a GPU lands on the CPU, without touching `torch` or the installed files."""
 
 import ast
+import bisect
 import contextlib
 import gc
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from types import CodeType, ModuleType
+from typing import Any
 
 from megalm.parallel import _cpu_device
 
@@ -25,10 +27,20 @@ TARGETS = re.compile(rb"\.cuda\b|['\"]cuda['\"]|torch\.cuda\.|\bpin_memory\b")
 
 
 class CpuRewriter(ast.NodeTransformer):
-    """Rewrites a module's syntax tree; `counts` tells how often each rule applied."""
+    """Rewrites a module's syntax tree where `lines` (numbers from 1, ascending) say; `counts` tells how often each rule applied."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Sequence[int]) -> None:
+        self.lines = lines
         self.counts: Counter[str] = Counter()
+
+    def visit(self, node: ast.AST) -> Any:
+        """Pass over what stands on none of the lines: nearly all of a file."""
+        end = getattr(node, "end_lineno", None)
+        if end is not None:
+            following = bisect.bisect_left(self.lines, node.lineno)  # type: ignore[attr-defined]
+            if following == len(self.lines) or self.lines[following] > end:
+                return node
+        return super().visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         """`torch.cuda` -> `_cpu_device`: streams, events, the current device, the RNG state."""
@@ -67,9 +79,9 @@ class CpuRewriter(ast.NodeTransformer):
 
 def rewrite(source: bytes, path: str) -> tuple[CodeType, Counter[str]]:
     """Compile `source` for the CPU; line numbers stay those of the file at `path`. Returns the code and the rewrites by rule."""
-    rewriter = CpuRewriter()
+    rewriter = CpuRewriter([n for n, line in enumerate(source.splitlines(), start=1) if TARGETS.search(line)])
     with _paused_garbage_collector():
-        tree = ast.fix_missing_locations(rewriter.visit(ast.parse(source, path)))
+        tree = rewriter.visit(ast.parse(source, path))
         return compile(tree, path, "exec", dont_inherit=True), rewriter.counts
 
 

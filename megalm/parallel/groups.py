@@ -41,6 +41,11 @@ def shared_groups(timeout: timedelta) -> Iterator[None]:
         parallel_state.create_group = make
 
 
-def forget_groups() -> None:
-    """Make groups anew from now on: for after those of this process were destroyed."""
+def destroy_groups() -> None:
+    """Destroy all of this process's groups but the world's; layouts made before are of no use any more."""
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
     _made.clear()

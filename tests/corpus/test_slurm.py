@@ -1,8 +1,6 @@
 """A recipe on a real SLURM cluster: the bytes of a local build, also after kills, and mistakes told before anything runs."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,6 @@ from tests.corpus.recipes import documents_of, make_inputs, make_recipe
 pytestmark = pytest.mark.usefixtures("own_steps", "cluster")
 STEPS = [{"length": {"min_characters": 12}}, "sort", "shout"]  # a stage of each kind
 TASKS = 2
-
-
-@pytest.fixture
-def cluster(slurm, monkeypatch):
-    """The cluster as this process's own, with the tests' steps importable in jobs; no job is left behind."""
-    for name, value in slurm.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    yield slurm
-    slurm.clear()
 
 
 @pytest.fixture

@@ -23,3 +23,15 @@ def write_dataset(tmp_path: Path) -> WriteDataset:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes at which the small inputs make several chunks, runs, batches and buckets (in this process only)."""
+    monkeypatch.setattr("megalm.dataset.plan.SMALLEST_CHUNK", 4096)
+    monkeypatch.setattr("megalm.dataset.plan.LARGEST_CHUNK", 4096)
+    monkeypatch.setattr("megalm.dataset.chunks.RUN_TOKENS", 500)
+    monkeypatch.setattr("megalm.dataset.chunks.BATCH_CHARACTERS", 700)
+    monkeypatch.setattr("megalm.dataset.shuffle.BUCKET_BYTES", 3000)
+    monkeypatch.setattr("megalm.dataset.shuffle.ROWS_BYTES", 0)
+    monkeypatch.setattr("megalm.dataset.shuffle.LEAST_ROWS", 3)

@@ -21,6 +21,7 @@ from megalm.tokenizer import load_tokenizer, train_bpe
 from tests.kills import killed
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("small_pieces")
 SPLITS = ("train", "valid", "test")
 
 
@@ -42,18 +43,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts[2::3]).encode()
     (folder / "c.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which the small inputs make several chunks, runs, batches and buckets (in this process only)."""
-    monkeypatch.setattr("megalm.dataset.plan.SMALLEST_CHUNK", 4096)
-    monkeypatch.setattr("megalm.dataset.plan.LARGEST_CHUNK", 4096)
-    monkeypatch.setattr("megalm.dataset.chunks.RUN_TOKENS", 500)
-    monkeypatch.setattr("megalm.dataset.chunks.BATCH_CHARACTERS", 700)
-    monkeypatch.setattr("megalm.dataset.shuffle.BUCKET_BYTES", 3000)
-    monkeypatch.setattr("megalm.dataset.shuffle.ROWS_BYTES", 0)
-    monkeypatch.setattr("megalm.dataset.shuffle.LEAST_ROWS", 3)
 
 
 def files_of(prefix: Path) -> dict[str, bytes]:

@@ -15,6 +15,7 @@ from megalm.tokenizer import load_tokenizer, train_bpe
 from megalm.tokenizer.documents import expand_inputs, read_documents
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("small_pieces")
 FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 
 
@@ -33,15 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "in" / "a.jsonl").write_text("\n".join(lines[::2]) + "\n", "utf-8")
     (folder / "in" / "b.jsonl.gz").write_bytes(gzip.compress(("\n\n".join(lines[1::2])).encode()))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megalm.dataset.plan.SMALLEST_CHUNK", 4096)
-    monkeypatch.setattr("megalm.dataset.plan.LARGEST_CHUNK", 4096)
-    monkeypatch.setattr("megalm.dataset.chunks.RUN_TOKENS", 900)
-    monkeypatch.setattr("megalm.dataset.chunks.BATCH_CHARACTERS", 700)
-    monkeypatch.setattr("megalm.dataset.shuffle.BUCKET_BYTES", 3000)
 
 
 def build(folder: Path, out: Path, extras: Extras, **settings) -> dict:

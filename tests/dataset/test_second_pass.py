@@ -40,16 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks, runs, buckets and pieces of several buckets, rows read a few at a time."""
-    monkeypatch.setattr("megalm.dataset.plan.SMALLEST_CHUNK", 4096)
-    monkeypatch.setattr("megalm.dataset.plan.LARGEST_CHUNK", 4096)
-    monkeypatch.setattr("megalm.dataset.chunks.RUN_TOKENS", 300)
-    monkeypatch.setattr("megalm.dataset.chunks.BATCH_CHARACTERS", 500)
+def pieces_of_several_buckets(small_pieces: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megalm.dataset.shuffle.BUCKET_BYTES", 700)
     monkeypatch.setattr("megalm.dataset.shuffle.MOST_PIECES", 12)
-    monkeypatch.setattr("megalm.dataset.shuffle.ROWS_BYTES", 0)
-    monkeypatch.setattr("megalm.dataset.shuffle.LEAST_ROWS", 2)
 
 
 def write_as_one_stream(folder: Path, prefix: Path, splits: str, seed: int) -> None:

@@ -1,8 +1,6 @@
 """A build of token files on a real SLURM cluster: the bytes of a local build, also after a failed task."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +9,6 @@ from megalm import cli
 from megalm.dataset import build_dataset
 from megalm.tokenizer import train_bpe
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
-
-
-@pytest.fixture
-def cluster(slurm, monkeypatch):
-    """The cluster as this process's own; no job is left behind."""
-    for name, value in slurm.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    yield slurm
-    slurm.clear()
 
 
 @pytest.fixture

@@ -137,25 +137,8 @@ def test_llama_with_heads_wider_than_hidden_size_over_heads_equals_hugging_face(
 @in_world(1)
 def test_qwen3_equals_hugging_face() -> None:
     """Queries and keys of each head are normalized before they are turned."""
-    config = config_of("llama-tiny", {"qk_layernorm": True, "kv_channels": 24})
-    fields = config.model
-    hf = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=fields.hidden_size,
-            intermediate_size=fields.ffn_size,
-            num_hidden_layers=fields.num_layers,
-            num_attention_heads=fields.num_attention_heads,
-            num_key_value_heads=fields.query_groups,
-            head_dim=fields.head_dim,
-            max_position_embeddings=LENGTH,
-            rms_norm_eps=fields.layernorm_epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": fields.rope_theta},
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
-    )
-    assert_same_model(hf, config, from_llama)
+    model = {"qk_layernorm": True, "kv_channels": 24}
+    check_llama(model, {"rope_type": "default", "rope_theta": 10000.0}, Qwen3ForCausalLM, Qwen3Config)
 
 
 @pytest.mark.parametrize("top_k", [2, 3])
@@ -183,11 +166,13 @@ def test_mixtral_equals_hugging_face(top_k: int) -> None:
     assert_same_model(hf, config, from_mixtral)
 
 
-def check_llama(model: dict, rope: dict) -> None:
+def check_llama(
+    model: dict, rope: dict, hf_class: type = LlamaForCausalLM, hf_config: type = LlamaConfig
+) -> None:
     config = config_of("llama-tiny", model)
     fields = config.model
-    hf = LlamaForCausalLM(
-        LlamaConfig(
+    hf = hf_class(
+        hf_config(
             vocab_size=VOCABULARY,
             hidden_size=fields.hidden_size,
             intermediate_size=fields.ffn_size,

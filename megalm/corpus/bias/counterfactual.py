@@ -1,14 +1,13 @@
 """The step `counterfactual`: documents with gendered words and names exchanged, in place of the original or beside it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from datatrove.data import Document
 from pydantic import Field
 
 from megalm.corpus.bias.balance import chance
-from megalm.corpus.bias.representation import TermsSettings
+from megalm.corpus.bias.representation import TermsSettings, TermsStep
 from megalm.corpus.bias.swap import Swap
 from megalm.corpus.bias.terms import load_terms
 from megalm.corpus.step import Transform
@@ -17,7 +16,7 @@ COUNTERFACTUAL_OF = "counterfactual_of"
 """Metadata key: the id of the document of which this one is the counterfactual."""
 
 
-class Counterfactual(Transform):
+class Counterfactual(TermsStep, Transform):
     """Exchanges what `swap` names in a share of the documents, picked by the hash of their id.
 
     With `mode: add` the copy follows the original under the id ID/counterfactual. Documents without such a word, and those in
@@ -39,14 +38,6 @@ class Counterfactual(Transform):
         rate: float = Field(1.0, ge=0, le=1, description="Share of the documents.")
 
     settings: Settings
-
-    def files(self) -> list[Path]:
-        """The user's term lists."""
-        return [self.settings.terms] if self.settings.terms else []
-
-    def verify(self) -> None:
-        """The term lists must be lists."""
-        type(self)(self.settings).start()
 
     def start(self) -> None:
         """Read the lists, once a process."""

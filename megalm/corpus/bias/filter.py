@@ -1,13 +1,12 @@
 """The step `representation_filter`: removes documents of which too great a share are terms of a kind, such as slurs."""
 
 from collections import Counter
-from pathlib import Path
 
 from datatrove.data import Document
 from pydantic import Field
 
 from megalm.config.suggest import nearest
-from megalm.corpus.bias.representation import TermsSettings
+from megalm.corpus.bias.representation import TermsSettings, TermsStep
 from megalm.corpus.bias.scan import scan
 from megalm.corpus.bias.terms import DEROGATORY, Terms, axis_of, load_terms
 from megalm.corpus.step import Filter
@@ -15,7 +14,7 @@ from megalm.corpus.words import split
 from megalm.errors import UserError
 
 
-class RepresentationFilter(Filter):
+class RepresentationFilter(TermsStep, Filter):
     """Keeps documents in which the terms of each label make up no greater share of the words than is allowed.
 
     Reasons name the first label over its limit: representation_filter.derogatory. Documents in another language than the
@@ -35,14 +34,6 @@ class RepresentationFilter(Filter):
         )
 
     settings: Settings
-
-    def files(self) -> list[Path]:
-        """The user's term lists."""
-        return [self.settings.terms] if self.settings.terms else []
-
-    def verify(self) -> None:
-        """The term lists must be lists, and have the labels."""
-        type(self)(self.settings).start()
 
     def start(self) -> None:
         """Read the lists, once a process."""

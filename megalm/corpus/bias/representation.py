@@ -9,7 +9,7 @@ from pydantic import Field
 from megalm.config.section import Section
 from megalm.corpus.bias.scan import scan
 from megalm.corpus.bias.terms import axis_of, load_terms
-from megalm.corpus.step import Filter
+from megalm.corpus.step import Filter, Step
 from megalm.corpus.words import split
 
 MENTIONS, DOCUMENTS, SENTENCES = "mentions", "documents", "sentences"
@@ -26,7 +26,21 @@ class TermsSettings(Section):
     )
 
 
-class Representation(Filter):
+class TermsStep(Step):
+    """A step with these options, whose `start` reads the lists and checks what else names their labels."""
+
+    settings: TermsSettings
+
+    def files(self) -> list[Path]:
+        """The user's term lists."""
+        return [self.settings.terms] if self.settings.terms else []
+
+    def verify(self) -> None:
+        """What `start` cannot read is told before anything is built."""
+        type(self)(self.settings).start()
+
+
+class Representation(TermsStep, Filter):
     """Keeps every document and counts the terms of groups, occupations, attributes and slurs in it.
 
     A group and a word are together where one sentence holds both. The tables of the tally hold sums: `mentions`; `documents`,
@@ -38,14 +52,6 @@ class Representation(Filter):
     needs_text = True
     Settings = TermsSettings
     settings: TermsSettings
-
-    def files(self) -> list[Path]:
-        """The user's term lists."""
-        return [self.settings.terms] if self.settings.terms else []
-
-    def verify(self) -> None:
-        """The term lists must be lists."""
-        type(self)(self.settings).start()
 
     def start(self) -> None:
         """Read the lists, once a process."""
