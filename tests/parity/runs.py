@@ -1,4 +1,4 @@
-"""Five steps of a tiny model under any layout, put together in full, and the comparison of two such runs."""
+"""Ten steps of a tiny model under any layout, put together in full, and the comparison of two such runs."""
 
 import functools
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from tests.tiny import (
     to_microbatches,
 )
 
-STEPS = 5
+STEPS = 10
 BETA1 = 0.9
 # Batches of a step, and what is minimised.
 TASKS = {"pretrain": (tiny_batch, NextTokenLoss()), "mlm": (tiny_pairs, MaskedLanguageLoss())}
@@ -44,7 +44,7 @@ class Run:
 def train(
     preset: str, overrides: tuple[str, ...], resets: bool, micro_batch_size: int
 ) -> tuple[list[tuple], list[Piece], list[Piece]]:
-    """Five steps on this rank: metrics, the first step's gradients as they reached Adam, the final weights."""
+    """Ten steps on this rank: metrics, the first step's gradients as they reached Adam, the final weights."""
     config = tiny_config(
         preset,
         "model.num_layers=4",
@@ -122,7 +122,7 @@ FP32 = Bounds(metrics=1e-6, gradients=5e-6, weights=5e-5)
 
 
 def assert_same_run(found: Run, expected: Run, bounds: Bounds) -> None:
-    """All losses and norms, the first step's gradients and the final weights are the same."""
+    """All ten losses and norms, the first step's gradients and the final weights are the same."""
     assert min(expected.norms) > CLIP
     assert len(expected.losses) == STEPS
     assert found.weights_counted == expected.weights_counted

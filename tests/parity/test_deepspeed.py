@@ -1,4 +1,4 @@
-"""Engine deepspeed trains like engine megatron in one process: gradients, losses, norms and weights of five steps."""
+"""Engine deepspeed trains like engine megatron in one process: gradients, losses, norms and weights of ten steps."""
 
 import pytest
 

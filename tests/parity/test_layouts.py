@@ -1,4 +1,4 @@
-"""Every layout trains like one process: gradients, losses, gradient norms and weights of five steps."""
+"""Every layout trains like one process: gradients, losses, gradient norms and weights of ten steps."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Adapters train alike under every layout: losses, norms, gradients and weights of five steps against one process."""
+"""Adapters train alike under every layout: losses, norms, gradients and weights of ten steps against one process."""
 
 from dataclasses import replace
 
