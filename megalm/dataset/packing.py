@@ -75,8 +75,15 @@ def pack_documents(lengths_D: Int64, capacity: int, long_documents: LongDocument
 def one_a_pack(packs: Packs) -> Packs:
     """Return the same pieces, each in a pack of its own, in the order of the documents."""
     order = np.lexsort((packs.first_P, packs.document_P))
-    columns = (column[order] for column in (packs.document_P, packs.first_P, packs.labels_P))
-    return Packs(*columns, np.arange(len(order) + 1), packs.capacity, packs.dropped)
+    borders = np.arange(len(order) + 1)
+    return Packs(
+        packs.document_P[order],
+        packs.first_P[order],
+        packs.labels_P[order],
+        borders,
+        packs.capacity,
+        packs.dropped,
+    )
 
 
 def first_fit_decreasing(sizes_P: Int64, capacity: int) -> tuple[Int64, int]:

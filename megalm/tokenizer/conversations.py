@@ -244,8 +244,9 @@ def _text(content: Any, what: str) -> str:
         return ""
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
     if not isinstance(content, str):
         raise BadRecord("not_text", f"{what} holds a {type(content).__name__} that is no text")
     return content

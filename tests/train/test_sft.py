@@ -70,6 +70,7 @@ def sft_config(folder: Path, run: str, *overrides: str, prefix: str = "chats_tra
         "data.valid=[]",
         f"batch={{seq_length: {LENGTH}, micro_batch_size: 1, global_batch_size: {packs}}}",
         "train.steps=1",
+        "optimizer.warmup_steps=0",
         *overrides,
     )
 
