@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quickstart_text import modules
 
-LONGEST_ANSWER = 300  # characters
+SHORTEST_ANSWER, LONGEST_ANSWER = 20, 300  # characters
 
 
 def main() -> None:
@@ -35,13 +35,10 @@ def questions(module: str, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
             continue
         kind = "class" if isinstance(node, ast.ClassDef) else "function"
         answer = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-        if answer and len(answer) <= LONGEST_ANSWER and not node.name.startswith("_"):
-            name = f"{module}.{node.name}"
-            yield (
-                name,
-                f"What does the {kind} {name} do?" if kind == "function" else f"What is the class {name}?",
-                answer,
-            )
+        name = f"{module}.{node.name}"
+        public = not any(part.startswith("_") for part in name.split("."))
+        if public and SHORTEST_ANSWER <= len(answer) <= LONGEST_ANSWER:
+            yield name, f"What is the {kind} {name} for?", answer
 
 
 if __name__ == "__main__":
