@@ -86,7 +86,7 @@ def make_data(data: Path, work: Path, most_bytes: int) -> None:
             [work / "books.jsonl", work / "words.jsonl"], 4096, work / "tokenizer", special_tokens=special
         )
     build_dataset([work / "books.jsonl"], work / "tokenizer", work / "books", splits="1")
-    chat = ChatSettings.of(work / "tokenizer", "chatml", max_length=LENGTH)
+    chat = ChatSettings.of(work / "tokenizer", "chatml", max_length=LENGTH, max_rejected=0.5)
     built = build_dataset(
         instructions, work / "tokenizer", work / "chats", splits="9,1", extras=Extras(chat=chat)
     )
