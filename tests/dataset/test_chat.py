@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 from megalm.cli import app
 from megalm.dataset import IndexedDataset, merge, verify
 from megalm.dataset import build as building
+from megalm.dataset.chat import without_oldest
 from megalm.dataset.plan import Plan
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 from megalm.tasks import run_tasks
 from megalm.tokenizer.chat import BUNDLED
+from megalm.tokenizer.conversations import Conversation
 from tests.chats import build_chats, make_chats, make_tokenizer, write_chats
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -193,6 +195,16 @@ def test_a_sample_that_is_cut_keeps_its_beginning_unless_no_answer_is_in_it(toke
     assert built["train"]["conversations"]["left_out"] == {"too_long": 1}
     ids, mask = samples(tmp_path / "whole_train")["0"]
     assert samples(tmp_path / "cut_train") == {"0": (ids[:30], mask[:30])}
+
+
+def test_the_oldest_exchange_is_left_out_with_its_tools_and_the_systems_text_stays():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    system = {"role": "system", "content": "s"}
+    found = {"role": "tool", "content": "t"}
+    whole = Conversation([system, TURNS[0], call, found, TURNS[1], *TURNS], [{"name": "f"}])
+    shorter = without_oldest(whole)
+    assert shorter == Conversation([system, *TURNS], [{"name": "f"}])
+    assert without_oldest(shorter) is None
 
 
 def test_the_command_says_what_was_left_out_and_refuses_options_without_chat(tokenizer, tmp_path):
