@@ -39,6 +39,15 @@ def main() -> None:
 
 def documents(library: Path) -> Iterator[dict]:
     """Yield two documents for each module, its docstrings and its source, in the order of their names."""
+    for module, source, tree in modules(library):
+        for kind, text in (("docstrings", docstrings(module, tree)), ("source", source)):
+            if text.strip():
+                metadata = {"module": module, "kind": kind, "license": LICENSE}
+                yield {"id": f"{module}:{kind}", "text": text, "metadata": metadata}
+
+
+def modules(library: Path) -> Iterator[tuple[str, str, ast.Module]]:
+    """Yield name, source and syntax tree of each module, in the order of their names."""
     for path in sorted(library.rglob("*.py")):
         relative = path.relative_to(library)
         if SKIPPED_FOLDERS.intersection(relative.parts) or path.name in SKIPPED_FILES:
@@ -50,11 +59,7 @@ def documents(library: Path) -> Iterator[dict]:
             tree = ast.parse(source)
         except (SyntaxError, UnicodeDecodeError):
             continue
-        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
-        for kind, text in (("docstrings", docstrings(module, tree)), ("source", source)):
-            if text.strip():
-                metadata = {"module": module, "kind": kind, "license": LICENSE}
-                yield {"id": f"{module}:{kind}", "text": text, "metadata": metadata}
+        yield ".".join(relative.with_suffix("").parts).removesuffix(".__init__"), source, tree
 
 
 def docstrings(module: str, tree: ast.Module) -> str:

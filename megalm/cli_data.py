@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from megalm.cli_chat_data import ChatTemplateOption, chat_settings, tell_left_out
 from megalm.cli_options import (
     AsJson,
     Inputs,
@@ -61,6 +62,43 @@ def build(
     prompt_key: Annotated[
         str | None, typer.Option(help="Key of a text that comes first and does not count in the loss.")
     ] = None,
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            help="The inputs are conversations: messages, sharegpt, alpaca, prompt, or auto (by the keys of each record)."
+        ),
+    ] = None,
+    chat_template: ChatTemplateOption = None,
+    messages_key: Annotated[
+        str | None, typer.Option(help="--chat: key of the list of messages, if it has another name.")
+    ] = None,
+    answer_key: Annotated[
+        str | None, typer.Option(help="--chat: key of the answer to --prompt-key, if it has another name.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="--chat: the system's message of conversations without one.")
+    ] = None,
+    train_on: Annotated[
+        str | None,
+        typer.Option(
+            help="--chat: what counts in the loss: assistant (default), last (its last turn) or all."
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="--chat: most tokens of a sample, the run's batch.seq_length.")
+    ] = None,
+    too_long: Annotated[
+        str | None,
+        typer.Option(
+            help="--chat: a longer sample is left out (drop, default), loses its end (cut) or its oldest exchanges (oldest)."
+        ),
+    ] = None,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(
+            help="--chat: refuse if a larger share of the records is bad (default 0.1); 0 is strict."
+        ),
+    ] = None,
     fim_rate: Annotated[
         float, typer.Option(help="Share of the documents rearranged for filling in the middle.")
     ] = 0.0,
@@ -72,6 +110,17 @@ def build(
     from megalm.dataset import Extras, build_dataset
 
     where = _executor(executor, workers, tasks, settings)
+    options = {
+        "messages_key": messages_key,
+        "prompt_key": prompt_key if chat else None,
+        "answer_key": answer_key,
+        "system": system,
+        "train_on": train_on,
+        "max_length": max_length,
+        "too_long": too_long,
+        "max_rejected": max_rejected,
+    }
+    settings_of_chat = chat_settings(chat, tokenizer, chat_template, options)
     records = build_dataset(
         inputs,
         tokenizer,
@@ -84,12 +133,15 @@ def build(
         sample_by=sample_by,  # type: ignore[arg-type]  # checked by build_dataset
         overwrite=overwrite,
         progress=sys.stderr.isatty(),
-        extras=Extras(origins, id_key, prompt_key, fim_rate, fim_spm_rate),
+        extras=Extras(
+            origins, id_key, None if chat else prompt_key, fim_rate, fim_spm_rate, settings_of_chat
+        ),
         executor=where,
         tasks=tasks,
     )
     if records:
         _print_parts(as_json, output_prefix, records)
+        tell_left_out(output_prefix, records)
         return
     jobs = json.loads((output_prefix.with_name(f"{output_prefix.name}.build") / "slurm.json").read_text())
     line = f"submitted as SLURM jobs {', '.join(jobs)}; the same command prints the result when they are done"

@@ -38,6 +38,7 @@ def check(config: Config) -> None:
     """Raise UserError if the model, the batch or the layout cannot work on any number of processes."""
     _check_model(config)
     _check_data(config)
+    _check_sft(config)
     _check_architecture(config)
     _check_lora(config)
     check_deepspeed(config)
@@ -81,6 +82,15 @@ def _check_lora(config: Config) -> None:
         raise UserError(
             f"lora.rank {config.lora.rank}: adapters do not go with precision.fp8 `{config.precision.fp8}`; set it to none"
         )
+
+
+def _check_sft(config: Config) -> None:
+    if config.task == "sft" and config.data.packing == "cut":
+        raise UserError(
+            "data.packing `cut` would part answers from their questions: task `sft` takes `drop` (default) or `truncate`"
+        )
+    if config.task != "sft" and not config.sft.packing:
+        raise UserError(f"sft.packing is for task `sft`, this is `{config.task}`: leave it out")
 
 
 def _check_data(config: Config) -> None:

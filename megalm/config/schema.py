@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
 from megalm.config.section import Section
+from megalm.config.sft import SftConfig
 
 
 class RunConfig(Section):
@@ -66,7 +67,7 @@ class DataConfig(Section):
         None,
         description="Pack whole documents into samples (first-fit decreasing), attention within each, in place of windows "
         "of running text; a document longer than batch.seq_length is `cut` into several, loses its end (`truncate`) or is "
-        "left out (`drop`).",
+        "left out (`drop`, the default of task `sft`).",
     )
     verify: bool = Field(
         False,
@@ -300,8 +301,10 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain", "mlm"] = Field(
-        "pretrain", description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT)."
+    task: Literal["pretrain", "mlm", "sft"] = Field(
+        "pretrain",
+        description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `sft` the assistant's answers "
+        "(data of `megalm dataset build --chat`).",
     )
     engine: Literal["megatron", "deepspeed"] = Field(
         "megatron",
@@ -312,6 +315,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     mlm: MlmConfig = Field(default_factory=MlmConfig)
+    sft: SftConfig = Field(default_factory=SftConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     offload: OffloadConfig = Field(default_factory=OffloadConfig)
@@ -320,3 +324,9 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
+
+    @model_validator(mode="after")
+    def _keep_conversations_whole(self) -> "Config":
+        if self.task == "sft" and self.model.architecture == "gpt" and self.data.packing is None:
+            self.data.packing = "drop"
+        return self

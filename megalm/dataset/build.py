@@ -60,7 +60,8 @@ def build_dataset(
     .gz or .zst, or directories of them. `splits` are the shares of train, valid and test; which one a
     document is in depends on its text alone. The order within a split depends on `seed` and the documents'
     places in the inputs. Each split that is not empty is a .bin, an .idx and a .json that records how it was
-    made; empty texts are left out. `extras` adds origins, names, prompts or fill-in-the-middle (see `Extras`).
+    made; empty texts are left out. `extras` adds origins, names, prompts or fill-in-the-middle, or says that the inputs are
+    conversations (see `Extras`), of which PREFIX.left_out names those that are not in the result, and why.
 
     With `executor` the build is dealt out to so many `tasks` (by default one for each 4 to 512 MiB of input, 1,000 at most) on
     datatrove's local, SLURM or Ray executor, whose logs lie in PREFIX.logs; its own `workers` counts then.
@@ -111,7 +112,7 @@ def _recipe(
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
         eod_id=tokenizer.eod_id,
-        append_eod=append_eod,
+        append_eod=append_eod and not extras.chat,  # how a conversation ends is the template's to say
         text_key=text_key,
         sample_by=sample_by,
         splits=splits,

@@ -71,7 +71,7 @@ class Copier:
 def shared_record(sidecars: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what a copy's sidecar says as those of its sources do, the first of them where only some have it."""
     found = {name: sidecars[0].get(name) for name in SHARED}
-    for name in ("prompt_key", "fim_tokens"):
+    for name in ("prompt_key", "fim_tokens", "chat"):
         values = [sidecar[name] for sidecar in sidecars if name in sidecar]
         found |= {name: values[0]} if values else {}
     return found

@@ -49,8 +49,21 @@ def merge(prefixes: Sequence[str | Path], output: str | Path, overwrite: bool = 
     return record
 
 
+def _check_templates(parts: Sequence[IndexedDataset]) -> None:
+    """Refuse to mix conversations that were written in different ways."""
+    found = {
+        part.sidecar["chat"]["template_hash"]: part
+        for part in parts
+        if part.sidecar and "chat" in part.sidecar
+    }
+    if len(found) > 1:
+        names = " and ".join(str(part.prefix) for part in found.values())
+        raise UserError(f"{names} were made with different chat templates; build them with one")
+
+
 def _check_alike(parts: Sequence[IndexedDataset]) -> None:
     first = parts[0]
+    _check_templates(parts)
     for part in parts[1:]:
         if part.dtype != first.dtype:
             raise UserError(

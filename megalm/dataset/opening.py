@@ -27,7 +27,10 @@ def open_text(
     data, seq_length, seed = config.data, config.batch.seq_length, config.run.seed
     vocab_size = config.model.vocab_size
     if data.packing is not None:
-        return PackStream(blend_of(sources), seq_length, seed, data.packing, tokenizer_hash, vocab_size)
+        alone = not config.sft.packing
+        return PackStream(
+            blend_of(sources), seq_length, seed, data.packing, tokenizer_hash, vocab_size, alone
+        )
     return TokenStream(
         blend_of(sources), seq_length, seed, data.reset_at_document_end, tokenizer_hash, vocab_size
     )

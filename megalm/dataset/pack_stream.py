@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from megalm.dataset.blend import Blend, Source
 from megalm.dataset.indexed import IndexedDataset
-from megalm.dataset.packing import LongDocuments, Packs, pack_documents
+from megalm.dataset.packing import LongDocuments, Packs, one_a_pack, pack_documents
 from megalm.dataset.stream import Batch, Piece, check_ids
 from megalm.errors import UserError
 
@@ -28,9 +28,10 @@ class PackStream(Blend):
         long_documents: LongDocuments = "cut",
         expected_tokenizer_hash: str | None = None,
         vocab_size: int | None = None,
+        one_document: bool = False,
     ) -> None:
         """Open `sources` (see `Blend`) and pack them into samples of `seq_length` labels; `long_documents` says what becomes
-        of those with more. A budget of tokens counts padding. UserError as for `TokenStream`, and for a source that fills
+        of those with more. With `one_document` each sample holds one alone. A budget of tokens counts padding. UserError as for `TokenStream`, and for a source that fills
         no sample.
         """
         if seq_length < 1:
@@ -38,7 +39,8 @@ class PackStream(Blend):
         super().__init__(sources, seed, expected_tokenizer_hash)
         self.seq_length = seq_length
         self.vocab_size = vocab_size
-        self.packs = [packs_of(dataset, seq_length, long_documents) for dataset in self.datasets]
+        found = (packs_of(dataset, seq_length, long_documents) for dataset in self.datasets)
+        self.packs = [one_a_pack(packs) if one_document else packs for packs in found]
         self.share_out([share for _, share in sources], [packs.count for packs in self.packs], seq_length)
 
     def describe(self) -> list[str]:

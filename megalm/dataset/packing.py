@@ -72,6 +72,20 @@ def pack_documents(lengths_D: Int64, capacity: int, long_documents: LongDocument
     return Packs(document_P[order], first_P[order], labels_P[order], borders, capacity, dropped)
 
 
+def one_a_pack(packs: Packs) -> Packs:
+    """Return the same pieces, each in a pack of its own, in the order of the documents."""
+    order = np.lexsort((packs.first_P, packs.document_P))
+    borders = np.arange(len(order) + 1)
+    return Packs(
+        packs.document_P[order],
+        packs.first_P[order],
+        packs.labels_P[order],
+        borders,
+        packs.capacity,
+        packs.dropped,
+    )
+
+
 def first_fit_decreasing(sizes_P: Int64, capacity: int) -> tuple[Int64, int]:
     """Return the bin of each item, and the number of bins.
 

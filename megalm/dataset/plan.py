@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megalm import atomic
+from megalm.dataset.chat import settings_from
 from megalm.dataset.chunks import Chunk
 from megalm.dataset.fim import FimTokens
 from megalm.dataset.recipe import Extras, Recipe
@@ -51,7 +52,8 @@ class Plan:
         step = _chunk_size(sum(file.size for file in files))
         chunks = []
         for number, file in enumerate(files):
-            starts = range(0, file.size, step) if splits_by_line(Path(file.path), recipe.sample_by) else [0]
+            by_line = splits_by_line(Path(file.path), recipe.sample_by) and not recipe.extras.chat
+            starts = range(0, file.size, step) if by_line else [0]
             for start in starts:
                 stop = start + step if start + step < file.size and len(starts) > 1 else None
                 size = (file.size if stop is None else stop) - start
@@ -68,7 +70,8 @@ class Plan:
         """Return the plan of the build in `folder`."""
         found = json.loads(_plan_path(folder).read_text(encoding="utf-8"))
         recipe = found["recipe"]
-        recipe["extras"] = Extras(**recipe["extras"])
+        extras = recipe["extras"]
+        recipe["extras"] = Extras(**{**extras, "chat": settings_from(extras["chat"])})
         recipe["fim_tokens"] = FimTokens(**recipe["fim_tokens"]) if recipe["fim_tokens"] else None
         files = [InputFile(**file) for file in found["files"]]
         return cls(Recipe(**recipe), files, [Chunk(**chunk) for chunk in found["chunks"]])

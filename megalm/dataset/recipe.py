@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from megalm.dataset.chat import ChatSettings
 from megalm.dataset.fim import FimTokens
 from megalm.errors import UserError
 from megalm.tokenizer.documents import SampleBy
@@ -14,7 +15,8 @@ class Extras:
 
     origins: record where each document came from. id_key: and its name, which a JSON line has under this key. prompt_key:
     a text under this key goes before the document's own and does not count in the loss. fim_rate: share of the documents
-    that are rearranged for filling in the middle; fim_spm_rate: of these, the share with the suffix first.
+    that are rearranged for filling in the middle; fim_spm_rate: of these, the share with the suffix first. chat: the inputs are
+    conversations, written by a chat template, of which only what the assistant says counts.
     """
 
     origins: bool = False
@@ -22,6 +24,7 @@ class Extras:
     prompt_key: str | None = None
     fim_rate: float = 0.0
     fim_spm_rate: float = 0.5
+    chat: ChatSettings | None = None
 
     def __post_init__(self) -> None:
         for name in ("fim_rate", "fim_spm_rate"):
@@ -36,6 +39,15 @@ class Extras:
                 f"fim_rate {self.fim_rate} and prompt_key '{self.prompt_key}' do not go together: texts that answer a prompt "
                 "are not rearranged; leave one of them out"
             )
+        if self.chat and (self.fim_rate or self.prompt_key):
+            raise UserError(
+                "conversations have prompts of their own and are not rearranged; leave prompt_key and fim_rate out"
+            )
+
+    @property
+    def masked(self) -> bool:
+        """Whether some tokens do not count in the loss."""
+        return self.prompt_key is not None or self.chat is not None
 
     @property
     def traced(self) -> bool:
@@ -44,8 +56,9 @@ class Extras:
 
     def to_json(self) -> dict[str, Any]:
         """Return what differs from a plain build."""
+        found = asdict(self)
         return {
-            field.name: getattr(self, field.name)
+            field.name: found[field.name]
             for field in fields(self)
             if getattr(self, field.name) != field.default
         }

@@ -103,7 +103,7 @@ class Arrangement:
         """Return the files of each split that is not empty, by its number."""
         extras = plan.recipe.extras
         inputs = [file.path for file in plan.files] if extras.traced else None
-        dtype, masked = token_dtype(plan.recipe.vocab_size), extras.prompt_key is not None
+        dtype, masked = token_dtype(plan.recipe.vocab_size), extras.masked
         return {
             split: Layout(out_folder(folder) / SPLITS[split], dtype, size, masked, inputs)
             for split, size in enumerate(self.splits)

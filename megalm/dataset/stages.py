@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megalm import atomic
+from megalm.dataset.chat_notes import check_conversations, conversations_record
 from megalm.dataset.chunks import chunk_marker, tokenize_chunk
 from megalm.dataset.placing import Layout
 from megalm.dataset.plan import InputFile, Plan
@@ -59,6 +60,8 @@ def begin_second_pass(plan: Plan, folder: Path) -> None:
     """Make the files that the pieces are written to, once all chunks are there; UserError where an input has changed."""
     plan.check_unchanged()
     _check_done(first_pass(plan, folder))
+    if plan.recipe.extras.chat:
+        check_conversations(plan, folder)
     arrange(plan, folder)
 
 
@@ -82,11 +85,14 @@ def finish(plan: Plan, folder: Path, prefix: Path) -> dict[str, Record]:
         for file in plan.files
     ]
     records = {}
+    conversations = conversations_record(plan, folder) if plan.recipe.extras.chat else None
     for split, layout in arrangement.layouts(plan, folder).items():
         if layout.masked:
             numbers = (n for n, piece in enumerate(arrangement.pieces) if piece.split == split)
             layout.write_edges(edge for number in numbers for edge in read_edges(folder, number))
         records[SPLITS[split]] = _record(plan.recipe, SPLITS[split], layout, inputs)
+        if conversations is not None:
+            records[SPLITS[split]]["conversations"] = conversations
         write_sidecar(layout.prefix, records[SPLITS[split]])
     # A build that is killed from here on begins its second pass again: its files are no longer in one place.
     arrangement_path(folder).unlink()

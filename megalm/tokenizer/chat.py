@@ -1,5 +1,7 @@
 """Chat templates: messages to token ids and a loss mask, in Hugging Face's convention."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +49,9 @@ class ChatTemplate:
                 f"{name} has the templates {', '.join(sources) or 'none'} but no default one; name one default"
             )
         self.name = name
-        self._variables = dict(variables)
+        self.sources = sources
+        """The templates by their names."""
+        self.variables = dict(variables)
         self._tokenizer = tokenizer
         self._specials = SpecialEncoder(tokenizer)
         self._environment = TemplateEnvironment()
@@ -108,7 +112,7 @@ class ChatTemplate:
         template, _ = self._chosen(given["tools"])
         read = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return render(template, {**self._variables, **given, **read})
+            return render(template, {**self.variables, **given, **read})
         except RecursionError as error:
             raise UserError(
                 f"chat template {self.name} calls itself without end; correct the template"
@@ -166,6 +170,23 @@ def load_chat_template(
     settings = _read_config(Path(config) if config else path)
     found, file = _find_source(path, settings)
     return ChatTemplate(found, tokenizer, _token_variables(settings, tokenizer), str(file))
+
+
+def template_hash(sources: Mapping[str, str]) -> str:
+    """Return a hash of a template, or of several by name, by which two are told apart."""
+    return hashlib.sha256(json.dumps(dict(sources), sort_keys=True).encode()).hexdigest()
+
+
+def stored_template(path: str | Path) -> dict[str, str] | None:
+    """Return the chat templates, by name, that lie with the tokenizer `path`; None where there is none."""
+    path = Path(path)
+    settings = _read_config(path)
+    if not (path if path.is_dir() else path.parent).joinpath(TEMPLATE_NAME).is_file() and not settings.get(
+        "chat_template"
+    ):
+        return None
+    source, _ = _find_source(path, settings)
+    return {"default": source} if isinstance(source, str) else dict(source)
 
 
 def bundled_templates() -> list[str]:

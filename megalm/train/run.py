@@ -28,11 +28,13 @@ from megalm.model.names import check_names
 from megalm.parallel.layout import create_layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.load import load_tokenizer, tokenizer_files
+from megalm.train.base_model import check_base_tokenizer
 from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.data import TrainingData, ValidationData, open_stream
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
+from megalm.train.sft import carry_template
 from megalm.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def main(config: Config) -> dict[str, Any]:
     before, lineage = _recorded_lineage(directory), _lineage(config, tokenizer)
     notices = _compare_lineage(directory, before, lineage)
     if config.run.load and (config.lora.rank or not before):
-        find_checkpoint(config.run.load)
+        check_base_tokenizer(config, tokenizer)
     lineage["tokenizer"] = lineage["tokenizer"] or before.get("tokenizer")
 
     layout = create_layout(config.parallel, config.run.seed)
@@ -207,6 +209,8 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values["run.load"] = config.run.load
     else:
         values["lora.rank"] = 0
+    if config.task == "sft":
+        values |= {f"sft.{key}": value for key, value in config.sft.model_dump().items()}
     if config.task == "mlm":
         values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
     return values
@@ -262,6 +266,7 @@ def _prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
         dump_config(config, directory / "config.yaml")
         if config.tokenizer.path:
             _copy_tokenizer(Path(config.tokenizer.path), directory / "tokenizer")
+            carry_template(config, directory / "tokenizer")
         atomic.write_text(directory / "lineage.json", json.dumps(lineage, indent=1))
     dist.barrier()
 
@@ -302,7 +307,8 @@ def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
             f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
         )
     if not run.config.run.load:
-        return []
+        alone = run.config.task == "sft" and not has_checkpoint
+        return ["task sft without run.load: the model begins with random weights"] if alone else []
     base = find_checkpoint(run.config.run.load)
     if run.config.lora.rank:
         refuse_adapters(base)

@@ -13,6 +13,7 @@ from megalm.errors import UserError
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.mlm import mlm_loss, open_pairs
 from megalm.train.pretrain import NextTokenLoss, open_windows
+from megalm.train.sft import open_conversations
 
 
 class SampleStream(Protocol):
@@ -43,6 +44,7 @@ class Task:
 
 TASKS = {
     "pretrain": Task(("gpt",), open_windows, lambda config: NextTokenLoss()),
+    "sft": Task(("gpt",), open_conversations, lambda config: NextTokenLoss()),
     "mlm": Task(("bert",), open_pairs, mlm_loss),
 }
 

@@ -11,9 +11,9 @@ from pydantic import Field
 from megalm.corpus.sources.base import InputFile, Part, Source, read_lines, read_whole
 from megalm.corpus.sources.table import parse_lines
 from megalm.corpus.sources.text import cut_lines
+from megalm.tokenizer.conversations import BadRecord, parse_message
 
 _KEY = re.compile(r"\{(\w+)\}")
-_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class Chat(Source):
@@ -30,7 +30,8 @@ class Chat(Source):
     turn: str = Field("{role}: {content}\n", description="How a message is rendered.")
     roles: dict[str, str] = Field(
         {"system": "System", "user": "User", "assistant": "Assistant"},
-        description="What stands for a role; others keep their name. human and gpt count as user and assistant.",
+        description="What stands for a role; others keep their name. human and gpt count as user and assistant, as do the "
+        "other names that `megalm dataset build --chat` knows.",
     )
     template: str = Field(
         "Question: {question}\nAnswer: {answer}",
@@ -66,14 +67,14 @@ class Chat(Source):
         return _fill(self.template, value).strip() or None
 
     def _turn(self, message: Any) -> str | None:
-        if not isinstance(message, dict):
+        try:
+            parsed = parse_message(message)
+        except BadRecord:
             return None
-        role = message.get("role", message.get("from"))
-        content = message.get("content", message.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
+        if "tool_calls" in parsed:
             return None
-        role = _ROLES.get(role, role)
-        return _fill(self.turn, {"role": self.roles.get(role, role), "content": content})
+        role = parsed["role"]
+        return _fill(self.turn, {"role": self.roles.get(role, role), "content": parsed["content"]})
 
     def _values(self, part: Part, counters: Counter[str]) -> Iterator[tuple[int, Any]]:
         path = part.file.path
