@@ -82,7 +82,7 @@ def from_megatron_lm(
 def to_megatron_lm(
     source: str | Path,
     target: str | Path,
-    step: int | None = None,
+    step: int | str | None = None,
     ranks: tuple[int, int] | None = None,
     local: bool = False,
     compare: bool = True,
