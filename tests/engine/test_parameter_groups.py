@@ -66,7 +66,11 @@ def test_five_steps_equal_torchs_adamw_with_a_group_for_each_parameter() -> None
 @in_world(2)
 def test_layers_are_counted_over_the_whole_model(layout: tuple[str, ...]) -> None:
     config = tiny_config(
-        "llama-tiny", "model.tie_embeddings=true", "model.num_layers=4", "optimizer.layer_lr_decay=0.5", *layout
+        "llama-tiny",
+        "model.tie_embeddings=true",
+        "model.num_layers=4",
+        "optimizer.layer_lr_decay=0.5",
+        *layout,
     )
     engine = tiny_engine(config)
     fresh = tiny_engine(config).chunks
@@ -83,10 +87,16 @@ def test_layers_are_counted_over_the_whole_model(layout: tuple[str, ...]) -> Non
 
 @in_world(2)
 def test_a_pattern_that_fits_nothing_is_named_on_every_rank() -> None:
-    wrong = "optimizer.groups=[{name: a, match: [decoder.layers.0.*, decoder.layers.0.mlp.linear_fc3.weight]}]"
-    with pytest.raises(UserError, match="groups.0.match: .*linear_fc3.* fits no parameter: did you mean .*fc1"):
+    wrong = (
+        "optimizer.groups=[{name: a, match: [decoder.layers.0.*, decoder.layers.0.mlp.linear_fc3.weight]}]"
+    )
+    with pytest.raises(
+        UserError, match="groups.0.match: .*linear_fc3.* fits no parameter: did you mean .*fc1"
+    ):
         tiny_engine(tiny_config("llama-tiny", wrong, PP2))
-    with pytest.raises(UserError, match=r"train.freeze: 'decoder.layers.7.\*' fits no parameter.*layers.N.mlp"):
+    with pytest.raises(
+        UserError, match=r"train.freeze: 'decoder.layers.7.\*' fits no parameter.*layers.N.mlp"
+    ):
         tiny_engine(tiny_config("llama-tiny", "train.freeze=[decoder.layers.7.*]", PP2))
     with pytest.raises(UserError, match="leave nothing to train"):
         tiny_engine(tiny_config("llama-tiny", "train.freeze=['*']", PP2))

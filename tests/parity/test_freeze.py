@@ -19,7 +19,7 @@ DEEPSPEED = "engine=deepspeed"
 
 # The 4 layers lie on stages 0 1 2 3 (PP4), 0 0 1 1 (PP2), 0 1 0 1 (VP2).
 LAST = ("train.train_last_layers=1",)  # stages without anything to train
-FIRST = ("train.freeze=[decoder.layers.[1-3].*, decoder.final_layernorm.*]",)
+FIRST = ("train.freeze=['decoder.layers.[1-3].*', decoder.final_layernorm.*]",)
 BIASES = ("train.freeze=['*', '!*.bias']",)  # a linear layer's bias without its weight
 CLIP = 0.01  # norms of few weights are small
 FROZEN: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -61,7 +61,7 @@ def trained(found: Run) -> Run:
     [
         *(("last layer, tied", layout) for layout in LAYOUTS),
         *((frozen, "TP2+SP") for frozen in FROZEN if frozen != "last layer, tied"),
-        *((frozen, "PP2xVP2") for frozen in ("last layer", "BERT's last layer") if "BERT" not in frozen),
+        ("last layer", "PP2xVP2"),
         ("BERT's last layer", "PP2xDP2"),
         ("BERT's last layer", "recomputed"),
         ("experts' last layer", "PP2xDP2"),
