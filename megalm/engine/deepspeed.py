@@ -26,7 +26,7 @@ from megalm.engine.deepspeed_state import DeepSpeedShards, FlatState, Partitione
 from megalm.engine.gradients import replicated_norm
 from megalm.engine.parameter_groups import set_learning_rate
 from megalm.model.build import Model, build_model
-from megalm.model.freeze import freeze
+from megalm.model.freeze import freeze, freezes
 from megalm.parallel.layout import Layout
 
 
@@ -44,7 +44,7 @@ class DeepSpeedEngine:
         self.chunks = [self.model]
         if train:
             freeze(self.chunks, config, layout)
-        self.sharded_state = DeepSpeedShards(self.model, layout)
+        self.sharded_state = DeepSpeedShards(self.model, layout, freezes(config))
         if layout.tp_size > 1:
             _sum_over_tensor_ranks(self.model, layout)
         self.unit = ParallelUnit(layout)

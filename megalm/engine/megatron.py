@@ -28,7 +28,7 @@ from megalm.engine.parameter_groups import group_overrides, parameter_shares, se
 from megalm.engine.routing import NAMES, Routing
 from megalm.engine.sharded_state import ShardedState
 from megalm.model.build import Model, build_chunks
-from megalm.model.freeze import freeze
+from megalm.model.freeze import freeze, freezes
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout
 
@@ -53,7 +53,8 @@ class MegatronEngine:
         self.ddp_chunks: list[DistributedDataParallel] = []
         if train:
             self._make_trainable()
-        self.sharded_state = ShardedState(self.chunks, layout, self.optimizer_state if train else None)
+        optimizer_state = self.optimizer_state if train else None
+        self.sharded_state = ShardedState(self.chunks, layout, optimizer_state, freezes(config))
 
     def _make_trainable(self) -> None:
         precision = self.config.precision

@@ -14,6 +14,11 @@ from megalm.parallel.layout import Layout
 _TRAINED = "!"
 
 
+def freezes(config: Config) -> bool:
+    """Whether the configuration takes parameters out of training, those of some layers maybe."""
+    return bool(config.train.freeze) or config.train.train_last_layers is not None
+
+
 def freeze(chunks: Sequence[Any], config: Config, layout: Layout) -> None:
     """Freeze what `train.freeze` and `train.train_last_layers` name; what is frozen already (by adapters) stays so.
 
@@ -21,7 +26,7 @@ def freeze(chunks: Sequence[Any], config: Config, layout: Layout) -> None:
     fits no parameter of the model, and if nothing is left to train.
     """
     train = config.train
-    if not train.freeze and train.train_last_layers is None:
+    if not freezes(config):
         return
     names = parameter_names(chunks, layout)
     patterns = [pattern.removeprefix(_TRAINED) for pattern in train.freeze]
