@@ -38,6 +38,7 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "PP2xVP2": (2, (PP2, VP2)),
     "PP4, recomputed": (4, (PP4, FULL)),
     "TP2xPP2+SP": (4, (TP2, SP, PP2)),
+    "EP2": (2, ("parallel.expert_model_parallel_size=2",)),
     "recomputed": (1, (FULL,)),
     "modules recomputed": (1, SELECTIVE),
 }
@@ -59,12 +60,13 @@ def trained(found: Run) -> Run:
 @pytest.mark.parametrize(
     ("frozen", "layout"),
     [
-        *(("last layer, tied", layout) for layout in LAYOUTS),
+        *(("last layer, tied", layout) for layout in LAYOUTS if layout != "EP2"),
         *((frozen, "TP2+SP") for frozen in FROZEN if frozen != "last layer, tied"),
         ("last layer", "PP2xVP2"),
         ("BERT's last layer", "PP2xDP2"),
         ("BERT's last layer", "recomputed"),
         ("experts' last layer", "PP2xDP2"),
+        ("all but the experts", "EP2"),
         ("embeddings and first layer trained", "PP4, recomputed"),
     ],
 )
