@@ -223,7 +223,7 @@ def generate(
     ] = False,
     stream: Annotated[bool, typer.Option(help="Show tokens as they come.")] = True,
     step: Annotated[
-        int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")
+        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the last good one.")
     ] = None,
     tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
     pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
@@ -274,7 +274,7 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.")] = True,
     batch_size: Annotated[int, typer.Option(help="Texts of one forward pass.")] = 32,
     step: Annotated[
-        int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")
+        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the last good one.")
     ] = None,
     tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
     pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
@@ -315,7 +315,9 @@ def inspect(
     checkpoint: Annotated[
         str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
     ],
-    step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default: the newest.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the newest.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the tensors of a checkpoint without loading them: names, shapes, formats, shards."""

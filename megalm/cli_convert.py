@@ -27,7 +27,9 @@ def convert(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Run both models and compare their logits.")
     ] = True,
-    step: Annotated[int | None, typer.Option(help="Of a run: its checkpoint; default: the newest.")] = None,
+    step: Annotated[
+        str | None, typer.Option(help="Of a run: its checkpoint, or `best`; default: the newest.")
+    ] = None,
     family: Annotated[
         str | None, typer.Option(help="To hf: the model_type, where several can hold the model.")
     ] = None,

@@ -1,11 +1,13 @@
 """Where checkpoints lie, which are complete, which to keep; no torch in here.
 
+RUN/checkpoints/best points to the best checkpoint where one is kept; which one it is, each state.json says.
 RUN/checkpoints/step_00000100/: manifest.json (size and SHA-256 of each file, written last), state.json (step,
 counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format). One that was converted lies alone, with tokenizer/. A directory gets its name when it is complete.
 """
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,7 +18,10 @@ from megalm import atomic
 from megalm.config import Config, load_config
 from megalm.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINTS = "checkpoints"
+BEST = "best"
 TENSORS = "tensors"
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -36,8 +41,11 @@ def list_checkpoints(run_directory: str | Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def find_checkpoint(path: str | Path, step: int | None = None) -> Path:
-    """The checkpoint at `path`: itself, or of a run directory the one of `step` (default: the newest)."""
+def find_checkpoint(path: str | Path, step: int | str | None = None) -> Path:
+    """The checkpoint at `path`: itself, or of a run directory the one of `step` (default: the newest).
+
+    step: a number, also as text, or `best`: what the run kept by checkpoint.keep_best.
+    """
     path = Path(path)
     if (path / "manifest.json").is_file() and (path / TENSORS).is_dir():
         return path
@@ -50,9 +58,53 @@ def find_checkpoint(path: str | Path, step: int | None = None) -> Path:
         )
     if step is None:
         return found[max(found)]
+    step = _best_step(path, found) if step == BEST else _number(step)
     if step not in found:
         raise UserError(f"{path}: no checkpoint of step {step}; there are {', '.join(map(str, found))}")
     return found[step]
+
+
+def _number(step: int | str) -> int:
+    try:
+        return int(step)
+    except ValueError:
+        raise UserError(f"step {step!r} is neither a number nor `{BEST}`") from None
+
+
+def _best_step(path: Path, found: dict[int, Path]) -> int:
+    """What the newest checkpoint whose state is whole says."""
+    for checkpoint in reversed(found.values()):
+        try:
+            best = best_step_in(read_state(checkpoint))
+        except UserError:
+            continue
+        if best is not None:
+            return best
+        break
+    raise UserError(f"{path}: no best checkpoint was kept; set checkpoint.keep_best.metric, or name a step")
+
+
+def best_step_in(state: dict[str, Any]) -> int | None:
+    """Step of the best checkpoint so far in what a checkpoint's state.json holds, None where none is kept."""
+    return (state.get("best") or {}).get("step")
+
+
+def point_to_best(run_directory: Path, step: int | None) -> None:
+    """Let RUN/checkpoints/best be a link to the checkpoint of `step`, or not be there; a kill leaves the old one."""
+    link, target = run_directory / CHECKPOINTS / BEST, checkpoint_name(step) if step is not None else None
+    if target == (os.readlink(link) if link.is_symlink() else None):
+        return
+    temporary = link.with_name(f".{BEST}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        if target is None:
+            link.unlink()
+        else:
+            temporary.symlink_to(target)
+            temporary.replace(link)
+        atomic.sync_directory(link.parent)
+    except OSError as error:  # not every file system has links
+        logger.warning("%s cannot be made a link to %s (%s); use --step %s", link, target, error, BEST)
 
 
 def read_config(path: str | Path) -> Config:
@@ -139,11 +191,11 @@ def write_manifest(path: Path, digests: dict[str, str]) -> None:
     atomic.write_text(path / "manifest.json", json.dumps({"format": 1, "files": files}, indent=1))
 
 
-def prune(run_directory: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Delete checkpoints that are neither among the newest `keep_last` nor at a multiple of `keep_every` steps."""
+def prune(run_directory: Path, keep_last: int, keep_every: int, best: int | None = None) -> list[int]:
+    """Delete checkpoints but the newest `keep_last`, those at multiples of `keep_every` steps, and the best one."""
     found = list_checkpoints(run_directory)
-    newest = set(sorted(found)[-keep_last:])
-    dropped = [s for s in found if s not in newest and not (keep_every and s % keep_every == 0)]
+    kept = {*sorted(found)[-keep_last:], best}
+    dropped = [s for s in found if s not in kept and not (keep_every and s % keep_every == 0)]
     for step in dropped:
         discard(found[step])
     return dropped

@@ -11,7 +11,7 @@ from megalm.checkpoint.directory import find_checkpoint, read_config, read_state
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
 
 
-def inspect_checkpoint(path: str | Path, step: int | None = None) -> dict[str, Any]:
+def inspect_checkpoint(path: str | Path, step: int | str | None = None) -> dict[str, Any]:
     """Step, configuration's model section, and every tensor's name, shape, format, bytes and shards.
 
     path: a checkpoint, or a run directory of which `step` (default: the newest) is taken. `weights` counts the

@@ -34,10 +34,10 @@ PORTION_BYTES = 1 << 30
 """About as much of a checkpoint is in a rank's memory at once, beside the engine; one tensor at least."""
 
 
-def load_weights(engine: Engine, path: str | Path) -> None:
+def load_weights(engine: Engine, path: str | Path, with_optimizer: bool = False) -> None:
     """Read the weights of the checkpoint at `path` into the engine; of one with adapters those that they adapt first.
 
-    Collective. Raises UserError if the checkpoint is damaged or belongs to another model, or holds adapters and the
+    with_optimizer: and the optimizer's moments and its count of updates. Collective. Raises UserError if the checkpoint is damaged or belongs to another model, or holds adapters and the
     engine's model has none.
     """
     path = Path(path)
@@ -53,7 +53,18 @@ def load_weights(engine: Engine, path: str | Path) -> None:
         refuse_adapters(base)
         _check_intact(base, engine.layout)
         _load(engine, base, with_optimizer=False)
-    _load(engine, path, with_optimizer=False)
+    if not with_optimizer:
+        _load(engine, path, with_optimizer=False)
+        return
+    _check_optimizer(path)
+    _load(engine, path, with_optimizer=True)
+    counters = read_state(path)["counters"]
+    engine.counters = {**engine.counters, **counters, "steps_begun": 0}
+
+
+def _check_optimizer(path: Path) -> None:
+    if not any(name.startswith("optimizer.") for name in read_tensors(path)):
+        raise UserError(f"{path} holds no optimizer: leave run.load_optimizer out")
 
 
 def refuse_adapters(path: Path) -> None:

@@ -20,11 +20,13 @@ from megalm import atomic
 from megalm.checkpoint.directory import (
     CHECKPOINTS,
     TENSORS,
+    best_step_in,
     checkpoint_name,
     clear_remains,
     discard,
     file_digest,
     list_checkpoints,
+    point_to_best,
     prune,
     write_manifest,
 )
@@ -40,6 +42,7 @@ class _Save:
     temporary: Path
     request: Any
     results: Any
+    best: int | None
     thread: threading.Thread | None = None
     digests: dict[str, str] = field(default_factory=dict)
     error: BaseException | None = None
@@ -74,6 +77,7 @@ class CheckpointWriter:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to save the engine and `state` (JSON); returns when the tensors are copied, not when they are written.
 
+        The checkpoint that `state` names as the best one so far is kept, too (`directory.best_step_in`).
         Nothing happens if this process has saved that step already, or resumed from it.
         """
         self.finish()
@@ -86,7 +90,7 @@ class CheckpointWriter:
             dump_config(self.config, temporary / "config.yaml")
             atomic.write_text(temporary / "state.json", json.dumps(state, indent=1))
         dist.barrier()
-        self.pending = self._plan(step, temporary)
+        self.pending = self._plan(step, temporary, best_step_in(state))
         self.pending.thread = threading.Thread(
             target=_write, args=(self.pending,), name="checkpoint", daemon=True
         )
@@ -112,17 +116,21 @@ class CheckpointWriter:
         self.pending.thread.join()
         self._complete()
 
-    def go_back_to(self, step: int) -> None:
-        """Make the checkpoint of `step`, from which the run goes on, the newest: delete what was saved after it."""
+    def go_back_to(self, step: int, best: int | None = None) -> None:
+        """Make the checkpoint of `step`, from which the run goes on, the newest: delete what was saved after it.
+
+        best: the step of the best one by then.
+        """
         self.finish()
         if self.engine.layout.rank == 0:
             for later, path in list_checkpoints(self.run_directory).items():
                 if later > step:
                     discard(path)
+            point_to_best(self.run_directory, best)
         dist.barrier()
         self.newest_step = step
 
-    def _plan(self, step: int, temporary: Path) -> _Save:
+    def _plan(self, step: int, temporary: Path, best: int | None) -> _Save:
         # the library hands results back through a manager process that takes seconds to start; our writer is a thread
         filesystem_async._results_queue = queue.Queue()
         request = dist_checkpointing.save(
@@ -131,7 +139,7 @@ class CheckpointWriter:
             TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1),
             async_sharded_save=True,
         )
-        return _Save(step, temporary, request, filesystem_async._results_queue)
+        return _Save(step, temporary, request, filesystem_async._results_queue, best)
 
     def _complete(self) -> None:
         """Write the table and the manifest, then give the directory its name."""
@@ -162,7 +170,9 @@ class CheckpointWriter:
             atomic.sync_directory(directory)
         save.temporary.rename(save.temporary.with_name(checkpoint_name(save.step)))
         atomic.sync_directory(save.temporary.parent)
-        prune(self.run_directory, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+        point_to_best(self.run_directory, save.best)
+        keep = self.config.checkpoint
+        prune(self.run_directory, keep.keep_last, keep.keep_every, save.best)
 
 
 def _write(save: _Save) -> None:

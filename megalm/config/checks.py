@@ -3,6 +3,7 @@
 import math
 
 from megalm.config.checks_deepspeed import check_deepspeed
+from megalm.config.checks_training import check_training
 from megalm.config.divides import divides
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
@@ -46,6 +47,7 @@ def check(config: Config) -> None:
     check_moe(config)
     _check_precision(config)
     _check_schedule(config)
+    check_training(config)
 
 
 def _check_model(config: Config) -> None:

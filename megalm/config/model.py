@@ -8,6 +8,20 @@ from megalm.config.moe import MoEConfig
 from megalm.config.section import Section
 from megalm.errors import UserError
 
+MAY_CHANGE = {
+    "preset",
+    "attention",
+    "norm",
+    "activation_kernel",
+    "rope_kernel",
+    "cross_entropy",
+    "cross_entropy_chunk_tokens",
+    "make_vocab_size_divisible_by",
+    "hidden_dropout",
+    "attention_dropout",
+}
+"""Fields that say how a model is computed, padded and regularised, not what it computes: another value, the same model."""
+
 
 class ModelConfig(Section):
     """Architecture of a transformer; a preset fills what is not given."""

@@ -4,10 +4,12 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megalm.config.groups import ParameterGroup
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
 from megalm.config.section import Section
+from megalm.config.selection import EarlyStoppingConfig, KeepBestConfig
 from megalm.config.sft import SftConfig
 
 
@@ -23,6 +25,9 @@ class RunConfig(Section):
     )
     load: str | None = Field(
         None, description="Checkpoint directory of another run to take the weights from at the start."
+    )
+    load_optimizer: bool = Field(
+        False, description="With `load`: take Adam's moments and count of updates over, too."
     )
 
 
@@ -199,6 +204,16 @@ class OptimizerConfig(Section):
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
     adam_eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 is off.")
+    layer_lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Each layer's learning rate is that of the layer above times this; final norm and heads have the "
+        "schedule's, embeddings the lowest.",
+    )
+    groups: list[ParameterGroup] = Field(
+        default_factory=list, description="Parameters with a learning rate or weight decay of their own."
+    )
 
 
 class PrecisionConfig(Section):
@@ -264,6 +279,20 @@ class TrainConfig(Section):
     )
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
     eval_batches: int = Field(8, gt=0, description="Global batches of one validation.")
+    freeze: list[str] = Field(
+        default_factory=list,
+        description="Patterns of parameter names (`*`, `?`, `[0-9]`; layers counted over the whole model) that are not "
+        "trained; `!` before one: are trained. Of several that match, the last counts.",
+    )
+    train_last_layers: int | None = Field(
+        None,
+        ge=0,
+        description="Train so many of the last layers, the final norm and the heads alone; `freeze` comes on top. A matrix "
+        "that is embedding and output layer in one stays as it is.",
+    )
+    early_stopping: EarlyStoppingConfig = Field(
+        default_factory=EarlyStoppingConfig, description="When to stop before `steps`."
+    )
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recompute.")
     compile: Literal["none", "blocks", "model"] = Field(
         "none",
@@ -284,6 +313,9 @@ class CheckpointConfig(Section):
     keep_last: int = Field(3, gt=0, description="The newest so many are kept.")
     keep_every: int = Field(
         0, ge=0, description="Those at multiples of this many steps are kept too; 0: none."
+    )
+    keep_best: KeepBestConfig = Field(
+        default_factory=KeepBestConfig, description="The best checkpoint is saved and kept, too."
     )
     async_save: bool = Field(True, description="Write in the background while training goes on.")
 

@@ -72,7 +72,7 @@ def to_hugging_face(
     like: str | Path | None = None,
     dtype: str | None = None,
     compare: bool = True,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint (or of a run, that of `step`) as a directory that transformers opens, tokenizer included.
 

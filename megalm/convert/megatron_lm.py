@@ -23,7 +23,7 @@ from megalm.convert.check_megatron import compare_with_library
 from megalm.convert.checkpoint import DTYPE_NAMES, write_checkpoint
 from megalm.convert.megatron_args import args_of, model_of
 from megalm.convert.megatron_ranks import FILE, RankFiles, write_ranks
-from megalm.convert.parameters import decoder_parameters
+from megalm.convert.parameters import decoder_parameters, fused_norm_name
 from megalm.convert.source import Source, open_source
 from megalm.convert.stored import VOCABULARY, Entry, Place, StoredTensors, place_of, write_stored
 from megalm.convert.tokenizers import copy_tokenizer
@@ -82,7 +82,7 @@ def from_megatron_lm(
 def to_megatron_lm(
     source: str | Path,
     target: str | Path,
-    step: int | None = None,
+    step: int | str | None = None,
     ranks: tuple[int, int] | None = None,
     local: bool = False,
     compare: bool = True,
@@ -171,7 +171,7 @@ def _arguments(found: Any, where: Path) -> Mapping[str, Any]:
 def _places(name: str, model: ModelConfig) -> Iterator[Place]:
     """Where Megatron-LM may keep a parameter: norms fused with the matrix behind or not, layers together or apart."""
     layer = re.match(r"decoder\.layers\.(\d+)", name)
-    for spelling in dict.fromkeys((_fused(name, mlp=True), _fused(name, mlp=False), name)):
+    for spelling in dict.fromkeys((fused_norm_name(name, mlp=True), fused_norm_name(name, mlp=False), name)):
         place = place_of(spelling, model)
         yield place
         if layer and len(place.counts) == 1 and "experts" not in place.key:
@@ -185,12 +185,7 @@ def _place_to_write(name: str, model: ModelConfig, local: bool) -> Place:
     """Where its layers look for it: those of Transformer Engine keep the norm before experts by itself."""
     layer = re.match(r"decoder\.layers\.(\d+)", name)
     experts = layer is not None and model.moe.is_moe_layer(int(layer[1]))
-    return place_of(_fused(name, mlp=local or not experts), model)
-
-
-def _fused(name: str, mlp: bool) -> str:
-    name = name.replace(".input_layernorm.", ".self_attention.linear_qkv.layer_norm_")
-    return name.replace(".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_") if mlp else name
+    return place_of(fused_norm_name(name, mlp=local or not experts), model)
 
 
 def _extra_states(names: Iterable[str], model: ModelConfig, local: bool) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megalm.config.model import ModelConfig
-from megalm.convert.parameters import COLUMNS, HALVES, ROWS, decoder_parameters
+from megalm.convert.parameters import COLUMNS, HALVES, ROWS, decoder_parameters, fused_norm_name
 from megalm.convert.stored import VOCABULARY
 from megalm.convert.torch_files import load_safely
 from megalm.errors import UserError
@@ -116,9 +116,7 @@ class RankFiles:
 
     def _get(self, tensors: dict[str, Tensor], name: str, *spellings: str) -> Tensor:
         for spelling in spellings:
-            fused = spelling.replace(".input_layernorm.", ".self_attention.linear_qkv.layer_norm_")
-            fused = fused.replace(".pre_mlp_layernorm.", ".mlp.linear_fc1.layer_norm_")
-            for key in (spelling, fused):
+            for key in (spelling, fused_norm_name(spelling)):
                 if isinstance(tensors.get(key), Tensor):
                     return tensors[key]
         raise UserError(f"{self.folder} has no tensor {name}: its arguments describe another model")
@@ -192,9 +190,7 @@ def local_name(name: str, first_layer: int, fused_norms: bool, model: ModelConfi
         return name
     rest = layer[2]
     if fused_norms:
-        rest = rest.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
-        if not model.moe.is_moe_layer(int(layer[1])):
-            rest = rest.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_")
+        rest = fused_norm_name(rest, mlp=not model.moe.is_moe_layer(int(layer[1])))
     rest = re.sub(r"experts\.(\d+)\.experts\.", r"experts.local_experts.\1.", rest)
     return f"decoder.layers.{int(layer[1]) - first_layer}.{rest}"
 

@@ -12,7 +12,7 @@ from megalm.checkpoint.directory import find_checkpoint, read_config, tokenizer_
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
 from megalm.config import Config
 from megalm.config.lora import LoraConfig
-from megalm.config.model import ModelConfig
+from megalm.config.model import MAY_CHANGE, ModelConfig
 from megalm.convert.checkpoint import write_checkpoint
 from megalm.convert.source import Source, open_source
 from megalm.convert.stored import Entry
@@ -98,19 +98,7 @@ def _shares(folders: Sequence[Path], weights: Sequence[float] | None) -> list[fl
 
 
 def _check_same(first: Path, expected: ModelConfig, other: Path, found: ModelConfig) -> None:
-    kernels = {
-        "preset",
-        "attention",
-        "norm",
-        "activation_kernel",
-        "rope_kernel",
-        "cross_entropy",
-        "cross_entropy_chunk_tokens",
-        "make_vocab_size_divisible_by",
-        "hidden_dropout",
-        "attention_dropout",
-    }
-    mine, theirs = (model.model_dump(exclude=kernels) for model in (expected, found))
+    mine, theirs = (model.model_dump(exclude=MAY_CHANGE) for model in (expected, found))
     for name, value in mine.items():
         if theirs[name] != value:
             raise UserError(

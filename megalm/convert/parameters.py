@@ -41,3 +41,9 @@ def _mlp(model: ModelConfig, layer: int, kinds: tuple[str, ...]) -> Iterator[str
         yield from (f"experts.{expert}.experts.{name}" for name in linear)
     if model.moe.shared_expert_ffn_hidden_size:
         yield from (f"shared_experts.{name}" for name in linear)
+
+
+def fused_norm_name(name: str, mlp: bool = True) -> str:
+    """What Transformer Engine's layers call a norm, which they keep with the matrix behind it; `mlp`: the MLP's norm, too."""
+    name = name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
+    return name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_") if mlp else name

@@ -23,7 +23,7 @@ from megalm.errors import UserError
 def to_peft(
     source: str | Path,
     target: str | Path,
-    step: int | None = None,
+    step: int | str | None = None,
     base: str | Path | None = None,
     compare: bool = True,
 ) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def convert(
     to: str | None = None,
     *,
     compare: bool = True,
-    step: int | None = None,
+    step: int | str | None = None,
     family: str | None = None,
     like: str | Path | None = None,
     dtype: str | None = None,

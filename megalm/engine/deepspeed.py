@@ -24,7 +24,9 @@ from megalm.engine.deepspeed_setup import (
 )
 from megalm.engine.deepspeed_state import DeepSpeedShards, FlatState, PartitionedState
 from megalm.engine.gradients import replicated_norm
+from megalm.engine.parameter_groups import set_learning_rate
 from megalm.model.build import Model, build_model
+from megalm.model.freeze import freeze, freezes
 from megalm.parallel.layout import Layout
 
 
@@ -40,7 +42,9 @@ class DeepSpeedEngine:
         self.steps_begun = 0
         self.model: Model = build_model(config, layout)
         self.chunks = [self.model]
-        self.sharded_state = DeepSpeedShards(self.model, layout)
+        if train:
+            freeze(self.chunks, config, layout)
+        self.sharded_state = DeepSpeedShards(self.model, layout, freezes(config))
         if layout.tp_size > 1:
             _sum_over_tensor_ranks(self.model, layout)
         self.unit = ParallelUnit(layout)
@@ -96,8 +100,7 @@ class DeepSpeedEngine:
 
     def _update(self, lr: float) -> tuple[float, bool]:
         """Clip and update unless a gradient is not finite; return (norm before clipping, whether it was skipped)."""
-        for group in self.runner.basic_optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.runner.basic_optimizer, lr)
         if self.runner.optimizer is self.runner.basic_optimizer:
             return self._update_unsharded()
         self.runner.step()
@@ -181,5 +184,5 @@ def _sum_over_tensor_ranks(model: nn.Module, layout: Layout) -> None:
         return gradient
 
     for parameter in model.parameters():
-        if getattr(parameter, "sequence_parallel", False):
+        if parameter.requires_grad and getattr(parameter, "sequence_parallel", False):
             parameter.register_hook(summed)

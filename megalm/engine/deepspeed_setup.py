@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megalm.config.schema import Config
+from megalm.engine.parameter_groups import parameter_shares, torch_groups
 from megalm.errors import UserError
 from megalm.parallel.layout import Layout
 from megalm.quiet import quiet_output
@@ -121,13 +122,9 @@ def averages_gradients(config: Config) -> bool:
 
 
 def build_optimizer(config: Config, model: nn.Module, layout: Layout) -> torch.optim.Optimizer:
-    """AdamW with decay of matrices alone: DeepSpeed's for the CPU if the state rests there and it can be compiled."""
+    """AdamW of the trained parameters: DeepSpeed's for the CPU if the state rests there and it can be compiled."""
     fields = config.optimizer
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": fields.weight_decay},
-        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
-    ]
+    groups = torch_groups(parameter_shares([model], config, layout))
     arguments: dict[str, Any] = {
         "lr": 0.0,  # each step sets it; in bf16 without ZeRO DeepSpeed makes an update while it is set up
         "betas": (fields.adam_beta1, fields.adam_beta2),

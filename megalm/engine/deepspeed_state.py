@@ -152,8 +152,8 @@ class PartitionedState(FlatState):
 class DeepSpeedShards(ShardedState):
     """What a checkpoint holds of this engine. Made before DeepSpeed, whose ZeRO-3 takes the weights' shapes away."""
 
-    def __init__(self, model: Model, layout: Layout) -> None:
-        super().__init__([model], layout, optimizer=None)
+    def __init__(self, model: Model, layout: Layout, holes: bool = False) -> None:
+        super().__init__([model], layout, optimizer=None, holes=holes)
         self.places = {
             name: replace(template, data=torch.empty_like(template.data, device="meta"))
             for name, template in super()._templates().items()

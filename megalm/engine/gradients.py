@@ -56,6 +56,8 @@ def replicated_norm(model: nn.Module, layout: Layout) -> Tensor:
         if parameter.grad is not None
         and (getattr(parameter, "tensor_model_parallel", False) or layout.tp_rank == 0)
     ]
-    squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    squares = torch.zeros((), dtype=torch.float64, device=layout.device)
+    if gradients:
+        squares += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
     dist.all_reduce(squares, group=layout.groups.tp)
     return squares.sqrt()

@@ -24,9 +24,11 @@ from megalm.engine.data_parallel import gather_weights, wrap
 from megalm.engine.gradients import global_norm, unscale_and_clip
 from megalm.engine.loss_scale import LossScale
 from megalm.engine.optimizer_state import OptimizerState
+from megalm.engine.parameter_groups import group_overrides, parameter_shares, set_learning_rate
 from megalm.engine.routing import NAMES, Routing
 from megalm.engine.sharded_state import ShardedState
 from megalm.model.build import Model, build_chunks
+from megalm.model.freeze import freeze, freezes
 from megalm.model.spec import DTYPES
 from megalm.parallel.layout import Layout
 
@@ -46,14 +48,18 @@ class MegatronEngine:
         self.communicator = P2PCommunicator(pp_group=layout.groups.pp, config=self.core)
         self.has_masters = config.precision.dtype in ("bf16", "fp16")
         self.steps_begun = 0
+        self.updates = 0
         self.routing = Routing(self.chunks, config, layout)
         self.ddp_chunks: list[DistributedDataParallel] = []
         if train:
             self._make_trainable()
-        self.sharded_state = ShardedState(self.chunks, layout, self.optimizer_state if train else None)
+        optimizer_state = self.optimizer_state if train else None
+        self.sharded_state = ShardedState(self.chunks, layout, optimizer_state, freezes(config))
 
     def _make_trainable(self) -> None:
         precision = self.config.precision
+        freeze(self.chunks, self.config, self.layout)
+        shares = parameter_shares(self.chunks, self.config, self.layout)
         self.ddp_chunks = [wrap(chunk, self.config, self.layout) for chunk in self.chunks]
         no_sync = [ddp.no_sync for ddp in self.ddp_chunks]
         self.core.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
@@ -77,12 +83,11 @@ class MegatronEngine:
                 use_distributed_optimizer=self.config.parallel.zero_stage == 1,
             ),
             self.ddp_chunks,
+            group_overrides(shares),
             use_gloo_process_groups=False,
             pg_collection=self.layout.groups,
         )
         for group in self.optimizer.param_groups:
-            # the library's groups all carry the full decay; only its own scheduler would apply `wd_mult`
-            group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
             group.update(group_fields)
         self.optimizer_state = OptimizerState(self.optimizer, self.layout.groups, self.has_masters)
 
@@ -103,9 +108,9 @@ class MegatronEngine:
             metrics.overflow = self.loss_scale.absorbs(metrics.loss, metrics.grad_norm)
         if not metrics.skipped:
             unscale_and_clip(self.optimizer, norm, self.config.optimizer.clip_grad, scale)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(self.optimizer, lr)
             self.optimizer.step_with_ready_grads()
+            self.updates += 1
         return metrics
 
     def _begin_step(self, microbatches: Sequence[MicroBatch]) -> None:
@@ -226,12 +231,13 @@ class MegatronEngine:
     @property
     def counters(self) -> dict[str, float]:
         """What a checkpoint holds besides tensors: updates made (Adam's count), steps begun, the loss scale."""
-        counters = {"updates": self.optimizer_state.updates, "steps_begun": self.steps_begun}
+        # counted here, because a stage without anything to train has no Adam that would
+        counters = {"updates": self.updates, "steps_begun": self.steps_begun}
         return counters | (self.loss_scale.counters if self.loss_scale else {})
 
     @counters.setter
     def counters(self, values: Mapping[str, float]) -> None:
-        self.optimizer_state.updates = int(values["updates"])
+        self.updates = self.optimizer_state.updates = int(values["updates"])
         self.steps_begun = int(values["steps_begun"])
         if self.loss_scale:
             self.loss_scale.load(values)

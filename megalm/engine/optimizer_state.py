@@ -31,7 +31,8 @@ class OptimizerState:
     """
 
     def __init__(self, optimizer: Any, groups: ProcessGroupCollection, has_masters: bool) -> None:
-        self.parts = optimizer.chained_optimizers
+        # the library leaves the place of the optimizer of experts' or of other weights empty if they are all frozen
+        self.parts = [part for part in optimizer.chained_optimizers if part.optimizer is not None]
         self.groups = groups
         self.names = (MASTER,) * has_masters + (FIRST_MOMENT, SECOND_MOMENT)
         self.sharded = any(hasattr(part, "_get_model_param_range_map") for part in self.parts)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from megalm.engine.optimizer_state import MASTER, OptimizerState, replicas
 from megalm.errors import UserError
 from megalm.model.build import Model
+from megalm.model.init import canonical_name, shards_in
 from megalm.model.lora import is_adapter
 from megalm.parallel.layout import Layout
 
@@ -24,11 +25,15 @@ class ShardedState:
 
     A place's full tensor has the library's key of the weight, behind `optimizer.PART.` where it is not the weight itself.
     The device never holds a second copy of more than one tensor. chunks: this process's parts of the model; with several,
-    NAME begins with the part's number. optimizer: None for a model that is not trained.
+    NAME begins with the part's number. optimizer: None for a model that is not trained. holes: some of its weights are
+    frozen and have none of the optimizer's tensors, so that those are stored a layer and an expert each.
     """
 
-    def __init__(self, chunks: Sequence[Model], layout: Layout, optimizer: OptimizerState | None) -> None:
+    def __init__(
+        self, chunks: Sequence[Model], layout: Layout, optimizer: OptimizerState | None, holes: bool = False
+    ) -> None:
         self.chunks = chunks
+        self.holes = holes
         self.groups = layout.groups
         self.optimizer = optimizer
 
@@ -44,6 +49,8 @@ class ShardedState:
             weight = self._gather_weight(parameter, owner)
             if weight is not None:
                 result[f"model.{name}"] = _owned(template, template.key, weight)
+            if self.holes:
+                template = alone(template)
             for part in self._parts(parameter):
                 whole = self.optimizer.gather(parameter, part, owner) if self.optimizer else None
                 if whole is not None:
@@ -61,23 +68,23 @@ class ShardedState:
         templates = self._templates()
         result: dict[str, Shard] = {}
         for name, parameter in self._wanted(stored, templates).items():
-            key, parts = templates[name].key, self._parts(parameter)
-            master = f"optimizer.{MASTER}.{key}"
-            wanted = {f"model.{name}": key}
-            if master not in stored:
+            template, parts = templates[name], self._parts(parameter)
+            master = _stored_part(template, MASTER, stored)
+            wanted = {f"model.{name}": (template, template.key)}
+            if master[1] not in stored:
                 parts = tuple(part for part in parts if part != MASTER)
             elif parameter.dtype not in (torch.bfloat16, torch.float16):
                 wanted = {f"model.{name}": master}
             if not with_optimizer:
                 parts = tuple(part for part in parts if part == MASTER)
-            wanted |= {f"optimizer.{part}.{name}": f"optimizer.{part}.{key}" for part in parts}
-            for place, key in wanted.items():
+            wanted |= {f"optimizer.{part}.{name}": _stored_part(template, part, stored) for part in parts}
+            for place, (shard, key) in wanted.items():
                 if key not in stored:
                     raise UserError(
                         f"the checkpoint has no tensor {key}: it belongs to another kind of model"
                     )
-                data = torch.empty_like(templates[name].data, dtype=stored[key], device="meta")
-                result[place] = _filled(templates[name], key, data)
+                data = torch.empty_like(template.data, dtype=stored[key], device="meta")
+                result[place] = _filled(shard, key, data)
         return result
 
     def _wanted(
@@ -158,6 +165,34 @@ class ShardedState:
             for value in nested_values(sharded)
             if isinstance(value, ShardedTensor | ShardedTensorFactory)
         }
+
+
+def alone(template: Shard) -> Shard:
+    """The place of a parameter in a tensor of its layer and expert alone, by our own name of it."""
+    first = next(shards_in({"template": template}))
+    if isinstance(template, ShardedTensor):
+        return replace(_without_lead(template), key=canonical_name(first))
+
+    def build_alone(*arguments: Any) -> list[ShardedTensor]:
+        return [_without_lead(part) for part in template.build_fn(*arguments)]
+
+    return replace(template, key=canonical_name(first), build_fn=build_alone)
+
+
+def _without_lead(shard: ShardedTensor) -> ShardedTensor:
+    lead = shard.prepend_axis_num
+    axes = {
+        name: getattr(shard, name)[lead:] for name in ("global_shape", "global_offset", "axis_fragmentations")
+    }
+    return replace(shard, prepend_axis_num=0, **axes)
+
+
+def _stored_part(template: Shard, part: str, stored: Mapping[str, Any]) -> tuple[Shard, str]:
+    """Where a checkpoint holds a part of the optimizer's state of a parameter, and under which key."""
+    for shard in (alone(template), template):
+        if (key := f"optimizer.{part}.{shard.key}") in stored:
+            break
+    return shard, key
 
 
 def _filled(template: Shard, key: str, data: Tensor) -> Shard:

@@ -39,12 +39,12 @@ class GenerationOptions:
 class ModelRequest:
     """Which checkpoint to load, and how; raises UserError where a value makes no sense.
 
-    `checkpoint` is a run directory or one of its checkpoints; `step` picks one of a run directory (None: the newest
-    intact one). Layout sizes and `dtype` are those of this use, not of the training.
+    `checkpoint` is a run directory or one of its checkpoints; `step` picks one of a run directory (`best`: what it
+    kept as such; None: the newest intact one). Layout sizes and `dtype` are those of this use, not of the training.
     """
 
     checkpoint: str
-    step: int | None = None
+    step: int | str | None = None
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     dtype: str = "fp32"

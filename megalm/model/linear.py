@@ -82,6 +82,8 @@ class ColumnLinear(ColumnParallelLinear):
         if not _alone(self):
             if torch.compiler.is_compiling() and weight is None and not runtime_gather_output:
                 return self._traceable(input_)
+            if self.bias is not None and self.bias.requires_grad and not self.weight.requires_grad:
+                return self._traceable(input_)  # the library gives the bias of a frozen weight no gradient
             return super().forward(input_, weight, runtime_gather_output)
         return F.linear(input_, self.weight if weight is None else weight, self.bias), None
 

@@ -97,10 +97,11 @@ def attach_adapters(model: nn.Module, lora: LoraConfig) -> None:
     embedding = getattr(model, "embedding", None)
     if isinstance(embedding, nn.Module):
         # recomputed layers have gradients only if their input asks for one, which a frozen embedding's output does not
-        embedding.register_forward_hook(_ask_for_gradient)
+        embedding.register_forward_hook(ask_for_gradient)
 
 
-def _ask_for_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+def ask_for_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """A forward hook: let what comes out ask for a gradient even where nothing that made it does."""
     return output.requires_grad_() if torch.is_grad_enabled() and output.is_leaf else output
 
 

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
+from megalm.checkpoint.read import shared_list
 from megalm.dataset.cursor import Cursor
 from megalm.engine.base import Engine, Loss, Metrics
+from megalm.engine.parameter_groups import rates_by_name
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 from megalm.train.data import TrainingData, ValidationData
+from megalm.train.selection import Selection
 from megalm.train.stop import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class Loop:
         self.validation = validation
         self.callbacks = callbacks
         self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
+        self.selection = Selection(run.config)
         self.notices: list[str] = []
         """Told as events at the start."""
         self.skipped_steps = 0
@@ -54,7 +58,9 @@ class Loop:
     def resume(self, checkpoint: Path) -> None:
         """Go on from an intact checkpoint: weights, optimizer, counters, data position. Newer ones are deleted."""
         state = load_training_state(self.engine, checkpoint, verified=True)
-        self.writer.go_back_to(state["step"])
+        self.selection.load(state, shared_list(self.run.directory, self.engine.layout))
+        best = self.selection.best
+        self.writer.go_back_to(state["step"], best.step if best else None)
         self.run.step = state["step"]
         self.skipped_steps, self.rollbacks = state["skipped_steps"], state["rollbacks"]
         self.data.move_to(Cursor.from_json(state["cursor"]))
@@ -67,6 +73,7 @@ class Loop:
             "counters": self.engine.counters,
             "skipped_steps": self.skipped_steps,
             "rollbacks": self.rollbacks,
+            **self.selection.state(),
         }
 
     def train(self) -> dict[str, Any]:
@@ -93,7 +100,7 @@ class Loop:
             last = min(last, run.step + config.exit_after_steps)
         result: dict[str, Any] = {}
         stopped = False
-        while run.step < last and not stopped:
+        while run.step < last and not (stopped or self.selection.says_stop()):
             metrics = self._step()
             result |= {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
             self.writer.poll()
@@ -107,18 +114,30 @@ class Loop:
         self.writer.finish()
         if stopped:
             self._tell(f"stopped on request after step {run.step}, saved: the same command goes on")
-        return result
+        elif reason := self.selection.says_stop():
+            self._tell(f"stopped early after step {run.step}: {reason}")
+        best = self.selection.best
+        return result | ({"best_step": best.step, f"best_{best.metric}": best.value} if best else {})
 
     def _after_step(self) -> dict[str, float]:
-        """Validate and save where it is time to; return the validation's figures if there is one."""
-        config, step = self.config.train, self.run.step
+        """Validate and save where it is time to, or worth it; return the validation's figures if there is one."""
+        config, step, interval = self.config.train, self.run.step, self.config.checkpoint.interval
         result: dict[str, float] = {}
+        save = interval > 0 and step % interval == 0
         if config.eval_interval and (step % config.eval_interval == 0 or step == config.steps):
-            result |= {f"valid_{name}": value for name, value in self._validate().items()}
-        interval = self.config.checkpoint.interval
-        if interval and step % interval == 0:
+            values = self._validate()
+            result |= {f"valid_{name}": value for name, value in values.items()}
+            if self.selection.see(step, values, self.engine.layout):
+                save = True
+                self._tell_of_best()
+        if save:
             self.writer.save(step, self.state())
         return result
+
+    def _tell_of_best(self) -> None:
+        best = self.selection.best
+        assert best is not None
+        self._tell(f"best validation so far: {best.metric} {best.value:.6g} at step {best.step}")
 
     def _end_callbacks(self) -> list[Exception]:
         """Let every callback end, whatever becomes of the others; return their errors."""
@@ -138,6 +157,7 @@ class Loop:
         microbatches = self.data.next()
         lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
         metrics = self.engine.step(microbatches, self.loss, lr)
+        metrics.more |= rates_by_name(config, lr)
         run.step += 1
         record = StepRecord(
             step=run.step,

@@ -15,6 +15,7 @@ from megalm import atomic
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
 from megalm.checkpoint.read import refuse_adapters, shared_list
 from megalm.config import Config, data_parallel_size, dump_config
+from megalm.config.model import MAY_CHANGE
 from megalm.config.pipeline import bubble_fraction
 from megalm.config.schema import DataSource
 from megalm.dataset.inspect import verify_all
@@ -38,20 +39,6 @@ from megalm.train.sft import carry_template
 from megalm.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
-
-# A resumed run may change how the model is computed, padded and regularised, but not what it computes.
-_MODEL_MAY_CHANGE = {
-    "preset",
-    "attention",
-    "norm",
-    "activation_kernel",
-    "rope_kernel",
-    "cross_entropy",
-    "cross_entropy_chunk_tokens",
-    "make_vocab_size_divisible_by",
-    "hidden_dropout",
-    "attention_dropout",
-}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -194,15 +181,15 @@ def _check_same_run(directory: Path, before: Config, now: Config) -> None:
 
 def _fixed_values(config: Config) -> dict[str, Any]:
     """What the weights and the samples hang on: another value is another run."""
-    values = {
-        f"model.{key}": value for key, value in config.model.model_dump(exclude=_MODEL_MAY_CHANGE).items()
-    }
+    values = {f"model.{key}": value for key, value in config.model.model_dump(exclude=MAY_CHANGE).items()}
     values |= {
         "task": config.task,
         "run.seed": config.run.seed,
         "batch.seq_length": config.batch.seq_length,
         "data.reset_at_document_end": config.data.reset_at_document_end,
         "data.packing": config.data.packing,
+        "train.freeze": config.train.freeze,
+        "train.train_last_layers": config.train.train_last_layers,
     }
     if config.lora.rank:
         values |= {f"lora.{key}": value for key, value in config.lora.model_dump().items()}
@@ -312,8 +299,9 @@ def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
     base = find_checkpoint(run.config.run.load)
     if run.config.lora.rank:
         refuse_adapters(base)
-    load_weights(engine, base)
-    return [f"weights taken from {run.config.run.load}"]
+    with_optimizer = run.config.run.load_optimizer
+    load_weights(engine, base, with_optimizer)
+    return [f"weights{' and optimizer' * with_optimizer} taken from {run.config.run.load}"]
 
 
 def _resumed(run: Run) -> list[str]:

@@ -12,6 +12,7 @@ from megalm.checkpoint.directory import (
     discard,
     find_checkpoint,
     list_checkpoints,
+    point_to_best,
     prune,
     read_config,
     read_state,
@@ -21,6 +22,7 @@ from megalm.checkpoint.directory import (
 )
 from megalm.config import Config, dump_config
 from megalm.errors import UserError
+from tests.kills import killed
 
 
 def make_checkpoint(run: Path, step: int) -> Path:
@@ -144,3 +146,46 @@ def test_damaged_configuration_and_state_are_not_read(tmp_path: Path) -> None:
         (path / name).write_text(text.replace("1", "2"))
         with pytest.raises(UserError, match="differs from the manifest's checksum; use another checkpoint"):
             read(path)
+
+
+def state_with_best(path: Path, step: int | None) -> None:
+    """Let the checkpoint at `path` say which one was the best by then."""
+    (path / "state.json").write_text(
+        json.dumps({"step": 0, "best": None if step is None else {"step": step}})
+    )
+    write_manifest(path, {})
+
+
+def test_the_best_checkpoint_is_the_one_that_the_newest_whole_state_names(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        state_with_best(make_checkpoint(tmp_path, step), min(step, 2))
+    assert find_checkpoint(tmp_path, "best") == find_checkpoint(tmp_path, 2) == find_checkpoint(tmp_path, "2")
+    (find_checkpoint(tmp_path, 3) / "state.json").write_text("{")
+    (find_checkpoint(tmp_path, 2) / "state.json").write_text("{")
+    assert find_checkpoint(tmp_path, "best") == find_checkpoint(tmp_path, 1)
+    state_with_best(find_checkpoint(tmp_path, 3), None)
+    with pytest.raises(UserError, match="no best checkpoint was kept; set checkpoint.keep_best.metric"):
+        find_checkpoint(tmp_path, "best")
+    with pytest.raises(UserError, match="step 'last' is neither a number nor `best`"):
+        find_checkpoint(tmp_path, "last")
+
+
+def test_the_best_checkpoint_is_not_pruned(tmp_path: Path) -> None:
+    for step in range(10, 61, 10):
+        make_checkpoint(tmp_path, step)
+    prune(tmp_path, keep_last=2, keep_every=0, best=20)
+    assert steps(tmp_path) == [20, 50, 60]
+
+
+def test_a_kill_between_save_and_link_leaves_the_old_link_and_the_new_state(tmp_path: Path) -> None:
+    state_with_best(make_checkpoint(tmp_path, 1), 1)
+    point_to_best(tmp_path, 1)
+    state_with_best(make_checkpoint(tmp_path, 2), 2)
+    best = tmp_path / "checkpoints" / "best"
+    assert killed(Path, "replace", 0, lambda: point_to_best(tmp_path, 2))
+    assert find_checkpoint(best).samefile(find_checkpoint(tmp_path, 1))
+    assert find_checkpoint(tmp_path, "best") == find_checkpoint(tmp_path, 2)
+    point_to_best(tmp_path, 2)
+    assert find_checkpoint(best).samefile(find_checkpoint(tmp_path, 2)) and steps(tmp_path) == [1, 2]
+    point_to_best(tmp_path, None)
+    assert not best.is_symlink() and not (tmp_path / "checkpoints" / ".best.tmp").is_symlink()

@@ -73,11 +73,12 @@ class PlainTrainer:
             fused=False,
         )
 
-    def step(self, microbatches: list[MicroBatch], lr: float) -> tuple[float, float]:
-        """(mean loss over counted tokens, gradient norm before clipping)."""
+    def step(self, microbatches: list[MicroBatch], lr: float | list[float]) -> tuple[float, float]:
+        """(mean loss over counted tokens, gradient norm before clipping). lr: of all groups, or of each."""
         self.optimizer.zero_grad()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        groups = self.optimizer.param_groups
+        for group, rate in zip(groups, lr if isinstance(lr, list) else [lr] * len(groups), strict=True):
+            group["lr"] = rate
         weight = sum(m.loss_mask_BS.sum() for m in microbatches)
         loss = sum(self._loss(m) for m in microbatches) / weight
         loss.backward()

@@ -229,3 +229,22 @@ def test_process_of_a_real_world_does_not_plan():
 def test_vocabulary_is_padded_as_the_engine_pads_it():
     (stage,) = planned(small_config(TP2), 2).stages
     assert stage.parameters["embedding"] == (VOCABULARY + 1) // 2 * 128
+
+
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
+def test_frozen_weights_take_no_gradient_and_no_optimizer(engine: str) -> None:
+    pipeline = (
+        (PP2, "optimizer.layer_lr_decay=0.9") if engine == "megatron" else (TP2, "parallel.zero_stage=2")
+    )
+    options = ("model.tie_embeddings=false", f"engine={engine}", *pipeline)
+    config = small_config(*options, "train.train_last_layers=1")
+    *before, last = planned(config, 2).stages
+    assert all((stage.gradients, stage.optimizer) == (0, 0) for stage in before)
+    whole = planned(small_config(*options), 2).stages[-1]
+    model = config.model
+    assert last.weights == whole.weights
+    layer = (whole.parameters["attention"] + whole.parameters["MLP"]) / (2 if before else 4)
+    trained = layer + model.hidden_size * 3 + whole.parameters.get("head and loss", 0)
+    moments, copies = 8, 4 * (engine == "deepspeed")  # DeepSpeed copies fp32 weights, too
+    assert last.optimizer == pytest.approx((moments + copies) * trained, rel=0.01)
+    assert last.optimizer < whole.optimizer / 1.3
