@@ -7,6 +7,7 @@ from pydantic import Field
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
+from megalm.config.samples import SamplesConfig
 from megalm.config.section import Section
 
 
@@ -263,6 +264,13 @@ class TrainConfig(Section):
     )
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
     eval_batches: int = Field(8, gt=0, description="Global batches of one validation.")
+    eval_at_start: bool = Field(
+        False, description="Validate before the first step, too: what later validations are compared with."
+    )
+    eval_by_source: bool = Field(
+        False,
+        description="Also give loss and perplexity of each source of data.valid by itself, as `loss_NAME`, its file's name.",
+    )
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recompute.")
     compile: Literal["none", "blocks", "model"] = Field(
         "none",
@@ -319,4 +327,5 @@ class Config(Section):
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    samples: SamplesConfig = Field(default_factory=SamplesConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
