@@ -20,7 +20,7 @@ def adapt(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Files and directories of the domain, and values to change, e.g. replay=0.1 train.optimizer.lr=1e-4",
+            help="Files and directories of the domain, and values to change, e.g. replay=0.1 config.optimizer.lr=1e-4",
             metavar="FILE|KEY=VALUE...",
         ),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from megalm.config.load import explain, override, read_yaml
+from megalm.config.schema import Config
 from megalm.config.section import Section
 from megalm.errors import UserError
 
@@ -37,14 +38,17 @@ class AdaptRecipe(Section):
         0.05, ge=0, le=1, description="Share of the steps in which the learning rate is warmed up again."
     )
     validations: int = Field(10, gt=0, description="How often the held-out text is looked at in training.")
-    train: dict[str, Any] = Field(
+    config: dict[str, Any] = Field(
         default_factory=dict,
         description="Sections of a training configuration, laid over what follows from base and data.",
     )
 
 
 def load_adapt_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[AdaptRecipe, Path]:
-    """Read the YAML file `path`, apply `key=value`; the recipe and the path of its corpus recipe. UserError with one line."""
+    """Read the YAML file `path`, apply `key=value`; the recipe and the path of its corpus recipe. UserError with one line.
+
+    Unknown keys and wrong types of `config` are told here, long before there is something to train on.
+    """
     path = Path(path)
     data = read_yaml(path)
     if not isinstance(data, dict):
@@ -53,4 +57,8 @@ def load_adapt_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
         recipe = AdaptRecipe.model_validate(override(data, overrides))
     except ValidationError as error:
         raise UserError(f"{path}: {explain(error, AdaptRecipe)}") from None
+    try:
+        Config.model_validate(recipe.config)
+    except ValidationError as error:
+        raise UserError(f"{path}: in `config`, {explain(error)}") from None
     return recipe, path.parent / recipe.corpus

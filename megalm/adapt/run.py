@@ -74,7 +74,7 @@ def training_config(
     directory: Path,
 ) -> dict[str, Any]:
     """The configuration of the training as it is written down; `tokens`: of the domain's training text."""
-    given = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.train.items()}
+    given = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.config.items()}
     batch = base.batch.model_dump() | given.pop("batch", {})
     per_step = batch["global_batch_size"] * batch["seq_length"]
     optimizer, loop = given.pop("optimizer", {}), given.pop("train", {})
@@ -82,7 +82,7 @@ def training_config(
     found = {
         "run": {"dir": str(directory), "load": str(checkpoint), "seed": base.run.seed},
         "task": "pretrain",
-        "model": base.model.model_dump(exclude_none=True),
+        "model": base.model.model_dump(exclude={"preset"}),
         "tokenizer": {"path": str(tokenizer)},
         "data": {"train": blend, "valid": valid},
         "batch": batch,

@@ -14,8 +14,9 @@ class SamplesConfig(Section):
 
     prompts: str | list[str | dict[str, Any]] | None = Field(
         None,
-        description="JSONL file, or a list, of prompts: a text, or an object with `prompt` or `messages`, and perhaps "
-        "`reference` (a text or several); instruction data are taken as they are, the last answer as the reference.",
+        description="JSONL file, or a list, of prompts: a text, or an object with `prompt` (or `question`) or `messages`, and "
+        "perhaps `reference` (or `completion`, `response`, `answer`): a text or several. Messages that end with the "
+        "assistant's have that as the reference.",
     )
     max_samples: int = Field(64, gt=0, description="The first so many prompts of a file are used.")
     every: int = Field(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.schema import Config
+from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 from megalm.generate.decode import context_length
 from megalm.generate.request import GenerationOptions
@@ -14,6 +15,10 @@ from megalm.tokenizer import Tokenizer
 from megalm.tokenizer.chat import ChatTemplate, load_chat_template
 
 Messages = list[dict[str, Any]]
+
+# the usual names, so that held-out data of instruction tuning serve as they are
+_PROMPT_KEYS = ("messages", "prompt", "question", "query")
+_ANSWER_KEYS = ("reference", "references", "completion", "response", "answer")
 
 
 @dataclass(frozen=True)
@@ -99,18 +104,32 @@ def _parse(value: Any, where: str) -> _Asked:
         value = {"prompt": value}
     if not isinstance(value, dict):
         raise UserError(f"{where}: a text or an object is expected, found {type(value).__name__}")
-    references = value.get("reference", value.get("references", []))
-    references = [references] if isinstance(references, str) else references
-    content = value.get("messages", value.get("prompt"))
+    references = _first(value, _ANSWER_KEYS)
+    references = [references] if isinstance(references, str) else references or []
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise UserError(f"{where}: `reference` is {references!r}; give a text or several")
-    if isinstance(content, list) and content and not references and content[-1].get("role") == "assistant":
-        references, content = [content[-1]["content"]], content[:-1]
-    if not content or not isinstance(content, str | list):
+    content = _first(value, _PROMPT_KEYS)
+    if isinstance(content, list) and content:
+        _check_messages(content, where)
+        if content[-1]["role"] == "assistant":
+            references, content = references or [content[-1]["content"]], content[:-1]
+    if not isinstance(content, str) and not (isinstance(content, list) and content):
         raise UserError(
             f"{where}: no text under `prompt` and no list under `messages` (keys {', '.join(value)})"
         )
     return _Asked(content, references, where)
+
+
+def _first(value: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((value[key] for key in keys if key in value), None)
+
+
+def _check_messages(messages: list[Any], where: str) -> None:
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise UserError(f"{where}: {message!r:.80} is no message; give each a role and a content")
 
 
 def _refuse_metrics(config: Config, where: str) -> None:
@@ -121,9 +140,14 @@ def _refuse_metrics(config: Config, where: str) -> None:
 
 
 def _template(config: Config, tokenizer: Tokenizer) -> ChatTemplate:
-    path = config.tokenizer.path
+    """The template that `samples` names, else that of the training data, else the tokenizer's own."""
+    path, given = config.tokenizer.path, config.samples.chat_template
     assert path is not None
-    return load_chat_template(config.samples.chat_template or path, tokenizer, config=path)
+    for source in config.data.train:
+        chat = (read_sidecar(source.path) or {}).get("chat")
+        if chat and not given:
+            return ChatTemplate(chat["template"], tokenizer, chat["variables"], chat["template_name"])
+    return load_chat_template(given or path, tokenizer, config=path)
 
 
 def _encode(prompt: _Asked, template: ChatTemplate | None, tokenizer: Tokenizer) -> Prompt:
