@@ -60,7 +60,7 @@ def test_the_masks_of_a_domain_spare_what_it_is_made_of() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("replays=0.5", "unknown key `replays`.*did you mean `replay`"),
+        ("replays=0.5", "unknown key `replays`: did you mean 'replay'"),
         ("replay=1", "`replay` = 1"),
         ("config.optimizer.lrate=1", "in `config`, unknown key `optimizer.lrate`"),
     ],

@@ -86,7 +86,9 @@ def test_answers_are_texts_in_which_nothing_is_markup(make_run):
     run = make_run()
     callback = started(run)
     run.step = 1
-    callback.on_validation(run, Validation({"loss": 2.5}, [Answer("# one\ntwo", "<b>*three*", ["four"])]))
+    callback.on_validation(
+        run, Validation({"loss": 2.5}, answers=[Answer("# one\ntwo", "<b>*three*", ["four"])])
+    )
     callback.on_end(run)
     events = EventAccumulator(str(run.directory / "tensorboard"))
     events.Reload()
