@@ -12,7 +12,7 @@ Metric = Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "f1", "exact_match",
 class SamplesConfig(Section):
     """Answers generated at validations, written to RUN_DIR/samples.jsonl and measured against references."""
 
-    prompts: str | list[str | dict[str, Any]] | None = Field(
+    prompts: str | list[Any] | None = Field(
         None,
         description="JSONL file, or a list, of prompts: a text, or an object with `prompt` (or `question`) or `messages`, and "
         "perhaps `reference` (or `completion`, `response`, `answer`): a text or several. Messages that end with the "

@@ -80,7 +80,7 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     return Prompts(kept, options, notices)
 
 
-def _given(prompts: str | list[str | dict[str, Any]], limit: int) -> Iterator[tuple[Any, str]]:
+def _given(prompts: str | list[Any], limit: int) -> Iterator[tuple[Any, str]]:
     """Each value with a name for where it stands."""
     if not isinstance(prompts, str):
         yield from ((value, f"samples.prompts.{number}") for number, value in enumerate(prompts))

@@ -17,7 +17,13 @@ def test_each_source_has_the_loss_that_it_has_alone_also_before_the_first_step(
     with IndexedDatasetWriter(tmp_path / "other", np.dtype("<u2")) as writer:
         for start in range(40):
             writer.add_document(np.arange(start, start + 30))
-    at_start = ["train.steps=1", "train.eval_interval=1", "train.eval_batches=1", "train.eval_at_start=true"]
+    at_start = [
+        "train.steps=1",
+        "optimizer.warmup_steps=1",
+        "train.eval_interval=1",
+        "train.eval_batches=1",
+        "train.eval_at_start=true",
+    ]
     paths = {"valid": str(data / "valid"), "other": str(tmp_path / "other")}
     both = "data.valid=[" + ", ".join(f"{{path: {path}}}" for path in paths.values()) + "]"
     train_in_world(1, run_config(tmp_path / "both", data, *at_start, both, "train.eval_by_source=true"))
