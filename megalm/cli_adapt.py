@@ -8,6 +8,7 @@ import typer
 
 from megalm import launch
 from megalm.cli_options import AsJson
+from megalm.errors import UserError
 
 
 def adapt(
@@ -37,6 +38,12 @@ def adapt(
         int | None, typer.Option("--nproc", min=1, help="Train in this many processes on this machine.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that clean the files.")] = None,
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare", help="Do all but the training, and tell its configuration (for a cluster)."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Adapt a trained model to the domain of some files: clean, index, train with replay, compare before and after.
@@ -45,9 +52,17 @@ def adapt(
     """
     from megalm.adapt import run
 
-    def train(path: Path) -> None:
+    if launch.in_world():
+        raise UserError(
+            "megalm adapt starts its own processes: give it --nproc, or --prepare and then run megalm train on the cluster"
+        )
+
+    def train(path: Path) -> bool:
+        if prepare:
+            return False
         if code := launch.run_local(["train", str(path)], nproc or 1):
             raise typer.Exit(code)
+        return True
 
     changes = [name for name in files if "=" in name and not Path(name).exists()]
     result = run.main(
@@ -57,7 +72,12 @@ def adapt(
         output or f"runs/adapt_{Path(recipe).stem}",
         general or [],
         changes,
-        train if (nproc or 1) > 1 else None,
+        train if prepare or (nproc or 1) > 1 else None,
         workers,
     )
-    typer.echo(json.dumps(result) if as_json else run.render(result["before_and_after"]))
+    if as_json:
+        typer.echo(json.dumps(result))
+    elif prepare:
+        typer.echo(f"megalm train {result['config']}")
+    else:
+        typer.echo(run.render(result["before_and_after"]))

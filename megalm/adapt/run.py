@@ -28,15 +28,15 @@ def main(
     output: str,
     general: Sequence[str] = (),
     overrides: Sequence[str] = (),
-    train: Callable[[Path], None] | None = None,
+    train: Callable[[Path], bool] | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Adapt the checkpoint `base` to the domain of `files`; everything is written below `output`.
 
     general: files of general text to replay and to look after; by default what the base was trained on. train: runs the
-    configuration at a path, by default in this process. workers: of the corpus build. The same call again goes on
-    where it was. Returns the directory of the run and what held-out text of each kind says before and after. UserError for
-    what the user can mend.
+    configuration at a path and returns whether there is a result to look at, by default in this process. workers: of the
+    corpus build. The same call again goes on where it was. Returns the configuration's path, the directory of the run and
+    what held-out text of each kind says before and after. UserError for what the user can mend.
     """
     recipe, corpus = load_adapt_recipe(recipe_path, overrides)
     checkpoint = find_checkpoint(base)
@@ -59,8 +59,9 @@ def main(
     config = training_config(recipe, of_base, checkpoint, tokenizer, tokens, blend, valid, folder / "run")
     path = folder / "train.yaml"
     atomic.write_text(path, yaml.safe_dump(config, sort_keys=False))
-    (train or _train_here)(path)
-    return {"run_dir": str(folder / "run"), "before_and_after": compare(load_config(path))}
+    trained_now = (train or _train_here)(path)
+    rows = compare(load_config(path)) if trained_now else []
+    return {"config": str(path), "run_dir": str(folder / "run"), "before_and_after": rows}
 
 
 def training_config(
@@ -79,7 +80,7 @@ def training_config(
     per_step = batch["global_batch_size"] * batch["seq_length"]
     optimizer, loop = given.pop("optimizer", {}), given.pop("train", {})
     steps = loop.get("steps") or math.ceil(recipe.epochs * tokens / (1 - recipe.replay) / per_step)
-    found = {
+    found: dict[str, Any] = {
         "run": {"dir": str(directory), "load": str(checkpoint), "seed": base.run.seed},
         "task": "pretrain",
         "model": base.model.model_dump(exclude={"preset"}),
@@ -102,10 +103,11 @@ def training_config(
     return found
 
 
-def _train_here(path: Path) -> None:
+def _train_here(path: Path) -> bool:
     from megalm.train import run
 
     run.main(load_config(path))
+    return True
 
 
 def compare(config: Config) -> list[Row]:

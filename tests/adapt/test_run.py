@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from megalm import cli
 from megalm.adapt.run import main
+from megalm.cli_adapt import adapt
+from megalm.config import load_config
 from megalm.dataset import build_dataset
 from megalm.dataset.sidecar import read_sidecar
+from megalm.errors import UserError
 from megalm.testing import RankError, run_distributed
 from megalm.tokenizer import train_bpe
 from megalm.train.callbacks.metrics import read_metrics
@@ -80,6 +84,23 @@ def test_code_is_learned_with_replay_and_compared_before_and_after(base: Path, t
     assert again == result
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, config["train"]["steps"] + 1)), "no step is trained twice"
+
+
+def test_the_command_can_stop_before_the_training_and_refuses_to_be_a_rank(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["adapt", RECIPE, str(base / "run"), str(base / "code"), "--output", str(tmp_path)]
+    assert cli.main([*command, *SMALL, "fim_rate=0", "--workers", "1", "--prepare"]) == 0
+    assert capsys.readouterr().out == f"megalm train {tmp_path / 'train.yaml'}\n"
+    config = load_config(tmp_path / "train.yaml")
+    assert [Path(source.path).name for source in config.data.train] == ["domain_train", "text_train"]
+    assert config.run.load and not (tmp_path / "run").exists()
+    assert cli.main([*command, "replay=2"]) == 2
+    assert "`replay` = 2" in capsys.readouterr().err
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(UserError, match="starts its own processes"):
+        adapt(RECIPE, "base", ["file"])
 
 
 def test_replay_without_general_text_is_refused_before_anything_is_made(base: Path, tmp_path: Path) -> None:
