@@ -14,6 +14,7 @@ from typer.main import get_command
 
 import megalm
 from megalm import atomic, launch
+from megalm.cli_adapt import adapt
 from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
@@ -43,6 +44,7 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
 app.command("plan")(plan)
+app.command("adapt")(adapt)
 app.command("convert")(convert)
 app.command("merge")(merge)
 

@@ -7,6 +7,7 @@ from megalm.config.checks_training import check_training
 from megalm.config.divides import divides
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
+from megalm.config.samples_checks import check_samples
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
@@ -48,6 +49,7 @@ def check(config: Config) -> None:
     _check_precision(config)
     _check_schedule(config)
     check_training(config)
+    check_samples(config)
 
 
 def _check_model(config: Config) -> None:
@@ -257,6 +259,11 @@ def _check_sequence(config: Config) -> None:
 
 def _check_schedule(config: Config) -> None:
     optimizer, steps = config.optimizer, config.train.steps
+    for name in ("eval_at_start", "eval_by_source"):
+        if getattr(config.train, name) and not config.train.eval_interval:
+            raise UserError(
+                f"train.{name} speaks of validations, and there are none: set train.eval_interval"
+            )
     if optimizer.min_lr > optimizer.lr:
         raise UserError(f"optimizer.min_lr {optimizer.min_lr} exceeds optimizer.lr {optimizer.lr}")
     if optimizer.schedule == "wsd" and optimizer.warmup_steps + (optimizer.decay_steps or 0) > steps > 0:

@@ -8,6 +8,7 @@ from megalm.config.groups import ParameterGroup
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
+from megalm.config.samples import SamplesConfig
 from megalm.config.section import Section
 from megalm.config.selection import EarlyStoppingConfig, KeepBestConfig
 from megalm.config.sft import SftConfig
@@ -293,6 +294,13 @@ class TrainConfig(Section):
     early_stopping: EarlyStoppingConfig = Field(
         default_factory=EarlyStoppingConfig, description="When to stop before `steps`."
     )
+    eval_at_start: bool = Field(
+        False, description="Validate before the first step, too: what later validations are compared with."
+    )
+    eval_by_source: bool = Field(
+        False,
+        description="Also give loss and perplexity of each source of data.valid by itself, as `loss_NAME`, its file's name.",
+    )
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recompute.")
     compile: Literal["none", "blocks", "model"] = Field(
         "none",
@@ -355,6 +363,7 @@ class Config(Section):
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    samples: SamplesConfig = Field(default_factory=SamplesConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
 
     @model_validator(mode="after")

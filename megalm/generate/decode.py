@@ -10,6 +10,7 @@ from torch import Tensor
 from megalm.config import Config
 from megalm.errors import UserError
 from megalm.generate.forward import NextToken
+from megalm.generate.mode import decoding
 from megalm.generate.request import GenerationOptions
 from megalm.generate.sampling import choose
 from megalm.generate.text import GrowingText
@@ -79,17 +80,22 @@ def context_length(config: Config) -> int:
 
 
 class Generator:
-    """Generates with `model`, this rank's part under `layout`; all ranks of the model's copy make the same calls."""
+    """Generates with `chunks`, this rank's parts of the model under `layout`; all ranks of its copy make the same calls.
+
+    The model may be in training: what generating changes of its state is put back (see `decoding`).
+    """
 
     def __init__(
-        self, model: GPT, layout: Layout, context_length: int, tokenizer: Tokenizer | None = None
+        self,
+        chunks: Sequence[GPT],
+        layout: Layout,
+        context_length: int,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """With a tokenizer, texts end at its end-of-document token or a stop string, and only its ids are drawn."""
-        # decoding passes one position at a time, which cannot be split along the sequence
-        assert not model.config.sequence_parallel and layout.cp_size == 1
         # other copies of the model, which would hold some of its experts, decode other prompts
         assert layout.ep_size == 1
-        self.model = model
+        self.chunks = chunks
         self.layout = layout
         self.context_length = context_length
         self.tokenizer = tokenizer
@@ -110,13 +116,8 @@ class Generator:
         Raises UserError as `check` does.
         """
         rows = self._open(prompts, options, range(len(prompts)) if sequences is None else sequences)
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                self._decode(rows, options, on_text)
-        finally:
-            self.model.train(training)
+        with decoding(self.chunks):
+            self._decode(rows, options, on_text)
         return [row.completion() for row in rows]
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -146,7 +147,7 @@ class Generator:
     ) -> None:
         eod_id = None if self.tokenizer is None else self.tokenizer.eod_id
         max_length = max((row.limit for row in rows), default=0)
-        network = NextToken(self.model, self.layout, len(rows), max_length, options.cache)
+        network = NextToken(self.chunks, self.layout, len(rows), max_length, options.cache)
         active = rows
         while active:
             logits_BV = network.logits([row.tokens for row in active], [row.number for row in active])

@@ -12,17 +12,23 @@ from megalm.parallel.layout import Layout
 
 
 class NextToken:
-    """Runs this rank's part of the model; every rank of a copy of the model makes the same calls."""
+    """Runs this rank's parts of the model; every rank of a copy of the model makes the same calls."""
 
     def __init__(
-        self, model: GPT, layout: Layout, slots: int, max_length: int, cache: bool, pass_tokens: int = 8192
+        self,
+        chunks: Sequence[GPT],
+        layout: Layout,
+        slots: int,
+        max_length: int,
+        cache: bool,
+        pass_tokens: int = 8192,
     ) -> None:
         """slots: sequences that may be open at a time. max_length: tokens of the longest one at its end.
 
         pass_tokens: with the cache, prompts are read in passes of at most so many tokens in all, which bounds the logits
         and activations that are held at a time.
         """
-        self.model = model
+        self.chunks = chunks
         self.layout = layout
         self.pass_tokens = pass_tokens
         self.cache = KVCache(slots, max_length) if cache else None
@@ -71,18 +77,26 @@ class NextToken:
         return logits_BSV[torch.arange(rows), torch.tensor(last)]
 
     def _run(self, tokens_BS: Tensor, state: ForwardState) -> Tensor | None:
-        """One pass through all stages; logits (B, S, V) on the last."""
+        """One pass through all stages, in an interleaved pipeline once a chunk; logits (B, S, V) on the last."""
         layout, group = self.layout, self.layout.groups.pp
-        if not layout.is_first_stage:
-            rows, length = tokens_BS.shape
-            model = self.model.config
-            hidden_SBH = torch.empty(
-                length, rows, model.hidden_size, dtype=model.params_dtype, device=layout.device
-            )
-            dist.recv(hidden_SBH, dist.get_global_rank(group, layout.pp_rank - 1), group=group)
-            self.model.set_input_tensor(hidden_SBH)
-        output = self.model(tokens_BS, state)
-        if layout.is_last_stage:
-            return output
-        dist.send(output.contiguous(), dist.get_global_rank(group, layout.pp_rank + 1), group=group)
+        before, after = (
+            dist.get_global_rank(group, (layout.pp_rank + way) % layout.pp_size) for way in (-1, 1)
+        )
+        for chunk in self.chunks:
+            if not chunk.pre_process:
+                hidden_SBH = self._empty(tokens_BS)
+                dist.recv(hidden_SBH, before, group=group)
+                chunk.set_input_tensor(hidden_SBH)
+            output = chunk(tokens_BS, state)
+            if chunk.post_process:
+                return output
+            dist.send(output.contiguous(), after, group=group)
         return None
+
+    def _empty(self, tokens_BS: Tensor) -> Tensor:
+        """Room for the hidden states of another stage, (S, B, H)."""
+        rows, length = tokens_BS.shape
+        model = self.chunks[0].config
+        return torch.empty(
+            length, rows, model.hidden_size, dtype=model.params_dtype, device=self.layout.device
+        )

@@ -4,12 +4,10 @@ import sys
 import time
 from typing import Any
 
-import torch.distributed as dist
-
 from megalm.generate.decode import Completion, Generator, context_length
 from megalm.generate.load import open_model
 from megalm.generate.request import GenerateRequest
-from megalm.parallel.layout import Layout
+from megalm.generate.share import generate_shared
 
 Result = dict[str, Any]
 
@@ -22,7 +20,7 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
     """
     engine, config, tokenizer = open_model(request, "gpt")
     layout = engine.layout
-    generator = Generator(engine.model, layout, context_length(config), tokenizer)
+    generator = Generator(engine.chunks, layout, context_length(config), tokenizer)
 
     # an empty prompt asks for a text from its beginning, which follows the end of another in training
     prompts = [ids or [tokenizer.eod_id] for ids in tokenizer.encode_batch(request.prompts)]
@@ -33,7 +31,7 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
     if live:
         print(request.prompts[0], end="", flush=True)
     start = time.perf_counter()
-    completions = _share(generator, layout, prompts, request, live)
+    completions = generate_shared(generator, prompts, request, on_text=_print_piece if live else None)
     seconds = time.perf_counter() - start
     if live:
         print()
@@ -48,21 +46,8 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
     ]
 
 
-def _share(
-    generator: Generator, layout: Layout, prompts: list[list[int]], request: GenerateRequest, live: bool
-) -> list[Completion]:
-    """Let each copy of the model continue every dp_size-th prompt, and bring all results to every rank."""
-    mine = range(layout.dp_rank, len(prompts), layout.dp_size)
-
-    def on_text(_: int, piece: str) -> None:
-        print(piece, end="", flush=True)
-
-    done = generator.generate([prompts[i] for i in mine], request, mine, on_text if live else None)
-    parts: list[list[Completion]] = [done]
-    if layout.dp_size > 1:
-        parts = [[]] * layout.dp_size
-        dist.all_gather_object(parts, done, group=layout.groups.dp)
-    return [parts[i % layout.dp_size][i // layout.dp_size] for i in range(len(prompts))]
+def _print_piece(_: int, piece: str) -> None:
+    print(piece, end="", flush=True)
 
 
 def _print_texts(prompts: list[str], completions: list[Completion]) -> None:

@@ -100,6 +100,8 @@ class Loop:
             last = min(last, run.step + config.exit_after_steps)
         result: dict[str, Any] = {}
         stopped = False
+        if config.eval_at_start and run.step == 0:
+            result |= {f"valid_{name}": value for name, value in self._validate().items()}
         while run.step < last and not (stopped or self.selection.says_stop()):
             metrics = self._step()
             result |= {"loss": metrics.loss, "grad_norm": metrics.grad_norm}

@@ -32,9 +32,12 @@ from megalm.tokenizer.load import load_tokenizer, tokenizer_files
 from megalm.train.base_model import check_base_tokenizer
 from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
+from megalm.train.callbacks.samples import answering
+from megalm.train.callbacks.sources import source_losses
 from megalm.train.data import TrainingData, ValidationData, open_stream
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
+from megalm.train.samples import open_prompts
 from megalm.train.sft import carry_template
 from megalm.train.tasks import task_of
 
@@ -56,6 +59,7 @@ def main(config: Config) -> dict[str, Any]:
         verify_all(sources, int(os.environ.get("RANK", 0)), world_size())
     budget = _check_budget(config, train_stream.samples_in_budget)
     valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
+    prompts = open_prompts(config, tokenizer) if config.samples.prompts is not None and tokenizer else None
     copies = data_parallel_size(config, world_size())
     directory = Path(config.run.dir)
     _check_directory(config, directory)
@@ -77,13 +81,18 @@ def main(config: Config) -> dict[str, Any]:
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
         loss = task_of(config).make_loss(config)
-        loop = Loop(run, engine, loss, data, validation, standard_callbacks(config))
+        callbacks = [
+            *source_losses(engine, config, tokenizer, loss),
+            *answering(engine, config, tokenizer, prompts),
+            *standard_callbacks(config),
+        ]
+        loop = Loop(run, engine, loss, data, validation, callbacks)
         if checkpoint is not None:
             loop.resume(checkpoint)
             notices += _resumed(run)
         if checkpoint is None or run.step < config.train.steps:
             _prepare_directory(run, lineage)
-        loop.notices = [*budget, *packed, *notices]
+        loop.notices = [*budget, *packed, *(prompts.notices if prompts else []), *notices]
         return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
 
 

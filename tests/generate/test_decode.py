@@ -40,7 +40,7 @@ def make_generator(model: str, *overrides: str, **keywords: Any) -> Any:
     config = tiny_config(
         preset, "model.init_method_std=0.2", f"model.max_sequence_length={CONTEXT}", *more, *overrides
     )
-    return Generator(tiny_model(config), create_layout(config.parallel), CONTEXT, **keywords)
+    return Generator([tiny_model(config)], create_layout(config.parallel), CONTEXT, **keywords)
 
 
 def tokens(
@@ -135,11 +135,11 @@ def test_cached_logits_of_one_token_a_pass_equal_the_full_forward(name: str, pas
     from megalm.generate.forward import NextToken
 
     generator = make_generator(name, "precision.dtype=fp32", "model.init_method_std=0.05")
-    network = generator.model.eval()
+    network = generator.chunks[0].eval()
     tokens_BS = torch.randint(VOCABULARY, (3, 30), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         full_BSV = network(tokens_BS)
-        cached = NextToken(network, generator.layout, 5, 30, cache=True, pass_tokens=pass_tokens)
+        cached = NextToken([network], generator.layout, 5, 30, cache=True, pass_tokens=pass_tokens)
         widths: list[int] = []
         network.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
         lengths, slots = [9, 4, 21], [4, 0, 2]
@@ -186,7 +186,7 @@ def test_a_text_ends_with_the_context_and_a_longer_prompt_is_refused() -> None:
 @in_world(1)
 def test_the_model_keeps_its_mode_and_can_train_afterwards() -> None:
     generator = make_generator("rope", "model.hidden_dropout=0.5")
-    network = generator.model.train()
+    network = generator.chunks[0].train()
     first, second = (
         generator.generate([[1, 2]], GenerationOptions(greedy=True, max_new_tokens=4)) for _ in "ab"
     )

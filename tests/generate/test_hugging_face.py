@@ -63,7 +63,7 @@ def test_greedy_continuation_equals_hugging_face(preset: str, penalty: float) ->
             parameter.copy_(weights[name])
 
     options = GenerationOptions(greedy=True, max_new_tokens=20, repetition_penalty=penalty)
-    rows = Generator(model, create_layout(config.parallel), CONTEXT).generate(PROMPTS, options)
+    rows = Generator([model], create_layout(config.parallel), CONTEXT).generate(PROMPTS, options)
     for prompt, row in zip(PROMPTS, rows, strict=True):
         expected = theirs.generate(
             torch.tensor([prompt]),

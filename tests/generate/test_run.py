@@ -114,7 +114,7 @@ def test_texts_come_from_the_checkpoint_and_an_empty_prompt_begins_a_document(ru
 
     tokenizer = load_tokenizer(run_directory / "tokenizer")
     config = config_of(tokenizer.vocab_size, TRAINED)
-    generator = Generator(tiny_model(config), create_layout(config.parallel), 32, tokenizer)
+    generator = Generator([tiny_model(config)], create_layout(config.parallel), 32, tokenizer)
     prompts = [tokenizer.encode(PROMPTS[0]), [tokenizer.eod_id], tokenizer.encode(PROMPTS[2])]
     expected = generator.generate(prompts, GenerationOptions(**SAMPLED))
     assert [r["tokens"] for r in generate(run_directory, {})[0]] == [c.tokens for c in expected]

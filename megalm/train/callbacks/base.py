@@ -37,11 +37,24 @@ class StepRecord:
     values: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote to a prompt. references: texts that would have been right, if any are known."""
+
+    prompt: str
+    text: str
+    references: list[str]
+
+
 @dataclass
 class Validation:
-    """One validation, the same on every rank. values: `loss`, `perplexity` and what callbacks add, by name."""
+    """One validation, the same on every rank. values: `loss`, `perplexity` and what callbacks add, by name.
+
+    answers: what a callback had the model write.
+    """
 
     values: dict[str, float]
+    answers: list[Answer] = field(default_factory=list)
 
 
 class Callback:

@@ -30,7 +30,11 @@ class MetricsFile(Callback):
         if run.layout.rank != 0:
             return
         run.directory.mkdir(parents=True, exist_ok=True)
-        self._open(run, run.step, lambda line: line["step"] <= run.step)
+        # a run from the beginning validates before its first step again
+        begins = run.step == 0
+        self._open(
+            run, run.step, lambda line: line["step"] <= run.step and not (begins and "valid_loss" in line)
+        )
         layout = {
             "engine": run.config.engine,
             "layout": run.layout.describe(),
@@ -65,7 +69,7 @@ class MetricsFile(Callback):
     def _open(self, run: Run, step: int, keep: Callable[[Line], bool]) -> None:
         """Open the file for what follows `step`, without the lines that `keep` refuses."""
         path = run.directory / FILE_NAME
-        last = _keep_lines(path, keep) or {"step": 0, "tokens": 0}
+        last = keep_lines(path, keep) or {"step": 0, "tokens": 0}
         batch = run.config.batch
         self._tokens = last["tokens"] + (step - last["step"]) * batch.global_batch_size * batch.seq_length
         self._last_step = step
@@ -92,8 +96,8 @@ def _step_line(record: StepRecord, tokens: int) -> Line:
     return line | metrics.more | record.values
 
 
-def _keep_lines(path: Path, keep: Callable[[Line], bool]) -> Line | None:
-    """Drop the lines of a metrics file that `keep` refuses, in one step; returns the last step's line that stays."""
+def keep_lines(path: Path, keep: Callable[[Line], bool]) -> Line | None:
+    """Drop the lines of a JSON-lines file that `keep` refuses, in one step; returns the last step's line that stays."""
     last, kept_bytes = None, 0
     for text, line in _parse(path):
         if keep(line):

@@ -1,6 +1,7 @@
 """Shows how a run goes on stderr: a bar with loss, speed, memory and time left, or plain lines where it is no terminal."""
 
 import sys
+import textwrap
 import time
 from collections import deque
 from datetime import timedelta
@@ -14,6 +15,7 @@ from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 
 LINE_SECONDS = 5.0  # between plain lines, so that logs stay readable
 REFRESH_SECONDS = 0.1  # between drawings of the bar
+SHOWN_CHARACTERS = 240  # of a prompt or an answer
 ETA_STEPS = 100  # the time left follows the pace of so many steps
 
 
@@ -47,6 +49,8 @@ class Progress(Callback):
     def on_validation(self, run: Run, validation: Validation) -> None:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in validation.values.items())
         self._message(f"step {run.step}: validation {figures}")
+        for answer in validation.answers[: run.config.samples.show]:
+            self._message(f"  prompt: {_one_line(answer.prompt)}\n  answer: {_one_line(answer.text)}")
 
     def on_event(self, run: Run, message: str) -> None:
         self._message(message)
@@ -69,6 +73,12 @@ def describe(record: StepRecord) -> str:
         parts += [f"{_with_prefix(values['tokens_per_second'])} tok/s", f"MFU {values['mfu']:.1%}"]
         parts += [f"{values['memory_gb']:.2f} GB"]
     return "  ".join(parts)
+
+
+def _one_line(text: str) -> str:
+    """The text on one line, without what would not print, and not much of it."""
+    shown = "".join(character if character.isprintable() else " " for character in text)
+    return textwrap.shorten(shown, SHOWN_CHARACTERS, placeholder=" ...")
 
 
 def _with_prefix(number: float) -> str:

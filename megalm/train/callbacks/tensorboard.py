@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
+from megalm.train.callbacks.base import Answer, Callback, Run, StepRecord, Validation
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FLUSH_SECONDS = 10
+ANSWERS = 16  # of a validation: its page shows all of them at once
 
 
 class TensorBoard(Callback):
@@ -41,6 +42,8 @@ class TensorBoard(Callback):
     def on_validation(self, run: Run, validation: Validation) -> None:
         if self._writer is not None:
             self._write({f"valid/{name}": value for name, value in validation.values.items()}, run.step)
+            for number, answer in enumerate(validation.answers[:ANSWERS]):
+                self._writer.add_text(f"samples/{number}", _markdown(answer), run.step)
             self._writer.flush()
 
     def on_event(self, run: Run, message: str) -> None:
@@ -63,3 +66,12 @@ class TensorBoard(Callback):
         assert self._writer is not None
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+
+def _markdown(answer: Answer) -> str:
+    """Prompt, answer and references as blocks of plain text, so that nothing in them is taken for markup."""
+    parts = {"prompt": answer.prompt, "answer": answer.text, "reference": "\n\n".join(answer.references)}
+    blocks = (
+        f"**{name}**\n\n" + "    " + text.replace("\n", "\n    ") for name, text in parts.items() if text
+    )
+    return "\n\n".join(blocks)

@@ -158,3 +158,12 @@ def test_failure_to_write_is_raised(make_run, play):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     metrics.on_end(run)
+
+
+def test_a_validation_before_the_first_step_stands_once_when_the_run_begins_again(make_run):
+    for _ in range(2):
+        run = make_run()
+        started(run).on_validation(run, Validation({"loss": 2.0}))
+    assert [line["valid_loss"] for line in strict_lines(run) if "valid_loss" in line] == [2.0]
+    started(make_run(step=3))
+    assert [line["valid_loss"] for line in strict_lines(run) if "valid_loss" in line] == [2.0]

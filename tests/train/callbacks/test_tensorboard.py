@@ -4,7 +4,7 @@ import math
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megalm.train.callbacks.base import Validation
+from megalm.train.callbacks.base import Answer, Validation
 from megalm.train.callbacks.tensorboard import TensorBoard
 
 
@@ -80,3 +80,19 @@ def test_rollback_purges_the_steps_it_undoes(make_run, play):
     play([callback], run, until=3)
     callback.on_end(run)
     assert [step for step, _ in scalars(run, "train/loss")] == [1, 2, 3]
+
+
+def test_answers_are_texts_in_which_nothing_is_markup(make_run):
+    run = make_run()
+    callback = started(run)
+    run.step = 1
+    callback.on_validation(
+        run, Validation({"loss": 2.5}, answers=[Answer("# one\ntwo", "<b>*three*", ["four"])])
+    )
+    callback.on_end(run)
+    events = EventAccumulator(str(run.directory / "tensorboard"))
+    events.Reload()
+    [text] = events.Tensors("samples/0/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == (
+        "**prompt**\n\n    # one\n    two\n\n**answer**\n\n    <b>*three*\n\n**reference**\n\n    four"
+    )

@@ -1,0 +1,53 @@
+"""Where no answers can be generated in training, told before a run begins."""
+
+from megalm.config.schema import Config
+from megalm.errors import UserError
+
+# what a model learns in these tasks is no text
+_TASKS_WITHOUT_TEXT = ("mlm", "classify", "reward")
+
+
+def check_samples(config: Config) -> None:
+    """Raise UserError for `samples` that the task, the layout or the precision do not allow."""
+    samples = config.samples
+    if samples.prompts is None:
+        if samples.metrics:
+            raise UserError(
+                f"samples.metrics {', '.join(samples.metrics)}: there are no answers to measure; name samples.prompts"
+            )
+        return
+    if config.model.architecture != "gpt" or config.task in _TASKS_WITHOUT_TEXT:
+        raise UserError(
+            f"samples.prompts: task `{config.task}` of architecture `{config.model.architecture}` writes no text; leave it out"
+        )
+    if not config.train.eval_interval:
+        raise UserError(
+            "samples.prompts are answered at validations: set train.eval_interval and data.valid, or leave them out"
+        )
+    if not config.tokenizer.path:
+        raise UserError("samples.prompts are texts: name the tokenizer in tokenizer.path, or leave them out")
+    _check_layout(config)
+
+
+def _check_layout(config: Config) -> None:
+    parallel = config.parallel
+    if parallel.expert_model_parallel_size > 1:
+        raise UserError(
+            f"samples.prompts with parallel.expert_model_parallel_size {parallel.expert_model_parallel_size}: the ranks would "
+            "wait for each other's experts at answers of different lengths; set it to 1 or leave the prompts out"
+        )
+    if config.model.moe.num_experts and parallel.sequence_parallel:
+        raise UserError(
+            f"samples.prompts with parallel.sequence_parallel and model.moe.num_experts {config.model.moe.num_experts}: experts "
+            "that get parts of sequences cannot decode; turn one of them off"
+        )
+    if parallel.zero_stage == 3:
+        raise UserError(
+            "samples.prompts with parallel.zero_stage 3: the ranks would wait for each other's weights at answers of different "
+            "lengths; use zero_stage 2 or leave the prompts out"
+        )
+    if config.precision.fp8 != "none":
+        raise UserError(
+            f"samples.prompts with precision.fp8 `{config.precision.fp8}`: single tokens are no multiple of its tiles; set it "
+            "to none or leave the prompts out"
+        )

@@ -1,0 +1,193 @@
+"""Prompts that a model answers while it trains: read, told apart from their answers, and encoded, before the run begins."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megalm.config.schema import Config
+from megalm.dataset.sidecar import read_sidecar
+from megalm.errors import UserError
+from megalm.generate.decode import context_length
+from megalm.generate.request import GenerationOptions
+from megalm.tokenizer import Tokenizer
+from megalm.tokenizer.chat import ChatTemplate, load_chat_template
+
+Messages = list[dict[str, Any]]
+
+# the usual names, so that held-out data of instruction tuning serve as they are
+_PROMPT_KEYS = ("messages", "prompt", "question", "query")
+_ANSWER_KEYS = ("reference", "references", "completion", "response", "answer")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text and ids of what the model goes on from, and texts that would be right."""
+
+    text: str
+    ids: list[int]
+    references: list[str]
+
+
+@dataclass
+class Prompts:
+    """All prompts of a run and how they are continued. notices: what was left out, to be told."""
+
+    prompts: list[Prompt]
+    options: GenerationOptions
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt as it was given: a text to go on from or messages, its references, and where it stands."""
+
+    content: str | Messages
+    references: list[str]
+    where: str
+
+
+def open_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
+    """Read and encode the prompts of `samples`; UserError where one is none, or a measure lacks references.
+
+    In task `sft` a text is what a user says, otherwise what the model goes on from. Prompts that leave no room for
+    `max_new_tokens` are left out and counted.
+    """
+    samples = config.samples
+    assert samples.prompts is not None
+    asked = [_parse(value, where) for value, where in _given(samples.prompts, samples.max_samples)]
+    if not asked:
+        raise UserError(f"samples.prompts: there is none in {samples.prompts or 'an empty list'}; name some")
+    if missing := next((prompt.where for prompt in asked if not prompt.references), None):
+        _refuse_metrics(config, missing)
+    is_chat = [config.task == "sft" or not isinstance(prompt.content, str) for prompt in asked]
+    template = _template(config, tokenizer) if any(is_chat) else None
+    encoded = [
+        _encode(prompt, template if chat else None, tokenizer)
+        for prompt, chat in zip(asked, is_chat, strict=True)
+    ]
+    kept, notices = _fitting(config, encoded, [prompt.where for prompt in asked])
+    stop = [*samples.stop, *(_end_of_turn(template, tokenizer) if template else [])]
+    options = GenerationOptions(
+        max_new_tokens=samples.max_new_tokens,
+        temperature=samples.temperature or 1.0,
+        greedy=samples.temperature == 0,
+        top_p=samples.top_p,
+        stop=stop,
+        seed=config.run.seed,
+    )
+    return Prompts(kept, options, notices)
+
+
+def _given(prompts: str | list[Any], limit: int) -> Iterator[tuple[Any, str]]:
+    """Each value with a name for where it stands."""
+    if not isinstance(prompts, str):
+        yield from ((value, f"samples.prompts.{number}") for number, value in enumerate(prompts))
+        return
+    path = Path(prompts)
+    try:
+        lines = path.read_bytes().split(b"\n")  # texts may hold other separators of lines
+    except OSError as error:
+        raise UserError(f"samples.prompts {path}: {error.strerror}; name a JSONL file") from None
+    filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    for _, (number, line) in zip(range(limit), filled, strict=False):
+        where = f"samples.prompts {path} line {number}"
+        try:
+            yield json.loads(line), where
+        except ValueError as error:
+            raise UserError(f"{where} is no JSON ({error}); write a prompt a line") from None
+
+
+def _parse(value: Any, where: str) -> _Asked:
+    if isinstance(value, str):
+        value = {"prompt": value}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a text or an object is expected, found {type(value).__name__}")
+    references = _first(value, _ANSWER_KEYS)
+    references = [references] if isinstance(references, str) else references or []
+    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+        raise UserError(f"{where}: `reference` is {references!r}; give a text or several")
+    content = _first(value, _PROMPT_KEYS)
+    if isinstance(content, list) and content:
+        _check_messages(content, where)
+        if content[-1]["role"] == "assistant":
+            references, content = references or [content[-1]["content"]], content[:-1]
+    if not isinstance(content, str) and not (isinstance(content, list) and content):
+        raise UserError(
+            f"{where}: no text under `prompt` and no list under `messages` (keys {', '.join(value)})"
+        )
+    return _Asked(content, references, where)
+
+
+def _first(value: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((value[key] for key in keys if key in value), None)
+
+
+def _check_messages(messages: list[Any], where: str) -> None:
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise UserError(f"{where}: {message!r:.80} is no message; give each a role and a content")
+
+
+def _refuse_metrics(config: Config, where: str) -> None:
+    if config.samples.metrics:
+        raise UserError(
+            f"{where} has no `reference`, which samples.metrics {', '.join(config.samples.metrics)} need: give one to each"
+        )
+
+
+def _template(config: Config, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template that `samples` names, else that of the training data, else the tokenizer's own."""
+    path, given = config.tokenizer.path, config.samples.chat_template
+    assert path is not None
+    for source in config.data.train:
+        chat = (read_sidecar(source.path) or {}).get("chat")
+        if chat and not given:
+            return ChatTemplate(chat["template"], tokenizer, chat["variables"], chat["template_name"])
+    return load_chat_template(given or path, tokenizer, config=path)
+
+
+def _encode(prompt: _Asked, template: ChatTemplate | None, tokenizer: Tokenizer) -> Prompt:
+    content = prompt.content
+    if template is None:
+        assert isinstance(content, str)
+        # an empty prompt asks for a text from its beginning, which follows the end of another in training
+        return Prompt(content, tokenizer.encode(content) or [tokenizer.eod_id], prompt.references)
+    messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+    try:
+        encoded = template.encode(messages, add_generation_prompt=True)
+    except UserError as error:
+        raise UserError(f"{prompt.where}: {error}") from None
+    return Prompt(encoded.text, encoded.ids, prompt.references)
+
+
+def _end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> list[str]:
+    """The special token with which the template ends what the assistant says, unless it ends documents as well."""
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    encoded = template.encode(chat)
+    said = [token for token, counts in zip(encoded.ids, encoded.loss_mask, strict=True) if counts]
+    special = {
+        number: text for text, number in tokenizer.special_tokens.items() if number != tokenizer.eod_id
+    }
+    return [special[said[-1]]] if said and said[-1] in special else []
+
+
+def _fitting(config: Config, prompts: list[Prompt], where: Iterable[str]) -> tuple[list[Prompt], list[str]]:
+    """The prompts that the context has room for with their answers, and what to tell of the others."""
+    context, answer = context_length(config), config.samples.max_new_tokens
+    too_long = [
+        place for prompt, place in zip(prompts, where, strict=True) if len(prompt.ids) + answer > context
+    ]
+    kept = [prompt for prompt in prompts if len(prompt.ids) + answer <= context]
+    if not too_long:
+        return kept, []
+    told = (
+        f"{len(too_long)} of {len(prompts)} prompts leave no room for samples.max_new_tokens {answer} in the context of "
+        f"{context} tokens (first: {too_long[0]})"
+    )
+    if not kept:
+        raise UserError(f"{told}: lower samples.max_new_tokens or take shorter prompts")
+    return kept, [f"{told}: left out"]
