@@ -56,13 +56,15 @@ setup(
         "regex",
         "safetensors",
         "zstandard",
+        "rouge-score",
+        "sacrebleu",
         "psutil",  # megatron-core writes no checkpoint without it, and does not ask for it
     ],
     extras_require={
         "corpus": CORPUS,
         "serve": ["fastapi", "uvicorn", "sqlalchemy"],
         "hf": ["transformers"],  # compares converted models with their source
-        "eval": ["lm-eval", "sacrebleu", "rouge-score", "scikit-learn"],
+        "eval": ["lm-eval"],
         "cuda": ["liger-kernel"],
         "dev": [
             *CORPUS,
@@ -75,7 +77,7 @@ setup(
             "peft",
             "tiktoken",
             "hypothesis",
-            "scikit-learn",  # tests hold the classifiers to its logistic regression and measures
+            "scikit-learn",  # tests hold the classifiers to its logistic regression, and measures to its own
             "scipy",
         ],
     },

@@ -95,14 +95,19 @@ def _curve(truth_R: Flags, scores_R: Scores) -> tuple[Scores, NDArray[np.int64],
     )
 
 
+def precision_recall_f1(right: Any, called: Any, positives: Any) -> tuple[Any, Any, Any]:
+    """Precision, recall and F1 from counts (numbers or arrays): called rightly, called, true; 0 where nothing divides."""
+    right, called, positives = (np.asarray(counts, np.float64) for counts in (right, called, positives))
+    parts = ((right, called), (right, positives), (2 * right, called + positives))
+    precision, recall, f1 = (count / np.maximum(total, 1) for count, total in parts)
+    return precision, recall, f1
+
+
 def _rates(truth_R: Flags, called_R: Flags) -> dict[str, float]:
-    right, called, positives = int((truth_R & called_R).sum()), int(called_R.sum()), int(truth_R.sum())
-    return {
-        "positives": positives,
-        "precision": _rounded(right / called if called else 0.0),
-        "recall": _rounded(right / positives if positives else 0.0),
-        "f1": _rounded(2 * right / (called + positives) if called + positives else 0.0),
-    }
+    positives = int(truth_R.sum())
+    rates = precision_recall_f1((truth_R & called_R).sum(), called_R.sum(), positives)
+    named = zip(("precision", "recall", "f1"), map(_rounded, rates), strict=True)
+    return {"positives": positives, **dict(named)}
 
 
 def _rounded(value: Any) -> float:
