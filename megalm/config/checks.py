@@ -2,6 +2,7 @@
 
 import math
 
+from megalm.config.checks_classify import check_classify
 from megalm.config.checks_deepspeed import check_deepspeed
 from megalm.config.divides import divides
 from megalm.config.moe_checks import check_expert_ranks, check_moe
@@ -39,6 +40,7 @@ def check(config: Config) -> None:
     _check_model(config)
     _check_data(config)
     _check_architecture(config)
+    check_classify(config)
     _check_lora(config)
     check_deepspeed(config)
     _check_parallel(config)

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megalm.config.classify import ClassifyConfig
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
@@ -262,7 +263,9 @@ class TrainConfig(Section):
         description="Save and stop after this many steps of this process; the schedule is unchanged.",
     )
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
-    eval_batches: int = Field(8, gt=0, description="Global batches of one validation.")
+    eval_batches: int = Field(
+        8, gt=0, description="Global batches of one validation; task `classify` takes all data.valid."
+    )
     recompute: RecomputeConfig = Field(default_factory=RecomputeConfig, description="Activation recompute.")
     compile: Literal["none", "blocks", "model"] = Field(
         "none",
@@ -300,8 +303,9 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain", "mlm"] = Field(
-        "pretrain", description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT)."
+    task: Literal["pretrain", "mlm", "classify"] = Field(
+        "pretrain",
+        description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `classify` labels of texts.",
     )
     engine: Literal["megatron", "deepspeed"] = Field(
         "megatron",
@@ -312,6 +316,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     mlm: MlmConfig = Field(default_factory=MlmConfig)
+    classify: ClassifyConfig = Field(default_factory=ClassifyConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     offload: OffloadConfig = Field(default_factory=OffloadConfig)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from megalm.checkpoint.directory import find_checkpoint, read_config
 from megalm.config.suggest import nearest
 from megalm.convert.hugging_face import from_hugging_face, to_hugging_face
 from megalm.convert.megatron_lm import from_megatron_lm, is_megatron_lm, to_megatron_lm
@@ -47,6 +48,13 @@ def convert(
         raise UserError(f"{source} is in the form {to} already; give another --to")
     if "megalm" not in (found, to):
         raise UserError(f"{source} is in the form {found}: convert it to megalm first, and that to {to}")
+    if found == "megalm":
+        checkpoint = find_checkpoint(source, step)
+        if outputs := read_config(checkpoint).model.sequence_head.outputs:
+            raise UserError(
+                f"{checkpoint} has a sequence head of {outputs} outputs, which is not converted: convert the model that it "
+                "was trained from"
+            )
     given: dict[str, Any] = {
         "step": step,
         "family": family,
