@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megalm.config.schema import Config
 from megalm.engine.base import Metrics
 from megalm.parallel.layout import Layout
@@ -39,9 +42,13 @@ class StepRecord:
 
 @dataclass
 class Validation:
-    """One validation, the same on every rank. values: `loss`, `perplexity` and what callbacks add, by name."""
+    """One validation, the same on every rank. values: `loss`, `perplexity` and what callbacks add, by name.
+
+    tally: what the task counted over all samples (see `Task.tally`), None where it counts nothing.
+    """
 
     values: dict[str, float]
+    tally: NDArray[np.float64] | None = None
 
 
 class Callback:
