@@ -83,7 +83,7 @@ def chrf(predictions: Sequence[str], references: References) -> float:
     return corpus_chrf(list(predictions), _streams(references)).score
 
 
-def _streams(references: References) -> list[list[str | None]]:
+def _streams(references: References) -> list[list[Any]]:
     """sacrebleu's form: the first reference of each text, the second, ...; None where a text has fewer."""
     return [list(stream) for stream in zip_longest(*references)]
 
