@@ -48,13 +48,6 @@ def convert(
         raise UserError(f"{source} is in the form {to} already; give another --to")
     if "megalm" not in (found, to):
         raise UserError(f"{source} is in the form {found}: convert it to megalm first, and that to {to}")
-    if found == "megalm":
-        checkpoint = find_checkpoint(source, step)
-        if outputs := read_config(checkpoint).model.sequence_head.outputs:
-            raise UserError(
-                f"{checkpoint} has a sequence head of {outputs} outputs, which is not converted: convert the model that it "
-                "was trained from"
-            )
     given: dict[str, Any] = {
         "step": step,
         "family": family,
@@ -67,6 +60,13 @@ def convert(
         "transformer_impl": transformer_impl,
     }
     _refuse_useless(given, found, to)
+    if found == "megalm":
+        checkpoint = find_checkpoint(source, step)
+        if outputs := read_config(checkpoint).model.sequence_head.outputs:
+            raise UserError(
+                f"{checkpoint} has a sequence head of {outputs} outputs, which is not converted: convert the model that it "
+                "was trained from"
+            )
     if found == "hf":
         return from_hugging_face(source, target, compare)
     if found == "megatron-lm":

@@ -150,7 +150,8 @@ def test_a_pretrained_body_is_taken_over_and_the_head_is_new(text: Path, tmp_pat
     data = [f"data.{split}=[{{path: {text}/data_{split}}}]" for split in ("train", "valid")]
     short = ["train.steps=1", "train.eval_interval=0", "optimizer.warmup_steps=0"]
     train_in_world(1, configuration(tmp_path / "base", text, *base, *data, *short))
-    from megalm.generate.load import open_model  # it imports torch
+    from megalm.convert.run import convert
+    from megalm.generate.load import open_model  # they import torch
 
     load = ["model.preset=bert-tiny", *short]
     first = f"run.load={tmp_path / 'base'}"
@@ -163,6 +164,8 @@ def test_a_pretrained_body_is_taken_over_and_the_head_is_new(text: Path, tmp_pat
         open_model(generate, "gpt")
     with pytest.raises(UserError, match="`bert` without a sequence head: use `megalm embed`"):
         open_model(ClassifyRequest(checkpoint=str(tmp_path / "base"), texts=[("x",)]), "classifier")
+    with pytest.raises(UserError, match="a sequence head of 2 outputs, which is not converted"):
+        convert(tmp_path / "head", tmp_path / "hf")
 
 
 @pytest.mark.parametrize(
