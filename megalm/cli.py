@@ -15,6 +15,7 @@ from typer.main import get_command
 import megalm
 from megalm import atomic, launch
 from megalm.cli_adapt import adapt
+from megalm.cli_classify import build_labelled, classify
 from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
@@ -43,10 +44,12 @@ app = typer.Typer(
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
+dataset_app.command("build-labelled")(build_labelled)
 app.command("plan")(plan)
 app.command("adapt")(adapt)
 app.command("convert")(convert)
 app.command("merge")(merge)
+app.command("classify")(classify)
 
 Nproc = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")

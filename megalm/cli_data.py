@@ -304,6 +304,8 @@ def _title(entry: dict[str, Any]) -> str:
         title += f"{entry['tokens']} tokens"
     if "counted" in entry:
         title += f", {entry['counted']} count"
+    if "label" in entry:
+        title += f", label {entry['label']}"
     if "origin" in entry:
         origin = entry["origin"]
         title += f", {origin['path']} byte {origin['offset']}" + (

@@ -53,6 +53,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ["train"],
         ["generate"],
         ["embed"],
+        ["classify"],
+        ["dataset", "build-labelled"],
         ["tokenizer", "train"],
         ["dataset", "build"],
         ["corpus", "build"],

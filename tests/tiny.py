@@ -80,7 +80,21 @@ def tiny_pairs(seed: int, resets: bool = False) -> SimpleNamespace:
         segments_BS=np.where(real_BS, segments_BS, -1),
         positions_BS=None,
         token_types_BS=random.integers(0, 2, (GLOBAL_BATCH, SEQUENCE)) * real_BS,
-        sentence_labels_B=labels_B,
+        classes_B=labels_B,
+    )
+
+
+def tiny_labelled(seed: int, resets: bool = False) -> SimpleNamespace:
+    """Numpy arrays of whole documents of 1 to all tokens, classes 0 to 2 but one without; heads see one or several tokens."""
+    pairs = tiny_pairs(seed, resets)
+    random = np.random.default_rng(seed)
+    real_BS = pairs.segments_BS >= 0
+    some_BS = real_BS & (random.random(real_BS.shape) < 0.3)
+    some_BS[:, 0] = True
+    classes_B = random.integers(0, 3, GLOBAL_BATCH)
+    classes_B[random.integers(GLOBAL_BATCH)] = -1
+    return SimpleNamespace(
+        **vars(pairs) | {"loss_mask_BS": some_BS.astype(np.float32), "classes_B": classes_B}
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+from megalm.config.checks_classify import check_classify
 from megalm.config.checks_deepspeed import check_deepspeed
 from megalm.config.checks_training import check_training
 from megalm.config.divides import divides
@@ -42,6 +43,7 @@ def check(config: Config) -> None:
     _check_data(config)
     _check_sft(config)
     _check_architecture(config)
+    check_classify(config)
     _check_lora(config)
     check_deepspeed(config)
     _check_parallel(config)

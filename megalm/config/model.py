@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megalm.config.classify import SequenceHeadConfig
 from megalm.config.moe import MoEConfig
 from megalm.config.section import Section
 from megalm.errors import UserError
@@ -111,6 +112,21 @@ class ModelConfig(Section):
         1024, gt=0, description="Tokens whose logits the fused cross entropy holds at a time."
     )
     moe: MoEConfig = Field(default_factory=MoEConfig, description="Mixture of experts.")
+    sequence_head: SequenceHeadConfig = Field(
+        default_factory=SequenceHeadConfig, description="Head for whole samples."
+    )
+
+    @property
+    def pooling(self) -> str:
+        """Which hidden state the sequence head sees: `last`, `mean` or `first`."""
+        default = "first" if self.architecture == "bert" else "last"
+        return default if self.sequence_head.pooling == "auto" else self.sequence_head.pooling
+
+    @property
+    def pools_with_transform(self) -> bool:
+        """Whether a dense layer and tanh come before the sequence head's outputs."""
+        default = self.architecture == "bert" and self.pooling == "first"
+        return default if self.sequence_head.transform is None else self.sequence_head.transform
 
     @property
     def ffn_size(self) -> int:
@@ -159,12 +175,20 @@ class ModelConfig(Section):
         if self.moe.shared_expert_ffn_hidden_size:
             moe += self._mlp_parameters(self.moe.shared_expert_ffn_hidden_size)
         mlps = moe_layers * moe + (self.num_layers - moe_layers) * self._mlp_parameters(self.ffn_size)
-        embeddings = self.vocab_size * hidden * (1 if self.tie_embeddings else 2)
+        one_matrix = self.tie_embeddings or self.sequence_head.outputs
+        embeddings = self.vocab_size * hidden * (1 if one_matrix else 2)
         if self.position_embedding == "learned":
             embeddings += self.max_sequence_length * hidden
         head_norms = 2 * head * (2 if self.normalization == "LayerNorm" else 1) if self.qk_layernorm else 0
         layers = self.num_layers * (attention + head_norms + 2 * norm_width) + mlps
-        return layers + norm_width + embeddings + self._bert_parameters(norm_width)
+        return layers + norm_width + embeddings + self._bert_parameters(norm_width) + self._head_parameters()
+
+    def _head_parameters(self) -> int:
+        """The sequence head's."""
+        hidden, outputs = self.hidden_size, self.sequence_head.outputs
+        if not outputs:
+            return 0
+        return outputs * (hidden + 1) + (hidden * (hidden + 1) if self.pools_with_transform else 0)
 
     def _mlp_parameters(self, width: int) -> int:
         up = width * (2 if self.gated else 1)
@@ -179,6 +203,8 @@ class ModelConfig(Section):
             return 0
         assert self.vocab_size is not None
         hidden = self.hidden_size
+        if self.sequence_head.outputs:
+            return self.num_token_types * hidden
         square = hidden * hidden + hidden
         pair = square + 2 * hidden + 2 if self.sentence_head else 0
         return self.num_token_types * hidden + square + norm_width + self.vocab_size + pair
@@ -191,10 +217,14 @@ class ModelConfig(Section):
         """
         if self.vocab_size is None:
             raise UserError("model.vocab_size is unknown: set it, or tokenizer.path")
-        tables = self.vocab_size * self.hidden_size * (0 if self.tie_embeddings else 1)
+        head = self.sequence_head.outputs
+        # a matrix that the output layer shares is multiplied with each token; a head for samples sees no token
+        tables = self.vocab_size * self.hidden_size * (0 if self.tie_embeddings and not head else 1)
         if self.position_embedding == "learned":
             tables += self.max_sequence_length * self.hidden_size
-        if self.architecture == "bert":
+        if head:
+            tables += self._head_parameters() + self._bert_parameters(0)
+        elif self.architecture == "bert":
             norm_width = self.hidden_size * (2 if self.normalization == "LayerNorm" else 1)
             tables += self.vocab_size * self.hidden_size + self._bert_parameters(norm_width)
         matrix_parameters = self.num_active_parameters() - tables

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megalm.config.classify import ClassifyConfig
 from megalm.config.groups import ParameterGroup
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
@@ -279,7 +280,9 @@ class TrainConfig(Section):
         description="Save and stop after this many steps of this process; the schedule is unchanged.",
     )
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
-    eval_batches: int = Field(8, gt=0, description="Global batches of one validation.")
+    eval_batches: int = Field(
+        8, gt=0, description="Global batches of one validation; task `classify` takes all data.valid."
+    )
     freeze: list[str] = Field(
         default_factory=list,
         description="Patterns of parameter names (`*`, `?`, `[0-9]`; layers counted over the whole model) that are not "
@@ -341,10 +344,10 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain", "mlm", "sft"] = Field(
+    task: Literal["pretrain", "mlm", "sft", "classify"] = Field(
         "pretrain",
         description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `sft` the assistant's answers "
-        "(data of `megalm dataset build --chat`).",
+        "(data of `megalm dataset build --chat`), `classify` labels of texts (`megalm dataset build-labelled`).",
     )
     engine: Literal["megatron", "deepspeed"] = Field(
         "megatron",
@@ -356,6 +359,7 @@ class Config(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     mlm: MlmConfig = Field(default_factory=MlmConfig)
     sft: SftConfig = Field(default_factory=SftConfig)
+    classify: ClassifyConfig = Field(default_factory=ClassifyConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     offload: OffloadConfig = Field(default_factory=OffloadConfig)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from megalm.checkpoint.directory import find_checkpoint, read_config
 from megalm.config.suggest import nearest
 from megalm.convert.hugging_face import from_hugging_face, to_hugging_face
 from megalm.convert.megatron_lm import from_megatron_lm, is_megatron_lm, to_megatron_lm
@@ -59,6 +60,13 @@ def convert(
         "transformer_impl": transformer_impl,
     }
     _refuse_useless(given, found, to)
+    if found == "megalm":
+        checkpoint = find_checkpoint(source, step)
+        if outputs := read_config(checkpoint).model.sequence_head.outputs:
+            raise UserError(
+                f"{checkpoint} has a sequence head of {outputs} outputs, which is not converted: convert the model that it "
+                "was trained from"
+            )
     if found == "hf":
         return from_hugging_face(source, target, compare)
     if found == "megatron-lm":

@@ -27,6 +27,8 @@ class Blend:
     """Samples in an epoch of each source."""
     samples_in_budget: int | None = None
     """How many samples use the sources' budgets up; None where they have weights."""
+    in_full = False
+    """Whether a validation takes all samples once."""
 
     def __init__(
         self, sources: Sequence[Source], seed: int, expected_tokenizer_hash: str | None = None

@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megalm.dataset.indexed import IndexedDataset, bin_path
+from megalm.dataset.labels import labels_path
 from megalm.dataset.origins import OriginColumns
 from megalm.dataset.writer import IndexedDatasetWriter
+from megalm.errors import UserError
 
 SHARED = ("tokenizer", "tokenizer_hash", "vocab_size", "eod_id", "append_eod")
 
@@ -18,6 +20,11 @@ class Copier:
 
     def __init__(self, parts: Sequence[IndexedDataset]) -> None:
         self.parts = parts
+        for part in parts:
+            if labels_path(part.prefix).exists():
+                raise UserError(
+                    f"dataset {part.prefix} has labels, which are not copied: build it again from its inputs"
+                )
         self._masked = any(part.loss_mask is not None for part in parts)
         self._traced = any(part.origins is not None for part in parts)
         self._inputs: list[str] = []

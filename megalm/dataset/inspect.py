@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from megalm.dataset.checksums import checksums, read_checksums
 from megalm.dataset.index_checks import AGAIN, check_index, pieces
 from megalm.dataset.indexed import IndexedDataset, bin_path, idx_path
+from megalm.dataset.labels import label_counts, labels_path, read_labels
 from megalm.dataset.loss_mask import mask_path
 from megalm.dataset.origins import origins_path
 from megalm.dataset.pack_stream import packs_of
@@ -59,7 +60,12 @@ def verify(prefix: str | Path) -> dict[str, Any]:
     if crcs is not None:
         _check_checksums(dataset, crcs)
     digests = {"bin_sha256": digest, "idx_sha256": sha256_of(idx_path(prefix))}
-    for name, path in (("mask_sha256", mask_path(prefix)), ("origins_sha256", origins_path(prefix))):
+    beside = {
+        "mask_sha256": mask_path(prefix),
+        "origins_sha256": origins_path(prefix),
+        "labels_sha256": labels_path(prefix),
+    }
+    for name, path in beside.items():
         if name in sidecar:
             if not path.is_file():
                 raise UserError(f"{path} is missing, which the sidecar names; {AGAIN}")
@@ -85,7 +91,7 @@ def verify_all(prefixes: Sequence[str | Path], rank: int = 0, world_size: int = 
 
 
 def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 1) -> list[dict[str, Any]]:
-    """Return `count` documents of `prefix` from number `first` on, as text, with their origins where they are recorded.
+    """Return `count` documents of `prefix` from number `first` on, as text, with their origins and labels where they are recorded.
 
     Raises UserError for a document that is not there or another tokenizer than the dataset's.
     """
@@ -95,11 +101,15 @@ def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 
             f"document {first} of {prefix} is not there; it has {dataset.num_documents}, numbered from 0"
         )
     check_tokenizer(dataset, tokenizer)
-    documents = []
+    names = label_counts(prefix)[0] if labels_path(prefix).exists() else []
+    labels = read_labels(dataset, names) if names else None
+    documents: list[dict[str, Any]] = []
     for number in range(first, min(first + count, dataset.num_documents)):
         start, end = dataset.document_starts(np.array([number, number + 1])).tolist()
         text = tokenizer.decode(dataset.tokens(start, end - start).tolist())
-        entry = {"document": number, "tokens": end - start, "text": text}
+        entry: dict[str, Any] = {"document": number, "tokens": end - start, "text": text}
+        if labels is not None:
+            entry["label"] = names[labels[number]]
         if dataset.loss_mask is not None:
             entry["counted"] = int(dataset.loss_mask.read(start, end - start).sum())
         if dataset.origins is not None:

@@ -34,7 +34,7 @@ class PairBatch:
     """0 for text, -1 for padding."""
     token_types_BS: Int64
     """1 for B and the [SEP] behind it."""
-    sentence_labels_B: Int64
+    classes_B: Int64
     """0 where B follows A; 1 where they are swapped (sop) or B is of another document (nsp); -1 where there is no B."""
 
 
@@ -92,13 +92,13 @@ class PairStream(RingBlend):
             loss_mask_BS=np.zeros(shape, np.float32),
             segments_BS=np.full(shape, PADDING),
             token_types_BS=np.zeros(shape, np.int64),
-            sentence_labels_B=np.full(len(samples_B), NO_CLASS),
+            classes_B=np.full(len(samples_B), NO_CLASS),
         )
         columns = zip(samples_B.tolist(), start_B.tolist(), source_B.tolist(), strict=True)
         for row, (sample, start, source) in enumerate(columns):
             first, second, label = self._segments(self.datasets[source], start, sample)
             self._fill(batch, row, first, second, sample)
-            batch.sentence_labels_B[row] = label
+            batch.classes_B[row] = label
         return batch
 
     def _fill(self, batch: PairBatch, row: int, first: Int64, second: Int64, sample: int) -> None:

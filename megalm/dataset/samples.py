@@ -71,6 +71,10 @@ def open_for_show(
         raise UserError(
             f"samples of model.architecture `{config.model.architecture}` are not shown: give a configuration of `gpt`"
         )
+    if config.task == "classify":
+        raise UserError(
+            "samples of task `classify` are documents with a label: show those, with --document and the dataset's prefix"
+        )
     sources = config.data.valid if valid else config.data.train
     if not sources:
         raise UserError(f"{source} names no data.{'valid' if valid else 'train'}: add token files")

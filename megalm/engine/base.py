@@ -20,7 +20,7 @@ class MicroBatch:
 
     tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
     ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
-    token_types_BS: which segment of a pair a token belongs to. sentence_labels_B: class of the pair, -1 where it has none.
+    token_types_BS: which segment of a pair a token belongs to. classes_B: class of the pair, -1 where it has none.
     """
 
     tokens_BS: Tensor
@@ -30,7 +30,7 @@ class MicroBatch:
     segments_BS: Tensor | None = None
     context: ContextShare | None = None
     token_types_BS: Tensor | None = None
-    sentence_labels_B: Tensor | None = None
+    classes_B: Tensor | None = None
 
     def forward_state(self) -> ForwardState:
         """Positions and documents, as the model wants them."""
@@ -151,7 +151,7 @@ def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[Mic
         arrays.pop("positions_BS", None)
     if context is not None:
         order_S = context.order(torch.device("cpu")).numpy()
-        whole = ("segments_BS", "sentence_labels_B")
+        whole = ("segments_BS", "classes_B")
         # `take`, not an index: that would leave rows that are not contiguous, and the library sums no such tensors
         arrays = {name: a if name in whole else a.take(order_S, 1) for name, a in arrays.items()}
     tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays.values()]

@@ -15,6 +15,7 @@ from megalm.errors import UserError
 from megalm.model.build import Model
 from megalm.model.init import canonical_name, shards_in
 from megalm.model.lora import is_adapter
+from megalm.model.sequence_head import is_head
 from megalm.parallel.layout import Layout
 
 Shard: TypeAlias = Any  # ShardedTensor or, of a gated matrix, ShardedTensorFactory: the library is untyped
@@ -62,15 +63,18 @@ class ShardedState:
         """What to read of a checkpoint, as tensors without memory (on torch's meta device), whole on every rank.
 
         stored: its tensors' names and formats. Raises UserError if one is missing; of a model with adapters a checkpoint may
-        hold these alone, or all the others. fp32 masters count as weights: they
+        hold these alone, or all the others, and without the optimizer the sequence head may be missing. fp32 masters count as weights: they
         are read even without the optimizer, and into the weights themselves where those have more than 16 bits.
         """
         templates = self._templates()
         result: dict[str, Shard] = {}
         for name, parameter in self._wanted(stored, templates).items():
             template, parts = templates[name], self._parts(parameter)
+            key = template.key
+            if is_head(key) and key not in stored and not with_optimizer:
+                continue  # a head for another task than the stored model's stays as it was drawn
             master = _stored_part(template, MASTER, stored)
-            wanted = {f"model.{name}": (template, template.key)}
+            wanted = {f"model.{name}": (template, key)}
             if master[1] not in stored:
                 parts = tuple(part for part in parts if part != MASTER)
             elif parameter.dtype not in (torch.bfloat16, torch.float16):

@@ -19,20 +19,29 @@ from megalm.model.kernel_choice import without_unusable
 from megalm.parallel.layout import Layout, create_layout
 from megalm.tokenizer import Tokenizer, load_tokenizer
 
+CLASSIFIER = "classifier"
+"""The kind of a model with a sequence head, whatever its architecture."""
+
 logger = logging.getLogger(__name__)
 
-# what a model of each architecture is good for here
-_COMMANDS = {"gpt": "megalm generate", "bert": "megalm embed"}
+# what each kind of model is good for here
+_COMMANDS = {"gpt": "megalm generate", "bert": "megalm embed", CLASSIFIER: "megalm classify"}
 
 
-def open_model(request: ModelRequest, architecture: str) -> tuple[Engine, Config, Tokenizer]:
-    """Load the checkpoint under the request's layout; UserError if its model is of another architecture. Collective."""
+def open_model(request: ModelRequest, kind: str) -> tuple[Engine, Config, Tokenizer]:
+    """Load the checkpoint under the request's layout; UserError if its model is of another kind. Collective.
+
+    kind: the architecture, or CLASSIFIER.
+    """
     request.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
     candidates = _candidates(request)
     config = _read_config(candidates)
-    found = config.model.architecture
-    if found != architecture:
-        raise UserError(f"{candidates[0]} holds a model of architecture `{found}`: use `{_COMMANDS[found]}`")
+    head = config.model.sequence_head.outputs
+    found = CLASSIFIER if head else config.model.architecture
+    if found != kind:
+        without = " without a sequence head" if kind == CLASSIFIER else ""
+        what = "a classifier" if head else f"a model of architecture `{found}`{without}"
+        raise UserError(f"{candidates[0]} holds {what}: use `{_COMMANDS[found]}`")
     tokenizer = _open_tokenizer(candidates[0], config)
     _adapt(config, request, tokenizer)
     config = without_unusable(config)

@@ -93,6 +93,22 @@ class EmbedRequest(ModelRequest):
         super().__post_init__()
 
 
+@dataclass(kw_only=True)
+class ClassifyRequest(ModelRequest):
+    """Texts, or pairs of them, to predict labels of; `truth`: their labels, where they are known. `batch_size`: texts of one
+    forward pass."""
+
+    texts: list[tuple[str, ...]]
+    truth: list[str | None] = field(default_factory=list)
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise UserError("no text given; name files, use --text TEXT, or pipe texts in")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        super().__post_init__()
+
+
 def require(request: object, name: str, holds: bool, rule: str) -> None:
     """Raise UserError for the value of `request` called `name` unless the rule `holds`."""
     if not holds:

@@ -1,5 +1,7 @@
 """BERT: Megatron-Core's BertModel with our layers and heads, norms before or after the residual sums."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.models.bert.bert_model import BertModel
@@ -22,6 +24,12 @@ from megalm.model.activation import use_activation_kernel
 from megalm.model.bert_layers import BertEmbedding, MaskedTokenHead, encoder_spec
 from megalm.model.cross_entropy import local_columns, vocab_parallel_cross_entropy
 from megalm.model.gpt import mark_split_parameters
+from megalm.model.sequence_head import (
+    SequenceHead,
+    add_sequence_head,
+    sequence_outputs,
+    shards_without_output_layer,
+)
 from megalm.model.spec import DTYPES, megatron_config, padded_vocab_size
 from megalm.model.state import ForwardState
 from megalm.parallel.layout import Layout
@@ -30,7 +38,10 @@ SENTENCE_CLASSES = 2
 
 
 class Bert(BertModel):
-    """A part of an encoder (see `GPT`) with a head for masked tokens and, if asked, one for pairs of segments."""
+    """A part of an encoder (see `GPT`) with a head for masked tokens and, if asked, one for pairs of segments.
+
+    Or with a sequence head in their place.
+    """
 
     def __init__(self, config: Config, layout: Layout, chunk: int = 0) -> None:
         """chunk: which of the stage's `layout.vp_size` parts this is, in the order of the layers."""
@@ -45,7 +56,8 @@ class Bert(BertModel):
         self.pre_process = layout.is_first_stage and chunk == 0
         self.post_process = layout.is_last_stage and chunk == layout.vp_size - 1
         self.vp_stage = chunk if layout.vp_size > 1 else None
-        self.share_embeddings_and_output_weights = model.tie_embeddings
+        self.has_output_layer = not model.sequence_head.outputs
+        self.share_embeddings_and_output_weights = model.tie_embeddings and self.has_output_layer
         self.model_type = ModelType.encoder_or_decoder
         if self.pre_process:
             self.embedding = BertEmbedding(
@@ -72,9 +84,13 @@ class Bert(BertModel):
             vp_stage=self.vp_stage,
         )
         use_activation_kernel(self.encoder, model)
+        self.sequence_head: SequenceHead | None = None
         if self.post_process:
-            self._add_heads(model.sentence_head)
-        if self.pre_process or self.post_process:
+            if self.has_output_layer:
+                self._add_heads(model.sentence_head)
+            else:
+                add_sequence_head(self, core)
+        if self.has_output_layer and (self.pre_process or self.post_process):
             self.setup_embeddings_and_output_layer()
         self.to(device=layout.device, dtype=DTYPES[config.precision.dtype])
         mark_split_parameters(self)
@@ -132,6 +148,7 @@ class Bert(BertModel):
     ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Run this stage; what the last stage returns depends on what it is given.
 
+        With a sequence head: its outputs (B, outputs), of the mean of hidden states weighted by loss_mask (B, S). Else with
         tokens_BS alone: logits (B, S, V) over the real vocabulary, gathered over the tensor-parallel ranks, and those of
         the pair (B, 2), None without its head. With labels and loss_mask (B, S), and sentence_labels (B) where there is the
         head (-1: not counted): summed losses, a vector of the masked tokens' and the pairs'. Without `heads`, and from other
@@ -140,6 +157,9 @@ class Bert(BertModel):
         hidden_SBH = self._encode(tokens_BS, state, token_types_BS)
         if not (self.post_process and heads):
             return hidden_SBH
+        if self.sequence_head is not None:
+            assert loss_mask is not None
+            return sequence_outputs(self, hidden_SBH, loss_mask)
         pair_logits_B2 = None
         if self.binary_head is not None and self.pooler is not None:
             pair_logits_B2 = self.binary_head(self.pooler(hidden_SBH))
@@ -150,6 +170,14 @@ class Bert(BertModel):
             wide_B2 = pair_logits_B2.to(losses[0].dtype)
             losses.append(F.cross_entropy(wide_B2, sentence_labels, ignore_index=-1, reduction="sum"))
         return torch.stack(losses)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The library's."""
+        if self.has_output_layer:
+            return super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        return shards_without_output_layer(self, prefix, sharded_offsets, metadata)
 
     def _masked_loss(self, hidden_SBH: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:
         """Sum of mask x cross entropy; only the tokens that count go through the head."""

@@ -22,6 +22,12 @@ from megalm.config.schema import Config
 from megalm.model.activation import use_activation_kernel
 from megalm.model.cross_entropy import linear_cross_entropy, local_columns, vocab_parallel_cross_entropy
 from megalm.model.positions import sinusoidal_table
+from megalm.model.sequence_head import (
+    SequenceHead,
+    add_sequence_head,
+    sequence_outputs,
+    shards_without_output_layer,
+)
 from megalm.model.spec import DTYPES, layer_spec, megatron_config, padded_vocab_size
 from megalm.model.state import ForwardState
 from megalm.model.transformer_engine import with_transformer_engine
@@ -54,7 +60,7 @@ class GPT(GPTModel):
             max_sequence_length=model.max_sequence_length,
             pre_process=layout.is_first_stage and chunk == 0,
             post_process=layout.is_last_stage and chunk == layout.vp_size - 1,
-            share_embeddings_and_output_weights=model.tie_embeddings,
+            share_embeddings_and_output_weights=model.tie_embeddings and not model.sequence_head.outputs,
             position_embedding_type="learned_absolute"
             if model.position_embedding in _TABLE_POSITIONS
             else "none",
@@ -71,6 +77,11 @@ class GPT(GPTModel):
             table.requires_grad_(False)
             table.data = sinusoidal_table(*table.shape)
         use_activation_kernel(self.decoder, model)
+        self.has_output_layer = not model.sequence_head.outputs
+        self.sequence_head: SequenceHead | None = None
+        if self.post_process and not self.has_output_layer:
+            del self.output_layer
+            add_sequence_head(self, core)
         self.to(device=layout.device, dtype=DTYPES[config.precision.dtype])
         mark_split_parameters(self)
 
@@ -83,6 +94,7 @@ class GPT(GPTModel):
     ) -> Tensor:
         """Run this stage; what the last stage returns depends on what it is given.
 
+        With a sequence head: its outputs (B, outputs), of the mean of hidden states weighted by loss_mask (B, S). Else with
         tokens_BS alone: logits (B, S, V) over the real vocabulary, gathered over the tensor-parallel ranks.
         labels (B, S): cross entropy of each token, (B, S). labels and loss_mask (B, S): the sum of mask x cross
         entropy, a scalar. Other stages return hidden states (S, B, H).
@@ -107,6 +119,14 @@ class GPT(GPTModel):
         if not self.post_process:
             return hidden_states
         group = self.pg_collection.tp
+        if self.sequence_head is not None:
+            if self.config.sequence_parallel:
+                # the head is computed alike on all ranks, so that each takes its own part of the gradient
+                hidden_states = gather_from_sequence_parallel_region(
+                    hidden_states, tensor_parallel_output_grad=False, group=group
+                )
+            assert loss_mask is not None
+            return sequence_outputs(self, hidden_states, loss_mask)
         if self.config.sequence_parallel:
             hidden_SBH = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=True, group=group
@@ -134,6 +154,14 @@ class GPT(GPTModel):
             return loss_BS if loss_mask is None else (loss_BS * loss_mask).sum()
         logits_BSV = (hidden_SBH @ self.output_weight().T).transpose(0, 1).contiguous()
         return gather_from_tensor_model_parallel_region(logits_BSV, group=group)[..., : self.real_vocab_size]
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The library's."""
+        if self.has_output_layer:
+            return super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        return shards_without_output_layer(self, prefix, sharded_offsets, metadata)
 
     def output_weight(self) -> Tensor:
         """This rank's rows of the output matrix, padding included, shape (padded V / TP, H)."""

@@ -123,7 +123,7 @@ def _microbatches(config: Config, layout: Layout, count: int) -> list[MicroBatch
         positions_BS=None if encoder else documents_BS,
         segments_BS=ids_BS if encoder else documents_BS,
         token_types_BS=ids_BS if encoder else None,
-        sentence_labels_B=np.zeros(rows, np.int64) if encoder else None,
+        classes_B=np.zeros(rows, np.int64) if encoder or config.task == "classify" else None,
     )
     return split_samples(batch, layout, config.batch.micro_batch_size)
 

@@ -1,5 +1,6 @@
 """Batches for the loop: this rank's samples of each step, read ahead by a thread."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,12 @@ from megalm.train.tasks import SampleStream, task_of
 def open_stream(config: Config, sources: list[DataSource], tokenizer: Tokenizer | None) -> SampleStream:
     """Open a blend as the task reads it; the token files must have been made with the run's tokenizer."""
     return task_of(config).open_stream(config, sources, tokenizer)
+
+
+def open_validation(config: Config, sources: list[DataSource], tokenizer: Tokenizer | None) -> SampleStream:
+    """Open the blend to validate on."""
+    task = task_of(config)
+    return (task.open_validation or task.open_stream)(config, sources, tokenizer)
 
 
 class TrainingData:
@@ -69,12 +76,14 @@ def _copy(cursor: Cursor) -> Cursor:
 
 
 class ValidationData:
-    """The same samples at every validation: the first of the validation blend, none twice while they last."""
+    """The same samples at every validation: the first of the validation blend, none twice while they last, or all of it."""
 
     def __init__(self, config: Config, layout: Layout, stream: SampleStream) -> None:
         size, rows = config.batch.global_batch_size, config.batch.micro_batch_size
-        available = stream.samples_before_repeats() // size
-        self.batches = max(1, min(config.train.eval_batches, available))
+        samples = stream.samples_before_repeats()
+        self.batches = max(1, min(config.train.eval_batches, samples // size))
+        if stream.in_full:
+            self.batches = math.ceil(samples / size)
         self.stream, self.layout, self.rows, self.size = stream, layout, rows, size
         self.local: NDArray[np.int64] = local_samples(size, layout, rows)
 

@@ -19,6 +19,7 @@ from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 from megalm.train.data import TrainingData, ValidationData
 from megalm.train.selection import Selection
 from megalm.train.stop import StopRequest
+from megalm.train.tally import Tally, WithTally
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,13 @@ class Loop:
         data: TrainingData,
         validation: ValidationData | None,
         callbacks: Sequence[Callback],
+        tally: Tally | None = None,
     ) -> None:
         self.run = run
         self.config = run.config
         self.engine = engine
         self.loss = loss
+        self.validation_loss = loss if tally is None else WithTally(loss, tally)
         self.data = data
         self.validation = validation
         self.callbacks = callbacks
@@ -219,10 +222,16 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
-        batches = [self.engine.evaluate(microbatches, self.loss) for microbatches in self.validation]
+        batches = [
+            self.engine.evaluate(microbatches, self.validation_loss) for microbatches in self.validation
+        ]
         total, weight = np.sum(batches, axis=0)
-        parts = (total / np.maximum(weight, 1e-30)).tolist()
-        validation = Validation({"loss": sum(parts), "perplexity": math.exp(min(parts[0], 700.0))})
+        count = len(self.loss.parts) or 1
+        parts = (total[:count] / np.maximum(weight[:count], 1e-30)).tolist()
+        validation = Validation(
+            {"loss": sum(parts), "perplexity": math.exp(min(parts[0], 700.0))},
+            tally=total[count:] if len(total) > count else None,
+        )
         for callback in self.callbacks:
             callback.on_validation(self.run, validation)
         return validation.values

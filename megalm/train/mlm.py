@@ -48,8 +48,8 @@ class MaskedLanguageLoss:
         """Number of masked tokens and of pairs that have a class; shape (parts)."""
         weights = [microbatch.loss_mask_BS.sum()]
         if len(self.parts) > 1:
-            assert microbatch.sentence_labels_B is not None
-            weights.append((microbatch.sentence_labels_B >= 0).sum().to(weights[0].dtype))
+            assert microbatch.classes_B is not None
+            weights.append((microbatch.classes_B >= 0).sum().to(weights[0].dtype))
         return torch.stack(weights)
 
     def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
@@ -60,7 +60,7 @@ class MaskedLanguageLoss:
             microbatch.token_types_BS,
             labels=microbatch.labels_BS,
             loss_mask=microbatch.loss_mask_BS,
-            sentence_labels=microbatch.sentence_labels_B,
+            sentence_labels=microbatch.classes_B,
         )
 
     def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:

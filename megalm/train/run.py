@@ -13,12 +13,14 @@ import torch.distributed as dist
 import megalm
 from megalm import atomic
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
+from megalm.checkpoint.metadata import read_tensors
 from megalm.checkpoint.read import refuse_adapters, shared_list
 from megalm.config import Config, data_parallel_size, dump_config
 from megalm.config.model import MAY_CHANGE
 from megalm.config.pipeline import bubble_fraction
 from megalm.config.schema import DataSource
 from megalm.dataset.inspect import verify_all
+from megalm.dataset.label_stream import LabelStream
 from megalm.dataset.pack_stream import PackStream
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.base import Engine
@@ -26,6 +28,7 @@ from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.model.kernel_choice import check_kernels
 from megalm.model.names import check_names
+from megalm.model.sequence_head import OUTPUT
 from megalm.parallel.layout import create_layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.load import load_tokenizer, tokenizer_files
@@ -34,7 +37,7 @@ from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.callbacks.samples import answering
 from megalm.train.callbacks.sources import source_losses
-from megalm.train.data import TrainingData, ValidationData, open_stream
+from megalm.train.data import TrainingData, ValidationData, open_stream, open_validation
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
 from megalm.train.samples import open_prompts
@@ -53,12 +56,14 @@ def main(config: Config) -> dict[str, Any]:
     check_kernels(config)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
-    packed = train_stream.describe() if isinstance(train_stream, PackStream) else []
+    packed = train_stream.describe() if isinstance(train_stream, PackStream | LabelStream) else []
     if config.data.verify:
         sources = [source.path for source in [*config.data.train, *config.data.valid]]
         verify_all(sources, int(os.environ.get("RANK", 0)), world_size())
     budget = _check_budget(config, train_stream.samples_in_budget)
-    valid_stream = open_stream(config, config.data.valid, tokenizer) if config.train.eval_interval else None
+    valid_stream = (
+        open_validation(config, config.data.valid, tokenizer) if config.train.eval_interval else None
+    )
     prompts = open_prompts(config, tokenizer) if config.samples.prompts is not None and tokenizer else None
     copies = data_parallel_size(config, world_size())
     directory = Path(config.run.dir)
@@ -80,13 +85,14 @@ def main(config: Config) -> dict[str, Any]:
             notices += _first_weights(run, engine, has_checkpoint=checkpoint is not None)
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
-        loss = task_of(config).make_loss(config)
+        task = task_of(config)
+        loss, tally = task.make_loss(config), task.tally(config) if task.tally else None
         callbacks = [
             *source_losses(engine, config, tokenizer, loss),
             *answering(engine, config, tokenizer, prompts),
             *standard_callbacks(config),
         ]
-        loop = Loop(run, engine, loss, data, validation, callbacks)
+        loop = Loop(run, engine, loss, data, validation, callbacks, tally)
         if checkpoint is not None:
             loop.resume(checkpoint)
             notices += _resumed(run)
@@ -122,7 +128,8 @@ def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
 
 
 def resolve_vocabulary(config: Config) -> tuple[Config, Tokenizer | None]:
-    """A copy with the vocabulary taken from the tokenizer, else from the data; UserError where none tells it, or they differ."""
+    """A copy with the vocabulary taken from the tokenizer, else from the data, and what the task takes from them; UserError
+    where none tells the vocabulary, or they differ."""
     config = config.model_copy(deep=True)
     tokenizer = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
     sidecars = _sidecars([*config.data.train, *config.data.valid])
@@ -136,7 +143,8 @@ def resolve_vocabulary(config: Config) -> tuple[Config, Tokenizer | None]:
             f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer's {needed}: "
             "leave it out to take the tokenizer's"
         )
-    return config, tokenizer
+    task = task_of(config)
+    return (task.complete(config) if task.complete else config), tokenizer
 
 
 def _sidecars(sources: list[DataSource]) -> dict[str, dict[str, Any]]:
@@ -207,6 +215,8 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values["lora.rank"] = 0
     if config.task == "sft":
         values |= {f"sft.{key}": value for key, value in config.sft.model_dump().items()}
+    if config.task == "classify":
+        values |= {f"classify.{key}": value for key, value in config.classify.model_dump().items()}
     if config.task == "mlm":
         values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
     return values
@@ -310,7 +320,10 @@ def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
         refuse_adapters(base)
     with_optimizer = run.config.run.load_optimizer
     load_weights(engine, base, with_optimizer)
-    return [f"weights{' and optimizer' * with_optimizer} taken from {run.config.run.load}"]
+    told = [f"weights{' and optimizer' * with_optimizer} taken from {run.config.run.load}"]
+    if run.config.model.sequence_head.outputs and OUTPUT not in read_tensors(base):
+        told.append(f"{run.config.run.load} has no sequence head: this one's is new")
+    return told
 
 
 def _resumed(run: Run) -> list[str]:

@@ -11,9 +11,11 @@ from megalm.config.schema import Config, DataSource
 from megalm.engine.base import Loss
 from megalm.errors import UserError
 from megalm.tokenizer.base import Tokenizer
+from megalm.train.classify import classification_loss, complete, confusion_tally, open_every, open_labelled
 from megalm.train.mlm import mlm_loss, open_pairs
 from megalm.train.pretrain import NextTokenLoss, open_windows
 from megalm.train.sft import open_conversations
+from megalm.train.tally import Tally
 
 
 class SampleStream(Protocol):
@@ -21,6 +23,8 @@ class SampleStream(Protocol):
 
     samples_in_budget: int | None
     """How many samples use the sources' budgets up; None where they have weights."""
+    in_full: bool
+    """Whether a validation takes all samples, and then some without label, instead of train.eval_batches."""
 
     def batch(self, positions: NDArray[np.int64]) -> Any:
         """The samples of these numbers as numpy arrays under the names of MicroBatch's fields."""
@@ -34,18 +38,30 @@ class Task:
     """What the loop, which knows no task, is given.
 
     architectures: of the models that it trains. open_stream: from the data sources to samples. make_loss: what is
-    minimised.
+    minimised. open_validation: the same for data.valid, where it differs. complete: takes from the data what the
+    configuration leaves open. tally: what a validation counts besides the loss (see `Validation.tally`).
     """
 
     architectures: tuple[str, ...]
     open_stream: Callable[[Config, list[DataSource], Tokenizer | None], SampleStream]
     make_loss: Callable[[Config], Loss]
+    open_validation: Callable[[Config, list[DataSource], Tokenizer | None], SampleStream] | None = None
+    complete: Callable[[Config], Config] | None = None
+    tally: Callable[[Config], Tally] | None = None
 
 
 TASKS = {
     "pretrain": Task(("gpt",), open_windows, lambda config: NextTokenLoss()),
     "sft": Task(("gpt",), open_conversations, lambda config: NextTokenLoss()),
     "mlm": Task(("bert",), open_pairs, mlm_loss),
+    "classify": Task(
+        ("gpt", "bert"),
+        open_labelled,
+        classification_loss,
+        open_validation=open_every,
+        complete=complete,
+        tally=confusion_tally,
+    ),
 }
 
 

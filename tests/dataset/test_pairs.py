@@ -87,7 +87,7 @@ def test_rows_are_framed_and_padded(plain):
         special = np.isin(batch.labels_BS[row], [CLS, SEP, PAD])
         assert chosen.any() and not (chosen & special).any()
         assert (batch.tokens_BS[row] == batch.labels_BS[row])[~chosen].all()
-        assert (batch.sentence_labels_B[row] == -1) == (not len(second))
+        assert (batch.classes_B[row] == -1) == (not len(second))
     assert (batch.tokens_BS[batch.loss_mask_BS > 0] == MASK).mean() == pytest.approx(0.8, abs=0.05)
 
 
@@ -105,7 +105,7 @@ def test_swapped_segments_are_told_apart_from_ordered_ones(plain):
     dataset, batch = IndexedDataset(plain), stream(plain, short_probability=0.0).batch(np.arange(2000))
     for row in range(2000):
         first, second = segments(batch, row)
-        label = batch.sentence_labels_B[row]
+        label = batch.classes_B[row]
         assert len(document_of(dataset, np.concatenate([first, second]))) == 1
         if label == 0:
             assert second[0] == first[-1] + 1
@@ -116,7 +116,7 @@ def test_swapped_segments_are_told_apart_from_ordered_ones(plain):
         if len(second):
             begins_later = second if label == 0 else first
             assert begins_later[0] % PIECE, "the cut lies within a word"
-    labels = batch.sentence_labels_B[batch.sentence_labels_B >= 0]
+    labels = batch.classes_B[batch.classes_B >= 0]
     assert len(labels) > 1900
     assert labels.mean() == pytest.approx(0.5, abs=0.05)
 
@@ -127,13 +127,13 @@ def test_next_sentences_follow_and_others_come_from_another_document(plain):
     other_documents = set()
     for row in range(2000):
         first, second = segments(batch, row)
-        if batch.sentence_labels_B[row] == 0:
+        if batch.classes_B[row] == 0:
             assert second[0] == first[-1] + 1
-        elif batch.sentence_labels_B[row] == 1:
+        elif batch.classes_B[row] == 1:
             mine, other = document_of(dataset, first), document_of(dataset, second)
             assert len(mine) == len(other) == 1 and mine != other
             other_documents |= other
-    labels = batch.sentence_labels_B[batch.sentence_labels_B >= 0]
+    labels = batch.classes_B[batch.classes_B >= 0]
     assert labels.mean() == pytest.approx(0.5, abs=0.05)
     assert len(other_documents) > 150
 
@@ -150,7 +150,7 @@ def test_segments_are_cut_at_sentences_where_the_file_knows_them(sentences, obje
     cut = 0
     for row in range(500):
         first, second = segments(batch, row)
-        label = batch.sentence_labels_B[row]
+        label = batch.classes_B[row]
         later = first if (label, objective) == (1, "sop") else second
         cut += len(second) > 0 and later[0] in first_tokens
     assert cut > 480  # a span may lie within one sentence
@@ -174,7 +174,7 @@ def test_some_samples_are_short(plain):
 
 def test_samples_of_one_segment_for_models_without_sentence_head(plain):
     batch = stream(plain, objective=None).batch(np.arange(200))
-    assert (batch.sentence_labels_B == -1).all()
+    assert (batch.classes_B == -1).all()
     assert not batch.token_types_BS.any()
     assert ((batch.labels_BS == SEP).sum(1) == 1).all()
     assert (batch.segments_BS == 0).sum(1).max() == LENGTH
@@ -188,7 +188,7 @@ def test_documents_of_no_text_and_of_one_token_have_no_pair(tmp_path):
     for prefix in (path, tmp_path / "empty"):
         for objective in ("sop", "nsp"):
             batch = stream(prefix, objective=objective).batch(np.arange(50))
-            assert (batch.sentence_labels_B == -1).all()
+            assert (batch.classes_B == -1).all()
             assert (batch.token_types_BS == 0).all()
 
 

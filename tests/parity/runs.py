@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megalm.model.init import sharded_parameters
 from megalm.testing import run_distributed
+from megalm.train.classify import ClassificationLoss
 from megalm.train.mlm import MaskedLanguageLoss
 from megalm.train.pretrain import NextTokenLoss
 from tests.parity.shards import Piece, assemble, pieces_of, pieces_of_state
@@ -18,6 +19,7 @@ from tests.tiny import (
     tiny_batch,
     tiny_config,
     tiny_engine,
+    tiny_labelled,
     tiny_pairs,
     to_microbatches,
 )
@@ -25,7 +27,11 @@ from tests.tiny import (
 STEPS = 10
 BETA1 = 0.9
 # Batches of a step, and what is minimised.
-TASKS = {"pretrain": (tiny_batch, NextTokenLoss()), "mlm": (tiny_pairs, MaskedLanguageLoss())}
+TASKS = {
+    "pretrain": (tiny_batch, NextTokenLoss()),
+    "mlm": (tiny_pairs, MaskedLanguageLoss()),
+    "classify": (tiny_labelled, ClassificationLoss([0.5, 1.0, 3.0])),
+}
 CLIP = 0.5  # below every norm of these runs, so that clipping acts on each step
 
 
@@ -56,7 +62,10 @@ def train(
     batch, loss = TASKS[config.task]
     metrics = []
     for step in range(STEPS):
-        microbatches = to_microbatches(batch(step, resets), engine.layout, micro_batch_size)
+        samples = batch(step, resets)
+        if config.model.architecture == "gpt":
+            samples.token_types_BS = None
+        microbatches = to_microbatches(samples, engine.layout, micro_batch_size)
         result = engine.step(microbatches, loss, LR)
         metrics.append((result.loss, result.grad_norm, result.weight, result.skipped, result.more))
         if step == 0:

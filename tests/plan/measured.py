@@ -94,6 +94,6 @@ def _microbatches(config: Config, layout: Layout) -> list[MicroBatch]:
         positions_BS=ones_BS if resets else None,
         segments_BS=ones_BS if resets or encoder else None,
         token_types_BS=ones_BS if encoder else None,
-        sentence_labels_B=ones_BS[:, 0] if encoder else None,
+        classes_B=ones_BS[:, 0] if encoder else None,
     )
     return split_samples(samples, layout, batch.micro_batch_size)

@@ -9,6 +9,7 @@ import numpy as np
 from megalm.config import Config, parse_config
 from megalm.dataset import IndexedDatasetWriter
 from megalm.testing import run_distributed
+from megalm.train.callbacks.classification import ClassificationReport
 from megalm.train.callbacks.metrics import MetricsFile, read_metrics
 
 VOCABULARY = 509  # prime: no number of ranks divides it
@@ -75,7 +76,8 @@ def train(config: Config) -> dict[str, Any]:
     """What `megalm train` does on each rank, less the command line and the measurement of the machine's speed."""
     from megalm.train import run
 
-    with mock.patch.object(run, "standard_callbacks", lambda _: [MetricsFile()]):
+    callbacks = [ClassificationReport()] if config.task == "classify" else []
+    with mock.patch.object(run, "standard_callbacks", lambda _: [*callbacks, MetricsFile()]):
         return run.main(config)
 
 

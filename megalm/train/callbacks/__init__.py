@@ -2,6 +2,7 @@
 
 from megalm.config.schema import Config
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
+from megalm.train.callbacks.classification import ClassificationReport
 from megalm.train.callbacks.metrics import MetricsFile
 from megalm.train.callbacks.plot import LearningCurve
 from megalm.train.callbacks.progress import Progress
@@ -14,6 +15,8 @@ __all__ = ["Callback", "Run", "StepRecord", "Validation", "standard_callbacks"]
 def standard_callbacks(config: Config) -> list[Callback]:
     """The callbacks that `config.logging` asks for, those first whose values the others write."""
     callbacks: list[Callback] = [Throughput(), MetricsFile()]
+    if config.task == "classify":
+        callbacks.insert(0, ClassificationReport())
     if config.logging.tensorboard:
         callbacks.append(TensorBoard())
     if config.logging.progress:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megalm.config.schema import Config
 from megalm.engine.base import Metrics
 from megalm.parallel.layout import Layout
@@ -50,11 +53,13 @@ class Answer:
 class Validation:
     """One validation, the same on every rank. values: `loss`, `perplexity` and what callbacks add, by name.
 
-    answers: what a callback had the model write.
+    answers: what a callback had the model write. tally: what the task counted over all samples (see `Task.tally`), None where
+    it counts nothing.
     """
 
     values: dict[str, float]
     answers: list[Answer] = field(default_factory=list)
+    tally: NDArray[np.float64] | None = None
 
 
 class Callback:
