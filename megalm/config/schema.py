@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megalm.config.distill import DistillConfig
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
@@ -300,8 +301,10 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain", "mlm"] = Field(
-        "pretrain", description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT)."
+    task: Literal["pretrain", "mlm", "distill"] = Field(
+        "pretrain",
+        description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `distill` the next token as a "
+        "larger model sees it.",
     )
     engine: Literal["megatron", "deepspeed"] = Field(
         "megatron",
@@ -312,6 +315,7 @@ class Config(Section):
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     mlm: MlmConfig = Field(default_factory=MlmConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     offload: OffloadConfig = Field(default_factory=OffloadConfig)

@@ -19,6 +19,20 @@ from megalm.convert.stored import Entry
 from megalm.convert.tokenizers import copy_tokenizer
 from megalm.errors import UserError
 
+HOW_IT_COMPUTES = {
+    "preset",
+    "attention",
+    "norm",
+    "activation_kernel",
+    "rope_kernel",
+    "cross_entropy",
+    "cross_entropy_chunk_tokens",
+    "make_vocab_size_divisible_by",
+    "hidden_dropout",
+    "attention_dropout",
+}
+"""Settings of the section `model` in which models of the same weights may differ."""
+
 
 def merge_checkpoints(
     sources: Sequence[str | Path], target: str | Path, weights: Sequence[float] | None = None
@@ -36,7 +50,7 @@ def merge_checkpoints(
         _check_same(folders[0], configs[0].model, folder, config.model)
     opened = [open_source(folder, config) for folder, config in zip(folders, configs, strict=True)]
     first, config = folders[0], configs[0]
-    base = _with_weights(first, config)
+    base = with_weights(first, config)
     names = list(parameter_names(read_tensors(base), config.model))
     merged = config.model_copy(update={"lora": LoraConfig()})
     with atomic.new_directory(target) as made:
@@ -64,7 +78,7 @@ def parameter_names(tensors: Mapping[str, TensorInfo], model: ModelConfig) -> It
         yield from names
 
 
-def _with_weights(folder: Path, config: Config) -> Path:
+def with_weights(folder: Path, config: Config) -> Path:
     """The checkpoint that holds whole weights: itself, or what its adapters adapt."""
     return find_checkpoint(str(config.run.load)) if config.lora.rank else folder
 
@@ -98,19 +112,7 @@ def _shares(folders: Sequence[Path], weights: Sequence[float] | None) -> list[fl
 
 
 def _check_same(first: Path, expected: ModelConfig, other: Path, found: ModelConfig) -> None:
-    kernels = {
-        "preset",
-        "attention",
-        "norm",
-        "activation_kernel",
-        "rope_kernel",
-        "cross_entropy",
-        "cross_entropy_chunk_tokens",
-        "make_vocab_size_divisible_by",
-        "hidden_dropout",
-        "attention_dropout",
-    }
-    mine, theirs = (model.model_dump(exclude=kernels) for model in (expected, found))
+    mine, theirs = (model.model_dump(exclude=HOW_IT_COMPUTES) for model in (expected, found))
     for name, value in mine.items():
         if theirs[name] != value:
             raise UserError(

@@ -101,21 +101,17 @@ class GPT(GPTModel):
         *_unused: Any,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        packed_seq_params: ForwardState | None = None,
         **_unused_too: Any,
     ) -> Tensor:
         """Megatron-Core's hook after the last layer: our head instead of its own."""
         if not self.post_process:
             return hidden_states
+        if packed_seq_params is not None and packed_seq_params.head is not None:
+            return packed_seq_params.head(self, hidden_states)
         group = self.pg_collection.tp
-        if self.config.sequence_parallel:
-            hidden_SBH = gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=True, group=group
-            )
-        else:
-            hidden_SBH = copy_to_tensor_model_parallel_region(hidden_states, group=group)
-        weight_VH = self.output_weight()
-        if self.columns < len(weight_VH):  # a slice costs a whole gradient's copy
-            weight_VH = weight_VH[: self.columns]
+        hidden_SBH = self.whole_hidden(hidden_states)
+        weight_VH = self.real_output_weight()
         if labels is not None and loss_mask is not None and self.fused_cross_entropy:
             return linear_cross_entropy(
                 hidden_SBH.flatten(0, 1),
@@ -134,6 +130,21 @@ class GPT(GPTModel):
             return loss_BS if loss_mask is None else (loss_BS * loss_mask).sum()
         logits_BSV = (hidden_SBH @ self.output_weight().T).transpose(0, 1).contiguous()
         return gather_from_tensor_model_parallel_region(logits_BSV, group=group)[..., : self.real_vocab_size]
+
+    def whole_hidden(self, hidden_states: Tensor) -> Tensor:
+        """The last hidden states as a head wants them: whole sequences, gradients summed over the tensor-parallel ranks."""
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=True, group=group
+            )
+        return copy_to_tensor_model_parallel_region(hidden_states, group=group)
+
+    def real_output_weight(self) -> Tensor:
+        """This rank's rows of the output matrix without padding, from vocabulary entry `first_column` on."""
+        weight_VH = self.output_weight()
+        # a slice costs a whole gradient's copy
+        return weight_VH[: self.columns] if self.columns < len(weight_VH) else weight_VH
 
     def output_weight(self) -> Tensor:
         """This rank's rows of the output matrix, padding included, shape (padded V / TP, H)."""

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.dataset.cursor import Cursor
-from megalm.engine.base import Engine, Loss, Metrics
+from megalm.engine.base import Engine, Loss, Metrics, MicroBatch
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 from megalm.train.data import TrainingData, ValidationData
 from megalm.train.stop import StopRequest
+from megalm.train.tasks import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Loop:
         data: TrainingData,
         validation: ValidationData | None,
         callbacks: Sequence[Callback],
+        prepare: Preparation | None = None,
     ) -> None:
         self.run = run
         self.config = run.config
@@ -43,6 +46,7 @@ class Loop:
         self.data = data
         self.validation = validation
         self.callbacks = callbacks
+        self.prepare = prepare
         self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
         self.notices: list[str] = []
         """Told as events at the start."""
@@ -136,6 +140,8 @@ class Loop:
         begin = time.perf_counter()
         first = self.data.next_sample
         microbatches = self.data.next()
+        if self.prepare:
+            self.prepare(microbatches, training=True)
         lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
         metrics = self.engine.step(microbatches, self.loss, lr)
         run.step += 1
@@ -197,13 +203,18 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
-        batches = [self.engine.evaluate(microbatches, self.loss) for microbatches in self.validation]
+        batches = [self._evaluate(microbatches) for microbatches in self.validation]
         total, weight = np.sum(batches, axis=0)
         parts = (total / np.maximum(weight, 1e-30)).tolist()
         validation = Validation({"loss": sum(parts), "perplexity": math.exp(min(parts[0], 700.0))})
         for callback in self.callbacks:
             callback.on_validation(self.run, validation)
         return validation.values
+
+    def _evaluate(self, microbatches: list[MicroBatch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self.prepare:
+            self.prepare(microbatches, training=False)
+        return self.engine.evaluate(microbatches, self.loss)
 
     def _report_save(self, step: int) -> None:
         self._tell(f"checkpoint of step {step} saved")

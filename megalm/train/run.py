@@ -33,6 +33,7 @@ from megalm.train.callbacks.base import Run
 from megalm.train.data import TrainingData, ValidationData, open_stream
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
+from megalm.train.student import take_teacher_layers
 from megalm.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ def main(config: Config) -> dict[str, Any]:
 
     layout = create_layout(config.parallel, config.run.seed)
     with run_lock(directory):
+        prepare = task_of(config).prepare(config, layout, train_stream)
         engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
         if layout.pp_size > 1:
@@ -88,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
         loss = task_of(config).make_loss(config)
-        loop = Loop(run, engine, loss, data, validation, standard_callbacks(config))
+        loop = Loop(run, engine, loss, data, validation, standard_callbacks(config), prepare)
         if checkpoint is not None:
             loop.resume(checkpoint)
             notices += _resumed(run)
@@ -209,6 +211,10 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values["lora.rank"] = 0
     if config.task == "mlm":
         values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
+    if config.task == "distill":
+        # a cache knows what it was made of
+        without = {"teacher", "cache"} if config.distill.cache else {"cache"}
+        values |= {f"distill.{key}": v for key, v in config.distill.model_dump(exclude=without).items()}
     return values
 
 
@@ -301,7 +307,12 @@ def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
         raise UserError(
             f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
         )
-    if not run.config.run.load:
+    config, layers = run.config, run.config.distill.init_from_teacher_layers
+    if config.task == "distill" and layers is not None:
+        assert config.distill.teacher is not None
+        take_teacher_layers(engine, config, find_checkpoint(config.distill.teacher), run.directory)
+        return [f"weights taken from the layers {layers} of {config.distill.teacher}"]
+    if not config.run.load:
         return []
     base = find_checkpoint(run.config.run.load)
     if run.config.lora.rank:
