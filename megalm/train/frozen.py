@@ -28,13 +28,21 @@ def frozen_config(run: Config, role: str, checkpoint: Path, dtype: Dtype | None)
     divide it or its positions end before the run's samples.
     """
     config = read_config(checkpoint)
+    if config.model.architecture != run.model.architecture:
+        raise UserError(
+            f"the {role} {checkpoint} is of model.architecture `{config.model.architecture}`, this run's model of "
+            f"`{run.model.architecture}`: both must be of one"
+        )
     parallel = run.parallel.model_dump(exclude={"pipeline_layers"}) | {
         "zero_stage": 0,
         "overlap_param_gather": False,
         "account_for_embedding_in_pipeline_split": False,
         "account_for_loss_in_pipeline_split": False,
     }
+    if not config.model.moe.num_experts:
+        parallel["expert_model_parallel_size"] = 1
     config.parallel = type(run.parallel)(**parallel)
+    config.task = "pretrain"  # what it was trained for is past
     config.batch = run.batch
     config.engine = "megatron"
     config.offload = OffloadConfig()

@@ -1,6 +1,5 @@
 """The loss of distillation equals torch's plain computation on whole logits, in value and gradient, whole and split."""
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F

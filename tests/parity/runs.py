@@ -6,10 +6,16 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor
 
+from megalm.config import Config
+from megalm.engine.build import build_engine
+from megalm.engine.megatron import MegatronEngine
 from megalm.model.init import sharded_parameters
+from megalm.parallel.layout import Layout
 from megalm.testing import run_distributed
+from megalm.train.distill import DistillationLoss
 from megalm.train.mlm import MaskedLanguageLoss
 from megalm.train.pretrain import NextTokenLoss
+from megalm.train.teacher import Teacher
 from tests.parity.shards import Piece, assemble, pieces_of, pieces_of_state
 from tests.tiny import (
     LR,
@@ -41,6 +47,18 @@ class Run:
     weights: dict[str, Tensor]
 
 
+def tiny_teacher(config: Config, layout: Layout) -> Teacher:
+    """A GPT of other sizes, positions and norms than any student's, on the same ranks."""
+    teacher = tiny_config(
+        "gpt2-tiny", "model.num_layers=4", "model.hidden_size=96", "model.init_method_std=0.2", "run.seed=5"
+    )
+    teacher.parallel = config.parallel.model_copy(update={"zero_stage": 0})
+    teacher.precision = config.precision
+    engine = build_engine(teacher, layout, train=False)
+    assert isinstance(engine, MegatronEngine)
+    return Teacher(engine)
+
+
 def train(
     preset: str, overrides: tuple[str, ...], resets: bool, micro_batch_size: int
 ) -> tuple[list[tuple], list[Piece], list[Piece]]:
@@ -53,10 +71,13 @@ def train(
         *overrides,
     )
     engine = tiny_engine(config)
-    batch, loss = TASKS[config.task]
+    teacher = tiny_teacher(config, engine.layout) if config.task == "distill" else None
+    batch, loss = (tiny_batch, DistillationLoss(config)) if teacher else TASKS[config.task]
     metrics = []
     for step in range(STEPS):
         microbatches = to_microbatches(batch(step, resets), engine.layout, micro_batch_size)
+        if teacher:
+            teacher(microbatches, training=True)
         result = engine.step(microbatches, loss, LR)
         metrics.append((result.loss, result.grad_norm, result.weight, result.skipped, result.more))
         if step == 0:
