@@ -39,6 +39,19 @@ class DistillConfig(Section):
         64, gt=0, description="Logits of a token in `cache`; the others count as nothing."
     )
     cache_dtype: Literal["fp16", "fp32"] = Field("fp16", description="Format of the logits in `cache`.")
+    hidden_loss_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the distance between hidden states of student and teacher; 0: they are not compared.",
+    )
+    hidden_loss: Literal["mse", "cosine"] = Field(
+        "mse", description="That distance: mean squared difference, or 1 - cosine."
+    )
+    hidden_layers: list[list[int]] = Field(
+        default_factory=list,
+        description="Layers whose outputs are compared: pairs [student's, teacher's] of numbers from 0, e.g. [[0, 1], [1, 3]]; "
+        "their mean counts. Both models must be of one width.",
+    )
     init_from_teacher_layers: list[int] | None = Field(
         None,
         description="Start with these layers of the teacher (numbers from 0), its embedding, last norm and output matrix, "

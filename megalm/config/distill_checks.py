@@ -20,9 +20,42 @@ def check_distill(config: Config) -> None:
             f"distill.divergence `reverse_kl` asks for all logits of the teacher, distill.cache {settings.cache} has the "
             "largest ones: use `forward_kl` or `jsd`, or no cache"
         )
-    layers = settings.init_from_teacher_layers
-    if layers is None:
-        return
+    if settings.hidden_loss_weight:
+        _check_hidden(config)
+    if settings.init_from_teacher_layers is not None:
+        _check_first_weights(config, settings.init_from_teacher_layers)
+
+
+def _check_hidden(config: Config) -> None:
+    settings, weight = config.distill, config.distill.hidden_loss_weight
+    if not settings.hidden_layers:
+        raise UserError(
+            f"distill.hidden_loss_weight {weight} compares layers: name pairs of them in distill.hidden_layers"
+        )
+    for pair in settings.hidden_layers:
+        if len(pair) != 2 or min(pair) < 0:
+            raise UserError(
+                f"distill.hidden_layers {settings.hidden_layers}: {pair} is no pair of a student's and a teacher's layer, "
+                "numbered from 0"
+            )
+    if settings.cache is not None:
+        raise UserError(
+            f"distill.hidden_loss_weight {weight} needs the teacher at each step, distill.cache {settings.cache} has only "
+            "its logits: leave one of them out"
+        )
+    if config.train.recompute.granularity == "full":
+        raise UserError(
+            f"distill.hidden_loss_weight {weight} keeps what train.recompute.granularity `full` throws away: use `selective`"
+        )
+    if config.train.compile != "none":
+        raise UserError(
+            f"distill.hidden_loss_weight {weight} looks into the layers that train.compile `{config.train.compile}` takes "
+            "over: set it to none"
+        )
+
+
+def _check_first_weights(config: Config, layers: list[int]) -> None:
+    settings = config.distill
     if settings.teacher is None:
         raise UserError(
             f"distill.init_from_teacher_layers {layers} are taken from a teacher: name it in distill.teacher"

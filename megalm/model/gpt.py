@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from megalm.config.schema import Config
 from megalm.model.activation import use_activation_kernel
 from megalm.model.cross_entropy import linear_cross_entropy, local_columns, vocab_parallel_cross_entropy
+from megalm.model.layer_outputs import keep_layer_outputs
 from megalm.model.positions import sinusoidal_table
 from megalm.model.spec import DTYPES, layer_spec, megatron_config, padded_vocab_size
 from megalm.model.state import ForwardState
@@ -91,9 +92,10 @@ class GPT(GPTModel):
         positions_BS = state.positions_BS
         if positions_BS is None and self.config.model.position_embedding in _TABLE_POSITIONS:
             positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)[None]
-        return super().forward(
-            tokens_BS, positions_BS, None, labels=labels, loss_mask=loss_mask, packed_seq_params=state
-        )
+        with keep_layer_outputs(self.decoder.layers, state):
+            return super().forward(
+                tokens_BS, positions_BS, None, labels=labels, loss_mask=loss_mask, packed_seq_params=state
+            )
 
     def _postprocess(
         self,

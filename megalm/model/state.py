@@ -51,6 +51,8 @@ class ForwardState:
     cache, slots_B, length: key/value cache, the slot of each row, and one more than the largest position.
     head: what a decoder's last stage makes of (itself, its last hidden states) in place of logits or loss; they are of shape
     (S, B, H), under sequence parallelism this rank's part of it.
+    layer_outputs: by number (from 0) the layers whose outputs, shaped like these, are wanted; a decoder puts in those of its
+    own layers.
     """
 
     positions_BS: Tensor | None = None
@@ -61,6 +63,7 @@ class ForwardState:
     slots_B: Any = None
     length: int = 0
     head: Callable[[Any, Tensor], Tensor] | None = None
+    layer_outputs: dict[int, Tensor | None] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     # what Megatron-Core's attention reads of a PackedSeqParams: "not the packed layout"

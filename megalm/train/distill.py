@@ -3,8 +3,10 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megalm.config.pipeline import layers_per_chunk
 from megalm.config.schema import Config, DataSource
 from megalm.dataset.pack_stream import PackStream
 from megalm.dataset.stream import TokenStream
@@ -12,6 +14,8 @@ from megalm.engine.base import MicroBatch
 from megalm.errors import UserError
 from megalm.model.distillation import Objective, TeacherLogits, TopKTeacher, linear_distillation
 from megalm.model.gpt import GPT
+from megalm.model.hidden_matching import hidden_distance
+from megalm.model.state import ForwardState
 from megalm.parallel.layout import Layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.frozen import check_vocabulary, find_frozen, frozen_config
@@ -31,7 +35,7 @@ def open_samples(
     settings = config.distill
     if settings.teacher is not None:
         teacher = find_frozen(settings.teacher, TEACHER)
-        frozen_config(config, TEACHER, teacher, settings.teacher_dtype)
+        check_hidden_layers(config, frozen_config(config, TEACHER, teacher, settings.teacher_dtype))
         check_vocabulary(config, tokenizer, TEACHER, teacher)
         check_student(config, teacher)
     stream = open_windows(config, sources, tokenizer)
@@ -55,38 +59,62 @@ def prepare(config: Config, layout: Layout, stream: object) -> Teacher | None:
     return None
 
 
+def check_hidden_layers(student: Config, teacher: Config) -> None:
+    """UserError where pairs of layers to be compared differ in width, or do not both lie beside the loss."""
+    settings = student.distill
+    if not settings.hidden_loss_weight:
+        return
+    widths = student.model.hidden_size, teacher.model.hidden_size
+    if widths[0] != widths[1]:
+        raise UserError(
+            f"distill.hidden_loss_weight compares hidden states of one width: the student's are {widths[0]} wide, the "
+            f"teacher's {widths[1]}; set it to 0, or model.hidden_size={widths[1]}"
+        )
+    for place, config, role in ((0, student, "student"), (1, teacher, "teacher")):
+        layers = config.model.num_layers
+        first = layers - layers_per_chunk(config)[-1]
+        for pair in settings.hidden_layers:
+            if not first <= pair[place] < layers:
+                raise UserError(
+                    f"distill.hidden_layers: layer {pair[place]} of the {role} is to be compared, but the part of the pipeline "
+                    f"that computes the loss holds its layers {first} to {layers - 1}: name these, or lower PP"
+                )
+
+
 class DistillationLoss(NextTokenLoss):
     """alpha x temperature^2 x divergence from the teacher + (1 - alpha) x cross entropy, means over all counted tokens.
 
-    parts: the two summands, `labels` and `teacher`. A validation measures the cross entropy alone, in place of `labels`,
-    so that it compares with any other training.
+    parts: the two summands, `labels` and `teacher`, and `hidden`, the distance of hidden states, where it is asked for. A
+    validation measures the cross entropy alone, in place of `labels`, so that it compares with any other training.
     """
-
-    parts = ("labels", "teacher")
 
     def __init__(self, config: Config) -> None:
         settings = config.distill
+        self.settings = settings
+        self.parts = ("labels", "teacher", "hidden") if settings.hidden_loss_weight else ("labels", "teacher")
+        self.layers = settings.hidden_layers if settings.hidden_loss_weight else []
         self.objective = Objective(
             settings.alpha, settings.temperature, settings.divergence, settings.jsd_beta
         )
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """Number of counted tokens, or the sum of their weights, for each part."""
-        return super().weight(microbatch).repeat(2)
+        return super().weight(microbatch).repeat(len(self.parts))
 
     def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
         """The last stage's output are the sums themselves."""
         if not torch.is_grad_enabled():
             return super().forward(model, microbatch)
         state = microbatch.forward_state()
-        state.head = functools.partial(self._sums, microbatch)
+        state.layer_outputs = dict.fromkeys(student for student, _ in self.layers)
+        state.head = functools.partial(self._sums, microbatch, state)
         return model(microbatch.tokens_BS, state)
 
     def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:
         """Already sums, in a validation one of them."""
-        return output if output.ndim else torch.stack([output, torch.zeros_like(output)])
+        return output if output.ndim else F.pad(output[None], (0, len(self.parts) - 1))
 
-    def _sums(self, microbatch: MicroBatch, model: GPT, hidden_states: Tensor) -> Tensor:
+    def _sums(self, microbatch: MicroBatch, state: ForwardState, model: GPT, hidden_states: Tensor) -> Tensor:
         total, summands = linear_distillation(
             model.whole_hidden(hidden_states).flatten(0, 1),
             model.real_output_weight(),
@@ -99,7 +127,21 @@ class DistillationLoss(NextTokenLoss):
             model.chunk_tokens,
         )
         # both are divided by the same weight, so that one gradient does for both
-        return summands + torch.stack([total - total.detach(), torch.zeros_like(total)])
+        sums = summands + F.pad((total - total.detach())[None], (0, 1))
+        if not self.layers:
+            return sums
+        theirs = microbatch.scores[TEACHER].layer_outputs
+        distances = []
+        for student, teacher in self.layers:
+            mine = state.layer_outputs[student]
+            assert mine is not None
+            distances.append(
+                hidden_distance(
+                    mine, theirs[teacher], microbatch.loss_mask_BS, self.settings.hidden_loss, model
+                )
+            )
+        hidden = self.settings.hidden_loss_weight * torch.stack(distances).mean()
+        return torch.cat([sums, hidden[None].to(sums.dtype)])
 
 
 def teacher_logits(microbatch: MicroBatch, model: GPT) -> TeacherLogits:

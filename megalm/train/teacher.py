@@ -1,7 +1,7 @@
 """A frozen decoder that teaches: what it makes of the microbatches of a step, before the step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -21,11 +21,13 @@ TEACHER = "teacher"
 class LastHidden:
     """A microbatch's last hidden states (S, B, H), under sequence parallelism this rank's part, and the model they are of.
 
-    They are smaller than logits by H / V; `logits` makes these a part of the tokens at a time.
+    They are smaller than logits by H / V; `logits` makes these a part of the tokens at a time. layer_outputs: by number,
+    those that were asked for.
     """
 
     model: GPT
     hidden_states: Tensor
+    layer_outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def logits(self) -> HiddenTeacher:
         """Logits of the tokens in the order (S, B), on this rank's columns. Collective over the tensor-parallel ranks."""
@@ -36,29 +38,34 @@ class LastHidden:
 class Teacher:
     """Runs a frozen model over the microbatches of each step and leaves `LastHidden` with them on the last stage."""
 
-    def __init__(self, engine: MegatronEngine) -> None:
+    def __init__(self, engine: MegatronEngine, layers: Sequence[int] = ()) -> None:
+        """layers: whose outputs are wanted, too; they lie on the last part of the pipeline."""
         self.engine = engine
+        self.layers = layers
+        self._outputs: dict[int, Tensor] = {}
 
     def __call__(self, microbatches: Sequence[MicroBatch], training: bool) -> None:
         """See `train.tasks.Preparation`. A validation is of the student alone."""
         if not training:
             return
-        found = self.engine.forward(microbatches, run_to_hidden, self.last_hidden)
+        found = self.engine.forward(microbatches, self.run, self.last_hidden)
         for microbatch, score in zip(microbatches, found, strict=False):  # none on the other stages
             microbatch.scores[TEACHER] = score
 
+    def run(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
+        """Run a stage; the last one returns its hidden states instead of logits."""
+        state = microbatch.forward_state()
+        state.head = _hidden_itself
+        state.layer_outputs = dict.fromkeys(self.layers)
+        output = model(microbatch.tokens_BS, state)
+        self._outputs = {number: part for number, part in state.layer_outputs.items() if part is not None}
+        return output
+
     def last_hidden(self, output: Tensor, microbatch: MicroBatch) -> LastHidden:
-        """What `run_to_hidden` returned, with its model."""
+        """What the last stage's `run`, just before, returned and kept."""
         model = self.engine.chunks[-1]
         assert isinstance(model, GPT)
-        return LastHidden(model, output)
-
-
-def run_to_hidden(model: nn.Module, microbatch: MicroBatch) -> Tensor:
-    """Run a stage; the last one returns its hidden states instead of logits."""
-    state = microbatch.forward_state()
-    state.head = _hidden_itself
-    return model(microbatch.tokens_BS, state)
+        return LastHidden(model, output, self._outputs)
 
 
 def _hidden_itself(model: GPT, hidden_states: Tensor) -> Tensor:
@@ -70,4 +77,5 @@ def load_teacher(config: Config, layout: Layout) -> Teacher:
     assert config.distill.teacher is not None
     checkpoint = find_frozen(config.distill.teacher, TEACHER)
     settings = frozen_config(config, TEACHER, checkpoint, config.distill.teacher_dtype)
-    return Teacher(load_frozen(settings, layout, checkpoint))
+    pairs = config.distill.hidden_layers if config.distill.hidden_loss_weight else []
+    return Teacher(load_frozen(settings, layout, checkpoint), [teacher for _, teacher in pairs])

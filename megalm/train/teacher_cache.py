@@ -31,7 +31,7 @@ from megalm.model.distillation import HiddenTeacher
 from megalm.model.gpt import GPT
 from megalm.parallel.layout import Layout
 from megalm.train.frozen import tokenizer_of_data
-from megalm.train.teacher import Teacher, run_to_hidden
+from megalm.train.teacher import Teacher
 
 KIND = "megalm teacher cache"
 SAMPLES_A_FILE = 64
@@ -180,7 +180,7 @@ def _top_k_of_file(stream: CachedStream, number: int, teacher: Teacher, rows: in
         ids_BSK, logits_BSK = (part.view(length, batch, -1).transpose(0, 1) for part in found)
         return _whole(ids_BSK, microbatch, layout).cpu(), _whole(logits_BSK, microbatch, layout).cpu()
 
-    parts = teacher.engine.forward(microbatches, run_to_hidden, collect)
+    parts = teacher.engine.forward(microbatches, teacher.run, collect)
     if not parts:
         return torch.empty(0), torch.empty(0)
     ids, logits = zip(*parts, strict=True)

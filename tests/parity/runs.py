@@ -48,15 +48,21 @@ class Run:
 
 
 def tiny_teacher(config: Config, layout: Layout) -> Teacher:
-    """A GPT of other sizes, positions and norms than any student's, on the same ranks."""
+    """A GPT of other positions and norms than any student's, of another width if it can be, on the same ranks."""
+    settings = config.distill
+    layers = [teacher for _, teacher in settings.hidden_layers] if settings.hidden_loss_weight else []
     teacher = tiny_config(
-        "gpt2-tiny", "model.num_layers=4", "model.hidden_size=96", "model.init_method_std=0.2", "run.seed=5"
+        "gpt2-tiny",
+        "model.num_layers=4",
+        f"model.hidden_size={64 if layers else 96}",
+        "model.init_method_std=0.6",
+        "run.seed=5",
     )
     teacher.parallel = config.parallel.model_copy(update={"zero_stage": 0})
     teacher.precision = config.precision
     engine = build_engine(teacher, layout, train=False)
     assert isinstance(engine, MegatronEngine)
-    return Teacher(engine)
+    return Teacher(engine, layers)
 
 
 def train(

@@ -153,3 +153,35 @@ def test_a_student_begins_as_layers_of_its_teacher(tmp_path: Path, data: Path, t
     )
     with pytest.raises(UserError, match="model.hidden_size is 32, the teacher's 64"):
         run.main(other)
+
+
+def test_hidden_states_that_cannot_be_compared_are_refused(tmp_path: Path, data: Path, teacher: Path) -> None:
+    hidden = ("distill.hidden_loss_weight=1", "distill.hidden_layers=[[0,0]]")
+    with pytest.raises(UserError, match="the student's are 32 wide, the teacher's 64"):
+        run.main(student(tmp_path, data, teacher, *hidden))
+    wide = ("model.hidden_size=64", "model.num_layers=2", "parallel.pipeline_model_parallel_size=2")
+    with pytest.raises(UserError, match="layer 0 of the student .* holds its layers 1 to 1"):
+        run.main(student(tmp_path, data, teacher, *hidden, *wide))
+    with pytest.raises(UserError, match="layer 7 of the teacher .* holds its layers 0 to 1"):
+        run.main(student(tmp_path, data, teacher, *hidden, wide[0], "distill.hidden_layers=[[0,7]]"))
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, data: Path, teacher: Path) -> None:
+    from megalm.tokenizer import train_tokenizer
+    from megalm.train.frozen import check_vocabulary
+
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven eight\n" * 20)
+    config = student(tmp_path / "run", data, teacher)
+    own = find_checkpoint(teacher)
+    tokenizers = [
+        train_tokenizer([text], tmp_path / kind, kind=kind, vocab_size=size)
+        for kind, size in (("bytes", None), ("bpe", 270))
+    ]
+    (teacher / "tokenizer").symlink_to(tmp_path / "bytes")
+    try:
+        check_vocabulary(config, tokenizers[0], "teacher", own)
+        with pytest.raises(UserError, match="both must be one"):
+            check_vocabulary(config, tokenizers[1], "teacher", own)
+    finally:
+        (teacher / "tokenizer").unlink()
