@@ -176,9 +176,9 @@ def test_another_tokenizer_is_refused(tmp_path: Path, data: Path, teacher: Path)
     own = find_checkpoint(teacher)
     tokenizers = [
         train_tokenizer([text], tmp_path / kind, kind=kind, vocab_size=size)
-        for kind, size in (("bytes", None), ("bpe", 270))
+        for kind, size in (("byte", None), ("bpe", 270))
     ]
-    (teacher / "tokenizer").symlink_to(tmp_path / "bytes")
+    (teacher / "tokenizer").symlink_to(tmp_path / "byte")
     try:
         check_vocabulary(config, tokenizers[0], "teacher", own)
         with pytest.raises(UserError, match="both must be one"):
