@@ -1,5 +1,6 @@
 """GPT and LLaMA: Megatron-Core's GPTModel with our layers, positions and output head."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -86,13 +87,15 @@ class GPT(GPTModel):
 
         tokens_BS alone: logits (B, S, V) over the real vocabulary, gathered over the tensor-parallel ranks.
         labels (B, S): cross entropy of each token, (B, S). labels and loss_mask (B, S): the sum of mask x cross
-        entropy, a scalar. Other stages return hidden states (S, B, H).
+        entropy, a scalar. Other stages return hidden states (S, B, H). A `state.head` takes the place of all this.
         """
         state = state or ForwardState()
         positions_BS = state.positions_BS
         if positions_BS is None and self.config.model.position_embedding in _TABLE_POSITIONS:
             positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)[None]
-        with keep_layer_outputs(self.decoder.layers, state):
+        # torch.compile follows the plain context, not the other
+        wanted = bool(state.layer_outputs)
+        with keep_layer_outputs(self.decoder.layers, state) if wanted else contextlib.nullcontext():
             return super().forward(
                 tokens_BS, positions_BS, None, labels=labels, loss_mask=loss_mask, packed_seq_params=state
             )
