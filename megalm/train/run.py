@@ -314,7 +314,7 @@ def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
         return [f"weights taken from the layers {layers} of {config.distill.teacher}"]
     if not config.run.load:
         return []
-    base = find_checkpoint(run.config.run.load)
+    base = find_checkpoint(config.run.load)
     if run.config.lora.rank:
         refuse_adapters(base)
     load_weights(engine, base)
