@@ -15,7 +15,6 @@ from megalm.errors import UserError
 from megalm.model.distillation import Objective, TeacherLogits, TopKTeacher, linear_distillation
 from megalm.model.gpt import GPT
 from megalm.model.hidden_matching import hidden_distance
-from megalm.model.state import ForwardState
 from megalm.parallel.layout import Layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.frozen import check_vocabulary, find_frozen, frozen_config
@@ -107,14 +106,20 @@ class DistillationLoss(NextTokenLoss):
             return super().forward(model, microbatch)
         state = microbatch.forward_state()
         state.layer_outputs = dict.fromkeys(student for student, _ in self.layers)
-        state.head = functools.partial(self._sums, microbatch, state)
+        state.head = functools.partial(self._sums, microbatch, state.layer_outputs)
         return model(microbatch.tokens_BS, state)
 
     def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:
         """Already sums, in a validation one of them."""
         return output if output.ndim else F.pad(output[None], (0, len(self.parts) - 1))
 
-    def _sums(self, microbatch: MicroBatch, state: ForwardState, model: GPT, hidden_states: Tensor) -> Tensor:
+    def _sums(
+        self,
+        microbatch: MicroBatch,
+        layer_outputs: dict[int, Tensor | None],
+        model: GPT,
+        hidden_states: Tensor,
+    ) -> Tensor:
         total, summands = linear_distillation(
             model.whole_hidden(hidden_states).flatten(0, 1),
             model.real_output_weight(),
@@ -133,7 +138,7 @@ class DistillationLoss(NextTokenLoss):
         theirs = microbatch.scores[TEACHER].layer_outputs
         distances = []
         for student, teacher in self.layers:
-            mine = state.layer_outputs[student]
+            mine = layer_outputs[student]
             assert mine is not None
             distances.append(
                 hidden_distance(
