@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megalm.config.schema import Config, DataSource
-from megalm.engine.base import Engine, Loss
+from megalm.engine.base import Engine, Loss, MicroBatch
 from megalm.tokenizer import Tokenizer
 from megalm.train.callbacks.base import Callback, Run, Validation
-from megalm.train.data import ValidationData, open_stream
+from megalm.train.data import ValidationData, open_validation
+from megalm.train.tasks import Preparation
 
 
 class SourceLosses(Callback):
@@ -19,26 +21,42 @@ class SourceLosses(Callback):
     Comes before the callbacks that write a validation down.
     """
 
-    def __init__(self, engine: Engine, loss: Loss, sources: Mapping[str, ValidationData]) -> None:
-        self._engine, self._loss, self._sources = engine, loss, sources
+    def __init__(
+        self,
+        engine: Engine,
+        loss: Loss,
+        sources: Mapping[str, ValidationData],
+        prepare: Preparation | None = None,
+    ) -> None:
+        self._engine, self._loss, self._sources, self._prepare = engine, loss, sources, prepare
 
     def on_validation(self, run: Run, validation: Validation) -> None:
         for name, batches in self._sources.items():
-            found = [self._engine.evaluate(microbatches, self._loss) for microbatches in batches]
-            total, weight = np.sum(found, axis=0)
+            total, weight = np.sum([self._evaluate(microbatches) for microbatches in batches], axis=0)
             parts = (total / np.maximum(weight, 1e-30)).tolist()
             validation.values[f"loss_{name}"] = sum(parts)
             validation.values[f"perplexity_{name}"] = math.exp(min(parts[0], 700.0))
 
+    def _evaluate(self, microbatches: list[MicroBatch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self._prepare:
+            self._prepare(microbatches, training=False)
+        return self._engine.evaluate(microbatches, self._loss)
 
-def source_losses(engine: Engine, config: Config, tokenizer: Tokenizer | None, loss: Loss) -> list[Callback]:
+
+def source_losses(
+    engine: Engine,
+    config: Config,
+    tokenizer: Tokenizer | None,
+    loss: Loss,
+    prepare: Preparation | None = None,
+) -> list[Callback]:
     """The callback that `train.eval_by_source` asks for."""
     if not config.train.eval_by_source:
         return []
     sources = config.data.valid
-    streams = [open_stream(config, [source], tokenizer) for source in sources]
+    streams = [open_validation(config, [source], tokenizer) for source in sources]
     each = [ValidationData(config, engine.layout, stream) for stream in streams]
-    return [SourceLosses(engine, loss, dict(zip(source_names(sources), each, strict=True)))]
+    return [SourceLosses(engine, loss, dict(zip(source_names(sources), each, strict=True)), prepare)]
 
 
 def source_names(sources: Sequence[DataSource]) -> list[str]:
