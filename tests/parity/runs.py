@@ -1,11 +1,16 @@
 """Ten steps of a tiny model under any layout, put together in full, and the comparison of two such runs."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from torch import Tensor
 
+from megalm.config import Config
+from megalm.config.lora import LoraConfig
+from megalm.model.build import build_chunks
 from megalm.model.init import sharded_parameters
 from megalm.testing import run_distributed
 from megalm.train.mlm import MaskedLanguageLoss
@@ -53,6 +58,8 @@ def train(
         *overrides,
     )
     engine = tiny_engine(config)
+    if config.lora.quantize_base != "none":
+        load_drawn_base(engine, config)
     batch, loss = TASKS[config.task]
     metrics = []
     for step in range(STEPS):
@@ -69,6 +76,18 @@ def train(
         piece for chunk in engine.chunks for piece in pieces_of(sharded_parameters(chunk, engine.layout))
     ]
     return metrics, gradients, weights
+
+
+def load_drawn_base(
+    engine: Any, config: Config, through: Callable[[str, Tensor], Tensor] | None = None
+) -> None:
+    """Load into an engine with adapters the initial weights of its model without them, as a checkpoint's."""
+    plain = config.model_copy(update={"lora": LoraConfig()})
+    for chunk, base in enumerate(build_chunks(plain, engine.layout)):
+        number = f"{chunk}." if len(engine.chunks) > 1 else ""
+        for name, weight in base.named_parameters():
+            whole = weight.detach()
+            engine.load({f"model.{number}{name}": through(name, whole) if through else whole})
 
 
 @functools.cache
