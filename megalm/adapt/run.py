@@ -11,7 +11,7 @@ from megalm import atomic
 from megalm.adapt.data import Blend, build_corpus_of, general_blends, index, scaled
 from megalm.adapt.recipe import AdaptRecipe, load_adapt_recipe
 from megalm.checkpoint import find_checkpoint, read_config, tokenizer_of
-from megalm.checkpoint.read import refuse_adapters
+from megalm.checkpoint.directory import refuse_adapters
 from megalm.config import Config, load_config
 from megalm.config.load import parse_config
 from megalm.errors import UserError
