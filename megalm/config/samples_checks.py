@@ -26,6 +26,17 @@ def check_samples(config: Config) -> None:
         )
     if not config.tokenizer.path:
         raise UserError("samples.prompts are texts: name the tokenizer in tokenizer.path, or leave them out")
+    chosen = (
+        {"train.early_stopping": config.train.early_stopping.metric}
+        if config.train.early_stopping.patience
+        else {}
+    )
+    chosen |= {"checkpoint.keep_best": config.checkpoint.keep_best.metric or ""}
+    for name, metric in chosen.items():
+        if samples.every > 1 and metric in samples.metrics:
+            raise UserError(
+                f"{name}.metric {metric} is measured at every validation number {samples.every} alone (samples.every): set that to 1"
+            )
     _check_layout(config)
 
 

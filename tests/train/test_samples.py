@@ -262,6 +262,10 @@ def test_prompts_that_are_none_are_refused(
     [
         (["samples.prompts=null", "samples.metrics=[f1]"], "no answers to measure"),
         (["train.eval_interval=0"], "answered at validations"),
+        (
+            ["samples.metrics=[f1]", "samples.every=2", "checkpoint.keep_best={metric: f1, mode: max}"],
+            "checkpoint.keep_best.metric f1 is measured at every validation number 2",
+        ),
         (["tokenizer.path=null"], "name the tokenizer"),
         (["engine=deepspeed", "precision.dtype=fp32", "parallel.zero_stage=3"], "zero_stage 3"),
         (
