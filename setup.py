@@ -66,6 +66,7 @@ setup(
         "hf": ["transformers"],  # compares converted models with their source
         "eval": ["lm-eval"],
         "cuda": ["liger-kernel"],
+        "quantize": ["torchao==0.18.0"],  # int8 and int4 bases of adapters
         "dev": [
             *CORPUS,
             "pytest",
@@ -75,6 +76,7 @@ setup(
             "types-PyYAML",
             "transformers",
             "peft",
+            "torchao==0.18.0",
             "tiktoken",
             "hypothesis",
             "scikit-learn",  # tests hold the classifiers to its logistic regression, and measures to its own

@@ -113,6 +113,27 @@ def read_config(path: str | Path) -> Config:
     return load_config(Path(path) / "config.yaml")
 
 
+def find_base(checkpoint: Path, config: Config) -> Path:
+    """The checkpoint that the adapters in `checkpoint` adapt; UserError where it is gone, or holds adapters itself."""
+    assert config.run.load is not None
+    try:
+        base = find_checkpoint(config.run.load)
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint} holds adapters alone, of run.load {config.run.load}: {error}; bring it back there (a link will do)"
+        ) from None
+    refuse_adapters(base)
+    return base
+
+
+def refuse_adapters(path: Path) -> None:
+    """Raise UserError if the checkpoint at `path`, which is to be adapted, holds adapters itself."""
+    if read_config(path).lora.rank:
+        raise UserError(
+            f"{path} holds adapters itself; merge them with their model first: megalm merge {path} DEST"
+        )
+
+
 def tokenizer_of(checkpoint: Path, config: Config) -> Path | None:
     """The tokenizer that belongs to a checkpoint: its own, its run's, or the one that it was trained with."""
     own, of_run = checkpoint / "tokenizer", checkpoint.resolve().parent.parent / "tokenizer"

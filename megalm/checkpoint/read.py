@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megalm.checkpoint.directory import (
     TENSORS,
-    find_checkpoint,
+    find_base,
     list_checkpoints,
     read_config,
     read_state,
@@ -48,9 +48,7 @@ def load_weights(engine: Engine, path: str | Path, with_optimizer: bool = False)
             raise UserError(
                 f"{path} holds adapters alone; merge them with their model first: megalm merge {path} DEST"
             )
-        assert config.run.load is not None
-        base = find_checkpoint(config.run.load)
-        refuse_adapters(base)
+        base = find_base(path, config)
         _check_intact(base, engine.layout)
         _load(engine, base, with_optimizer=False)
     if not with_optimizer:
@@ -65,14 +63,6 @@ def load_weights(engine: Engine, path: str | Path, with_optimizer: bool = False)
 def _check_optimizer(path: Path) -> None:
     if not any(name.startswith("optimizer.") for name in read_tensors(path)):
         raise UserError(f"{path} holds no optimizer: leave run.load_optimizer out")
-
-
-def refuse_adapters(path: Path) -> None:
-    """Raise UserError if the checkpoint at `path`, which is to be adapted, holds adapters itself."""
-    if read_config(path).lora.rank:
-        raise UserError(
-            f"{path} holds adapters itself; merge them with their model first: megalm merge {path} DEST"
-        )
 
 
 def load_training_state(engine: Engine, path: str | Path, verified: bool = False) -> dict[str, Any]:

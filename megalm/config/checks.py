@@ -7,6 +7,7 @@ from megalm.config.checks_deepspeed import check_deepspeed
 from megalm.config.checks_training import check_training
 from megalm.config.distill_checks import check_distill
 from megalm.config.divides import divides
+from megalm.config.lora_checks import check_lora
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
 from megalm.config.samples_checks import check_samples
@@ -45,7 +46,7 @@ def check(config: Config) -> None:
     _check_sft(config)
     _check_architecture(config)
     check_classify(config)
-    _check_lora(config)
+    check_lora(config)
     check_distill(config)
     check_deepspeed(config)
     _check_parallel(config)
@@ -72,23 +73,6 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"batch.seq_length {config.batch.seq_length} exceeds model.max_sequence_length "
             f"{model.max_sequence_length}, the size of the position table: raise the latter"
-        )
-
-
-def _check_lora(config: Config) -> None:
-    if not config.lora.rank:
-        return
-    if not config.run.load:
-        raise UserError(
-            f"lora.rank {config.lora.rank} adapts a trained model: name its checkpoint in run.load"
-        )
-    if config.engine == "deepspeed":
-        raise UserError(
-            f"lora.rank {config.lora.rank}: adapters need engine `megatron`; set it, or lora.rank=0"
-        )
-    if config.precision.fp8 != "none":
-        raise UserError(
-            f"lora.rank {config.lora.rank}: adapters do not go with precision.fp8 `{config.precision.fp8}`; set it to none"
         )
 
 

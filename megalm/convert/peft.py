@@ -11,6 +11,7 @@ from torch import Tensor
 from megalm import atomic
 from megalm.checkpoint.directory import TENSORS, find_checkpoint, read_config, verify
 from megalm.checkpoint.metadata import read_tensors
+from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.convert.check import compare_logits
 from megalm.convert.families import family_of
@@ -30,9 +31,10 @@ def to_peft(
     """Write the adapters of a run, or of one of its checkpoints, as adapter_config.json and adapter_model.safetensors.
 
     base: what adapter_config.json names as the model, a directory or a name on the hub. Queries, keys and values have
-    one A here and one each there: three copies. compare: where `base` is a directory, run it with PEFT and tell the
-    difference of the logits. Raises UserError for a checkpoint without adapters, for a model that no family of Hugging
-    Face holds, and where logits differ.
+    one A here and one each there: three copies. Adapters of a quantised base are written as they are: beside the base in
+    another form they are off by the difference of the two. compare: where `base` is a directory, and was not quantised, run
+    it with PEFT and tell the difference of the logits. Raises UserError for a checkpoint without adapters, for a model that
+    no family of Hugging Face holds, and where logits differ.
     """
     folder, target = find_checkpoint(source, step), Path(target)
     if wrong := verify(folder):
@@ -49,7 +51,7 @@ def to_peft(
         "task_type": "CAUSAL_LM" if config.model.architecture == "gpt" else None,
         "base_model_name_or_path": str(base) if base else None,
         "r": config.lora.rank,
-        "lora_alpha": config.lora.alpha,
+        **_scaling(config.lora),
         "lora_dropout": config.lora.dropout,
         "target_modules": modules,
         "bias": "none",
@@ -59,12 +61,22 @@ def to_peft(
     with atomic.new_directory(target) as made:
         save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
         atomic.write_text(made / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
-        local = compare and base is not None and Path(base).is_dir()
+        whole = config.lora.quantize_base == "none"
+        local = compare and whole and base is not None and Path(base).is_dir()
         compared = compare_logits(folder, Path(base), adapters=made) if local else {}  # type: ignore[arg-type]
     return {
         "family": family.model_type,
         "parameters": sum(part.numel() for part in tensors.values()),
     } | compared
+
+
+def _scaling(lora: LoraConfig) -> dict[str, Any]:
+    """Their words for the scale. For experts, whose matrices PEFT joins at twice the rank, they hold without a root alone."""
+    if lora.scaling == "standard":
+        return {"lora_alpha": lora.alpha}
+    if lora.experts:
+        return {"lora_alpha": lora.scale * lora.rank}
+    return {"lora_alpha": lora.alpha, "use_rslora": True}
 
 
 def _theirs(family: Family, model: ModelConfig, stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:

@@ -5,12 +5,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from megalm.checkpoint.directory import TENSORS, find_checkpoint, read_config, verify
+from megalm.checkpoint.directory import TENSORS, find_base, read_config, verify
 from megalm.checkpoint.metadata import read_tensors
-from megalm.checkpoint.read import refuse_adapters
 from megalm.config import Config
+from megalm.config.lora import LoraConfig
 from megalm.convert.stored import StoredTensors
 from megalm.errors import UserError
+from megalm.model.quantized import is_quantized, round_trip
 
 
 class Source(Protocol):
@@ -24,10 +25,14 @@ class Source(Protocol):
 
 
 class Merged:
-    """Adapters added to the weights that they adapt: W + alpha / rank B A, summed in fp32 at least."""
+    """Adapters added to the weights that they adapt: W + scale B A, summed in fp32 at least.
 
-    def __init__(self, base: Source, adapters: StoredTensors, scale: float) -> None:
-        self.base, self.adapters, self.scale = base, adapters, scale
+    Where the run had quantised its base, W is what the codes stand for: the merged model computes what the run did, and
+    keeps the error of the quantisation.
+    """
+
+    def __init__(self, base: Source, adapters: StoredTensors, lora: LoraConfig) -> None:
+        self.base, self.adapters, self.lora = base, adapters, lora
 
     def outline(self, name: str) -> Tensor:
         """See Source."""
@@ -36,12 +41,14 @@ class Merged:
     def read(self, name: str) -> Tensor:
         """See Source."""
         weight = self.base.read(name)
-        a, b = (f"{name.removesuffix('.weight')}.lora.{factor}" for factor in "ab")
-        if not (name.endswith(".weight") and self.adapters.has(a)):
-            return weight
         wide = weight if weight.itemsize > 4 else weight.float()
-        narrow_a, narrow_b = (self.adapters.read(factor).to(wide.dtype) for factor in (a, b))
-        return wide.addmm(narrow_b, narrow_a, alpha=self.scale).to(weight.dtype)
+        if is_quantized(name, self.lora):
+            wide = round_trip(weight, self.lora).to(wide.dtype)
+        a, b = (f"{name.removesuffix('.weight')}.lora.{factor}" for factor in "ab")
+        if name.endswith(".weight") and self.adapters.has(a):
+            narrow_a, narrow_b = (self.adapters.read(factor).to(wide.dtype) for factor in (a, b))
+            wide = wide.addmm(narrow_b, narrow_a, alpha=self.lora.scale)
+        return wide.to(weight.dtype)
 
 
 def open_source(checkpoint: Path, config: Config | None = None) -> Source:
@@ -52,12 +59,4 @@ def open_source(checkpoint: Path, config: Config | None = None) -> Source:
     stored = StoredTensors(checkpoint / TENSORS, read_tensors(checkpoint), config.model)
     if not config.lora.rank:
         return stored
-    assert config.run.load is not None
-    try:
-        base = find_checkpoint(config.run.load)
-    except UserError as error:
-        raise UserError(
-            f"{checkpoint} holds adapters alone, of run.load {config.run.load}: {error}"
-        ) from None
-    refuse_adapters(base)
-    return Merged(open_source(base), stored, config.lora.scale)
+    return Merged(open_source(find_base(checkpoint, config)), stored, config.lora)

@@ -23,7 +23,7 @@ def global_weight(microbatches: Sequence[MicroBatch], loss: Loss, layout: Layout
 def seed_dropout(config: Config, layout: Layout, step: int) -> None:
     """Dropout is a function of (seed, step, rank): nothing to save, nothing that drifts on resume."""
     model = config.model
-    if model.hidden_dropout or model.attention_dropout:
+    if model.hidden_dropout or model.attention_dropout or (config.lora.rank and config.lora.dropout):
         # ranks that hold the same layers, but other samples or other tokens of them
         where = (config.run.seed, step, layout.groups.dp_cp.rank(), layout.pp_rank)
         digest = hashlib.blake2b(repr(where).encode(), digest_size=4).digest()

@@ -64,7 +64,8 @@ class ShardedState:
 
         stored: its tensors' names and formats. Raises UserError if one is missing; of a model with adapters a checkpoint may
         hold these alone, or all the others, and without the optimizer the sequence head may be missing. fp32 masters count as weights: they
-        are read even without the optimizer, and into the weights themselves where those have more than 16 bits.
+        are read even without the optimizer, and into the weights themselves where those have more than 16 bits. Weights that
+        are quantised here come from the checkpoint's weights, whatever the run's format.
         """
         templates = self._templates()
         result: dict[str, Shard] = {}
@@ -77,7 +78,7 @@ class ShardedState:
             wanted = {f"model.{name}": (template, key)}
             if master[1] not in stored:
                 parts = tuple(part for part in parts if part != MASTER)
-            elif parameter.dtype not in (torch.bfloat16, torch.float16):
+            elif parameter.dtype not in (torch.bfloat16, torch.float16) and not parameter.is_meta:
                 wanted = {f"model.{name}": master}
             if not with_optimizer:
                 parts = tuple(part for part in parts if part == MASTER)
@@ -128,7 +129,7 @@ class ShardedState:
 
     def _write_weight(self, parameter: nn.Parameter, whole: Tensor) -> None:
         """Take a whole tensor over, the same on every data-parallel rank. Collective."""
-        parameter.copy_(whole)
+        getattr(parameter, "quantized", parameter).copy_(whole)
 
     def _parts(self, parameter: Tensor) -> tuple[str, ...]:
         return self.optimizer.names if self.optimizer and parameter.requires_grad else ()
@@ -161,11 +162,11 @@ class ShardedState:
 
     def _templates(self) -> dict[str, Shard]:
         """Each parameter's place in the full tensor."""
-        names = {parameter.data_ptr(): name for name, parameter in self._parameters().items()}
+        names = {_address(parameter): name for name, parameter in self._parameters().items()}
         metadata = {"dp_cp_group": self.groups.dp_cp}
         sharded = [chunk.sharded_state_dict(metadata=metadata) for chunk in self.chunks]
         return {
-            names[value.data.data_ptr()]: value
+            names[_address(value.data)]: value
             for value in nested_values(sharded)
             if isinstance(value, ShardedTensor | ShardedTensorFactory)
         }
@@ -197,6 +198,11 @@ def _stored_part(template: Shard, part: str, stored: Mapping[str, Any]) -> tuple
         if (key := f"optimizer.{part}.{shard.key}") in stored:
             break
     return shard, key
+
+
+def _address(tensor: Tensor) -> int:
+    """Tells tensors apart, also such without memory."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()
 
 
 def _filled(template: Shard, key: str, data: Tensor) -> Shard:

@@ -70,8 +70,8 @@ def initialize(model: MegatronModule, config: Config, layout: Layout) -> None:
         return
     tables = set() if config.model.position_embedding != "sinusoidal" else _frozen_tables(model)
     for shard in sharded_parameters(model, layout):
-        if shard.data.data_ptr() in tables:
-            continue
+        if shard.data.is_meta or shard.data.data_ptr() in tables:
+            continue  # quantised weights come from the checkpoint that is adapted
         name = canonical_name(shard)
         lead = shard.prepend_axis_num
         shape, offset = shard.global_shape[lead:], shard.global_offset[lead:]

@@ -13,10 +13,11 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from megalm.config.lora import LoraConfig
 from megalm.model.lora import ColumnAdapter, RowAdapter
+from megalm.model.quantized import QuantizedWeight
 
 
 def _alone(layer: "ColumnLinear | RowLinear") -> bool:
@@ -47,16 +48,49 @@ def _sharded(
     )
 
 
+def _give_up_weight(layer: "ColumnLinear | RowLinear") -> None:
+    """Where weights will be quantised, leave no memory to this one at once, so that there is one at a time."""
+    lora, weight = layer.config.lora, layer.weight
+    if not (lora.rank and lora.quantize_base != "none"):
+        return
+    layer.full_shape = tuple(weight.shape)
+    layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+    layer.weight.allreduce = weight.allreduce
+
+
+def _quantize(layer: "ColumnLinear | RowLinear", lora: LoraConfig) -> None:
+    """Make room for the quantised weight; a parameter without memory holds its place, where checkpoints find it."""
+    device = layer.weight.device
+    layer.quantized = QuantizedWeight(*layer.full_shape, lora, device)
+    layer.weight = nn.Parameter(
+        torch.empty(layer.full_shape, dtype=layer.weight.dtype, device="meta"), requires_grad=False
+    )
+    layer.weight.quantized = layer.quantized
+
+
+def _multiply(layer: "ColumnLinear | RowLinear", input_: Tensor, bias: Tensor | None = None) -> Tensor:
+    if layer.quantized is None:
+        return F.linear(input_, layer.weight, bias)
+    output = layer.quantized(input_)
+    return output if bias is None else output + bias
+
+
 class ColumnLinear(ColumnParallelLinear):
     """x W' + b with the output cut over the tensor-parallel ranks; on one rank a single kernel adds the bias too."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.lora: ColumnAdapter | None = None
+        self.quantized: QuantizedWeight | None = None
+        _give_up_weight(self)
 
     def attach(self, lora: LoraConfig) -> None:
         """Put an adapter beside the weight."""
         self.lora = ColumnAdapter(self, lora, self.input_size, self.output_size_per_partition)
+
+    def quantize(self, lora: LoraConfig) -> None:
+        """Hold the weight in few bits from now on."""
+        _quantize(self, lora)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
@@ -79,6 +113,8 @@ class ColumnLinear(ColumnParallelLinear):
     def _base(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        if self.quantized is not None:
+            return self._traceable(input_)
         if not _alone(self):
             if torch.compiler.is_compiling() and weight is None and not runtime_gather_output:
                 return self._traceable(input_)
@@ -89,11 +125,13 @@ class ColumnLinear(ColumnParallelLinear):
 
     def _traceable(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same with collectives that torch.compile can follow; the library's asynchronous ones break its graph."""
-        if self.sequence_parallel:
+        if self.explicit_expert_comm:
+            pass  # the dispatcher has brought the tokens here
+        elif self.sequence_parallel:
             input_ = gather_from_sequence_parallel_region(input_, group=self.tp_group)
         else:
             input_ = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        return F.linear(input_, self.weight, self.bias), None
+        return _multiply(self, input_, self.bias), None
 
 
 class RowLinear(RowParallelLinear):
@@ -102,10 +140,16 @@ class RowLinear(RowParallelLinear):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.lora: RowAdapter | None = None
+        self.quantized: QuantizedWeight | None = None
+        _give_up_weight(self)
 
     def attach(self, lora: LoraConfig) -> None:
         """Put an adapter beside the weight."""
         self.lora = RowAdapter(self, lora, self.input_size_per_partition, self.output_size)
+
+    def quantize(self, lora: LoraConfig) -> None:
+        """Hold the weight in few bits from now on."""
+        _quantize(self, lora)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
@@ -119,9 +163,10 @@ class RowLinear(RowParallelLinear):
         return (output if self.lora is None else output + self.lora(input_)), bias
 
     def _base(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
-        if _alone(self):
+        if self.quantized is None and _alone(self):
             return F.linear(input_, self.weight, self.bias), None
-        compute = self._traceable if torch.compiler.is_compiling() else super().forward
+        own = self.quantized is not None or torch.compiler.is_compiling()
+        compute = self._traceable if own else super().forward
         output, bias = compute(input_)
         if bias is not None and not torch.is_grad_enabled():
             # recompute of the MLP returns it from an autograd function, which would make it that function's own result:
@@ -131,7 +176,9 @@ class RowLinear(RowParallelLinear):
 
     def _traceable(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same without the library's warning about a missing group, which breaks torch.compile's graph."""
-        partial = F.linear(input_, self.weight)
+        partial = _multiply(self, input_)
+        if self.explicit_expert_comm:
+            return partial, self.bias
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group), self.bias
         return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group), self.bias

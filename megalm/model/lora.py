@@ -1,6 +1,7 @@
 """Low-rank adapters beside the linear layers, cut over the tensor-parallel ranks as these are (arXiv:2106.09685)."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor, nn
 
-from megalm.config.lora import LoraConfig
+from megalm.config.lora import ALL_TARGETS, LoraConfig
+from megalm.model.shared import Shared
 
 
 class Adapter(nn.Module):
@@ -22,6 +25,9 @@ class Adapter(nn.Module):
     Beside a layer with cut outputs b is cut by rows; beside one with cut inputs a is cut by columns. The other factor is
     the same on all ranks, and so is its gradient: without sequence parallelism because what crosses the cut is summed on
     the way back, with it because each rank's part of the sequence is summed at the end of the step, as for norms.
+
+    Beside an expert's layer nothing crosses the cut: all ranks have the expert's tokens, and what they make of them is
+    summed behind the experts. There the gradient of the factor that is the same on all is summed on its way back.
     """
 
     cut: str
@@ -30,20 +36,33 @@ class Adapter(nn.Module):
     def __init__(self, layer: Any, lora: LoraConfig, inputs: int, outputs: int) -> None:
         super().__init__()
         self.scale, self.dropout = lora.scale, lora.dropout
-        self.group, self.sequence_parallel = layer.tp_group, layer.sequence_parallel
+        self.group, self.is_expert = layer.tp_group, layer.is_expert
+        self.sequence_parallel = layer.sequence_parallel and not layer.is_expert
+        self.crosses = self.group.size() > 1 and not layer.is_expert
         weight = layer.weight
         self.a = nn.Parameter(weight.new_empty(lora.rank, inputs))
         self.b = nn.Parameter(weight.new_empty(outputs, lora.rank))
         for name, axis in (("a", 1), ("b", 0)):
             parameter = getattr(self, name)
+            parameter.allreduce = getattr(weight, "allreduce", True)
             if name == self.cut:
                 parameter.tensor_model_parallel = True
                 parameter.partition_dim, parameter.partition_stride = axis, 1
             else:
                 parameter.sequence_parallel = self.sequence_parallel
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+    def _dropped(self, x: Tensor, parted: bool) -> Tensor:
+        """parted: x is this rank's part of something, so that what is dropped is another draw on each rank."""
+        if not (self.dropout and self.training):
+            return x
+        with get_cuda_rng_tracker().fork() if parted else nullcontext():
+            return F.dropout(x, self.dropout)
+
+    def _same(self, factor: Tensor) -> Tensor:
+        """The factor that is not cut."""
+        if self.is_expert and self.group.size() > 1:
+            factor = Shared.apply(factor, self.group)
+        return factor
 
 
 class ColumnAdapter(Adapter):
@@ -53,8 +72,8 @@ class ColumnAdapter(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (S or this rank's part of it, B, inputs) to (S, B, this rank's outputs)."""
-        narrow = F.linear(self._dropped(x), self.a)
-        if self.group.size() > 1:
+        narrow = F.linear(self._dropped(x, self.sequence_parallel), self._same(self.a))
+        if self.crosses:
             if self.sequence_parallel:
                 narrow = gather_from_sequence_parallel_region(narrow, group=self.group)
             else:
@@ -69,13 +88,13 @@ class RowAdapter(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (S, B, this rank's inputs) to (S or this rank's part of it, B, outputs)."""
-        narrow = F.linear(self._dropped(x), self.a)
-        if self.group.size() > 1:
+        narrow = F.linear(self._dropped(x, self.group.size() > 1), self.a)
+        if self.crosses:
             if self.sequence_parallel:
                 narrow = reduce_scatter_to_sequence_parallel_region(narrow, group=self.group)
             else:
                 narrow = reduce_from_tensor_model_parallel_region(narrow, group=self.group)
-        return F.linear(narrow, self.b) * self.scale
+        return F.linear(narrow, self._same(self.b)) * self.scale
 
 
 def initial_std(name: str, inputs: int) -> float | None:
@@ -89,11 +108,14 @@ def initial_std(name: str, inputs: int) -> float | None:
 
 
 def attach_adapters(model: nn.Module, lora: LoraConfig) -> None:
-    """Freeze the model and put adapters beside the linear layers that `lora.targets` names; experts are left out."""
+    """Freeze the model, put adapters beside the linear layers that `lora` names, and quantise them all if it says so."""
     model.requires_grad_(False)
-    for name, layer in model.named_modules():
-        if name.rpartition(".")[2] in lora.targets and not getattr(layer, "is_expert", False):
+    layers = [(name.rpartition(".")[2], layer) for name, layer in model.named_modules()]
+    for name, layer in layers:
+        if name in lora.targets and (lora.experts or not layer.is_expert):
             layer.attach(lora)  # type: ignore[operator]
+        if name in ALL_TARGETS and lora.quantize_base != "none":
+            layer.quantize(lora)  # type: ignore[operator]
     embedding = getattr(model, "embedding", None)
     if isinstance(embedding, nn.Module):
         # recomputed layers have gradients only if their input asks for one, which a frozen embedding's output does not

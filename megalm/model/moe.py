@@ -28,6 +28,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch import Tensor
 
 from megalm.model.linear import ColumnLinear, RowLinear
+from megalm.model.shared import Shared
 
 _DISPATCHERS = {"allgather": MoEAllGatherTokenDispatcher, "alltoall": MoEAlltoAllTokenDispatcher}
 
@@ -62,24 +63,6 @@ class _WithLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return grad, ctx.saved_tensors[0]
-
-
-class _Shared(torch.autograd.Function):
-    """The first argument, of which each rank of the group uses a part: going back, the gradients are summed.
-
-    The library's own leaves a gradient that is not contiguous as it is, unsummed (`mappings._reduce`).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
 
 
 class TopKRouter(Router):
@@ -184,8 +167,8 @@ class MoE(MoELayer):
         shared_SBH = self.shared_experts_compute(hidden_SBH)
         weights_TE, map_TE = self.route(hidden_SBH)
         if self.replicas_group is not None:
-            hidden_SBH = _Shared.apply(hidden_SBH, self.replicas_group)
-            weights_TE = _Shared.apply(weights_TE, self.replicas_group)
+            hidden_SBH = Shared.apply(hidden_SBH, self.replicas_group)
+            weights_TE = Shared.apply(weights_TE, self.replicas_group)
         tokens, weights = self.dispatch(*self.preprocess(hidden_SBH, weights_TE, map_TE))
         output, _ = self.routed_experts_compute(tokens, weights)
         output_SBH = self.postprocess(self.combine(output), None)

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.pipeline import layers_per_chunk
 from megalm.config.schema import Config
@@ -37,6 +38,7 @@ class MegatronConfig(TransformerConfig):
     """Megatron-Core's configuration plus what our own modules read."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
@@ -97,6 +99,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         model=model,
+        lora=config.lora,
     )
     _let_norms_recompute()
     # the library reads only these bits of the precision; its own casts and scalers stay out of it

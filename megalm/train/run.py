@@ -13,8 +13,9 @@ import torch.distributed as dist
 import megalm
 from megalm import atomic
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
+from megalm.checkpoint.directory import refuse_adapters
 from megalm.checkpoint.metadata import read_tensors
-from megalm.checkpoint.read import refuse_adapters, shared_list
+from megalm.checkpoint.read import shared_list
 from megalm.config import Config, data_parallel_size, dump_config
 from megalm.config.model import MAY_CHANGE
 from megalm.config.pipeline import bubble_fraction
@@ -69,6 +70,7 @@ def main(config: Config) -> dict[str, Any]:
     copies = data_parallel_size(config, world_size())
     directory = Path(config.run.dir)
     _check_directory(config, directory)
+    _settle_base(config, directory)
     before, lineage = _recorded_lineage(directory), _lineage(config, tokenizer)
     notices = _compare_lineage(directory, before, lineage)
     if config.run.load and (config.lora.rank or not before):
@@ -189,8 +191,32 @@ def _check_directory(config: Config, directory: Path) -> None:
         return
 
 
+def _settle_base(config: Config, directory: Path) -> None:
+    """Let `run.load` of adapters name a checkpoint by its whole path, the one that the run in `directory` began with.
+
+    The run that made it may go on, and whoever uses the adapters may stand in another directory.
+    """
+    if not config.lora.rank:
+        return
+    for path in reversed(list_checkpoints(directory).values()):
+        try:
+            config.run.load = read_config(path).run.load
+            return
+        except UserError:
+            continue  # resuming will come to the one before it, too
+    config.run.load = str(find_checkpoint(str(config.run.load)).resolve())
+
+
+def _same_base(before: Config, now: Config) -> bool:
+    """Whether `run.load` means the same: the checkpoint itself, or its run."""
+    old, new = Path(str(before.run.load)).resolve(), Path(str(now.run.load)).resolve()
+    return new in (old, old.parent.parent)
+
+
 def _check_same_run(directory: Path, before: Config, now: Config) -> None:
     old, new = _fixed_values(before), _fixed_values(now)
+    if now.lora.rank and _same_base(before, now):
+        new["run.load"] = old.get("run.load")
     for name, value in new.items():
         if old.get(name) != value:
             raise UserError(

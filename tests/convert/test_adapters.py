@@ -1,6 +1,7 @@
 """Adapters are saved alone, load under any layout, and give the same logits merged, in PEFT, and beside their model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,14 +31,14 @@ def tokens(seed: int = 0) -> Tensor:
     return torch.randint(VOCABULARY, (2, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
 
 
-def train_adapters(base: Path, run_directory: Path, layout: dict[str, int], targets: list[str]) -> None:
+def train_adapters(base: Path, run_directory: Path, layout: dict[str, int], lora: dict[str, Any]) -> None:
     """Two steps, large enough to show, then a checkpoint."""
     model = read_config(base).model.model_dump()
     config = parse_config(
         {
             "run": {"load": str(base)},
             "model": {**model, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-            "lora": {"rank": 4, "alpha": 12, "targets": targets},
+            "lora": {"rank": 4, "alpha": 12, **lora},
             "batch": {"seq_length": LENGTH, "micro_batch_size": 2, "global_batch_size": 2},
             "parallel": layout,
         }
@@ -74,19 +75,23 @@ def hub_logits(folder: Path, adapters: Path | None = None) -> Tensor:
     return model.eval()(tokens()[:, :-1]).logits
 
 
-ALL = ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("llama3", {"scaling": "rslora"}),
+    ("gpt2", {}),
+    ("mixtral", {"experts": True}),
+    ("mixtral", {"experts": True, "targets": ["linear_proj", "linear_fc2"], "scaling": "rslora"}),
+    ("qwen3", {"targets": ["linear_qkv"]}),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "targets"), [("llama3", ALL), ("gpt2", ALL), ("mixtral", ALL[:2]), ("qwen3", ["linear_qkv"])]
-)
+@pytest.mark.parametrize(("name", "lora"), CASES)
 def test_merged_and_in_peft_logits_are_those_of_the_adapters(
-    name: str, targets: list[str], tmp_path: Path
+    name: str, lora: dict[str, Any], tmp_path: Path
 ) -> None:
     hub = save(name, tmp_path / "hf")
     convert(hub, tmp_path / "base", compare=False)
     layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
-    run_distributed(train_adapters, 4, tmp_path / "base", tmp_path / "run", layout, targets)
+    run_distributed(train_adapters, 4, tmp_path / "base", tmp_path / "run", layout, lora)
     held = {key.removeprefix("optimizer.") for key in read_tensors(find_checkpoint(tmp_path / "run"))}
     assert held and all(".lora." in key for key in held)
 
@@ -103,9 +108,26 @@ def test_merged_and_in_peft_logits_are_those_of_the_adapters(
     torch.testing.assert_close(hub_logits(tmp_path / "again"), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("form", ["int4", "nf4"])
+def test_merged_logits_are_those_beside_the_quantised_base(form: str, tmp_path: Path) -> None:
+    """Trained under TP2, read in one process and merged: all have the base that the codes stand for, and not the other."""
+    hub = save("llama3", tmp_path / "hf")
+    convert(hub, tmp_path / "base", compare=False)
+    lora = {"quantize_base": form, "quantize_group_size": 16}
+    run_distributed(
+        train_adapters, 2, tmp_path / "base", tmp_path / "run", {"tensor_model_parallel_size": 2}, lora
+    )
+    assert all(".lora." in key for key in read_tensors(find_checkpoint(tmp_path / "run")))
+    (expected,) = run_distributed(unmerged_logits, 1, tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "merged")
+    torch.testing.assert_close(hub_logits(tmp_path / "merged"), expected, rtol=0, atol=2e-5)
+    convert(tmp_path / "run", tmp_path / "peft", to="peft")
+    assert float((hub_logits(hub, tmp_path / "peft") - expected).abs().max()) > 1e-3
+
+
 def test_base_that_is_gone_is_named(tmp_path: Path) -> None:
     convert(save("llama3", tmp_path / "hf"), tmp_path / "base", compare=False)
-    run_distributed(train_adapters, 1, tmp_path / "base", tmp_path / "run", {}, ALL)
+    run_distributed(train_adapters, 1, tmp_path / "base", tmp_path / "run", {}, {})
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(
         UserError, match="holds adapters alone, of run.load .*base: .* no such run or checkpoint"
@@ -132,8 +154,6 @@ def test_adapters_need_a_model_to_adapt() -> None:
         UserError, match="lora.rank 4 adapts a trained model: name its checkpoint in run.load"
     ):
         parse_config({"lora": {"rank": 4}})
-    with pytest.raises(UserError, match="adapters need engine `megatron`"):
-        parse_config({"lora": {"rank": 4}, "run": {"load": "x"}, "engine": "deepspeed"})
     with pytest.raises(UserError, match="lora.targets"):
         parse_config({"lora": {"rank": 4, "targets": ["linear_qvk"]}, "run": {"load": "x"}})
 

@@ -120,6 +120,30 @@ def test_texts_come_from_the_checkpoint_and_an_empty_prompt_begins_a_document(ru
     assert [r["tokens"] for r in generate(run_directory, {})[0]] == [c.tokens for c in expected]
 
 
+@in_world(1)
+def test_adapters_are_used_with_the_model_that_they_adapt(run_directory: Path, tmp_path: Path) -> None:
+    """From a quantised base too: the same text as from the two merged."""
+    from megalm.checkpoint import CheckpointWriter, find_checkpoint, load_weights
+    from megalm.convert.merge import merge_checkpoints
+
+    vocabulary = load_tokenizer(run_directory / "tokenizer").vocab_size
+    base = find_checkpoint(run_directory)
+    config = config_of(vocabulary, "lora.rank=4", "lora.quantize_base=nf4", f"run.load={base}")
+    engine = tiny_engine(config)
+    load_weights(engine, base)
+    for name, parameter in engine.model.named_parameters():
+        if name.endswith(".lora.b"):
+            parameter.data.fill_(0.1)
+    writer = CheckpointWriter(tmp_path / "run", config, engine)
+    writer.save(1, {"step": 1, "counters": engine.counters})
+    writer.finish()
+    shutil.copytree(run_directory / "tokenizer", tmp_path / "run" / "tokenizer")
+    found, *_ = generate(tmp_path / "run", {})
+    merge_checkpoints([tmp_path / "run"], tmp_path / "merged")
+    assert found == generate(tmp_path / "merged", {})[0]
+    assert found != generate(run_directory, {})[0]
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}, {}],

@@ -1,14 +1,18 @@
 """Ten steps of a tiny model under any layout, put together in full, and the comparison of two such runs."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from torch import Tensor
 
 from megalm.config import Config
+from megalm.config.lora import LoraConfig
 from megalm.engine.build import build_engine
 from megalm.engine.megatron import MegatronEngine
+from megalm.model.build import build_chunks
 from megalm.model.init import sharded_parameters
 from megalm.parallel.layout import Layout
 from megalm.testing import run_distributed
@@ -83,6 +87,8 @@ def train(
         *overrides,
     )
     engine = tiny_engine(config)
+    if config.lora.quantize_base != "none":
+        load_drawn_base(engine, config)
     teacher = tiny_teacher(config, engine.layout) if config.task == "distill" else None
     batch, loss = (tiny_batch, DistillationLoss(config)) if teacher else TASKS[config.task]
     metrics = []
@@ -105,6 +111,18 @@ def train(
         piece for chunk in engine.chunks for piece in pieces_of(sharded_parameters(chunk, engine.layout))
     ]
     return metrics, gradients, weights
+
+
+def load_drawn_base(
+    engine: Any, config: Config, through: Callable[[str, Tensor], Tensor] | None = None
+) -> None:
+    """Load into an engine with adapters the initial weights of its model without them, as a checkpoint's."""
+    plain = config.model_copy(update={"lora": LoraConfig()})
+    for chunk, base in enumerate(build_chunks(plain, engine.layout)):
+        number = f"{chunk}." if len(engine.chunks) > 1 else ""
+        for name, weight in base.named_parameters():
+            whole = weight.detach()
+            engine.load({f"model.{number}{name}": through(name, whole) if through else whole})
 
 
 @functools.cache

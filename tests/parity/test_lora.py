@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.parity.runs import FP64, Run, assert_same_run, run
+from tests.parity.runs import FP32, FP64, Run, assert_same_run, run
 
 LORA = ("lora.rank=4", "lora.alpha=100", "run.load=unused")  # norms beyond the limit of clipping
 TP2 = "parallel.tensor_model_parallel_size=2"
@@ -41,6 +41,37 @@ def test_adapters_train_as_in_one_process(layout: str, preset: str) -> None:
 def test_adapters_around_experts_train_as_in_one_process(layout: tuple[str, ...]) -> None:
     found = run(2, "mixtral-tiny", (*LORA, *layout))
     assert_same_run(comparable(found), comparable(run(1, "mixtral-tiny", LORA)), FP64)
+
+
+EP2 = "parallel.expert_model_parallel_size=2"
+EXPERTS = (*LORA, "lora.experts=true")
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [(2, (TP2,)), (2, (TP2, SP)), (2, (EP2,)), (4, (EP2, TP2, SP)), (2, ())],
+    ids=["TP2", "TP2+SP", "EP2", "EP2xTP2+SP", "DP2"],
+)
+def test_adapters_of_experts_train_as_in_one_process(world_size: int, layout: tuple[str, ...]) -> None:
+    found = run(world_size, "mixtral-tiny", (*EXPERTS, *layout))
+    assert any(".experts." in name for name in found.gradients)
+    assert_same_run(comparable(found), comparable(run(1, "mixtral-tiny", EXPERTS)), FP64)
+
+
+IN_FP32 = (*LORA, "precision.dtype=fp32", "optimizer.adam_eps=1e-5")
+
+
+@pytest.mark.parametrize(
+    ("world_size", "stage", "layout"),
+    [(2, 0, ()), (4, 2, (TP2, SP)), (2, 3, ())],
+    ids=["ZeRO-0", "ZeRO-2 x TP2+SP", "ZeRO-3"],
+)
+def test_adapters_train_on_deepspeed_as_in_one_process(
+    world_size: int, stage: int, layout: tuple[str, ...]
+) -> None:
+    deepspeed = ("engine=deepspeed", f"parallel.zero_stage={stage}", *layout)
+    found = run(world_size, "llama-tiny", (*IN_FP32, *deepspeed))
+    assert_same_run(comparable(found), comparable(run(1, "llama-tiny", IN_FP32)), FP32)
 
 
 def test_only_the_adapters_learn() -> None:

@@ -1,14 +1,16 @@
 """A run of adapters goes on from its own checkpoint, needs its model for that, and is used like any other."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from megalm.checkpoint import find_checkpoint
+from megalm.checkpoint import find_checkpoint, read_config
 from megalm.errors import UserError
 from megalm.testing import RankError
 from tests.checkpoint.stored import stored_tensors
-from tests.train.runs import TP2, run_config, step_lines, train_in_world
+from tests.train.runs import TP2, run_config, step_lines, train, train_in_world
+from tests.worlds import in_world
 
 LORA = ("lora.rank=4", "lora.alpha=32")
 
@@ -31,6 +33,18 @@ def test_a_run_that_was_stopped_goes_on_under_another_layout(tmp_path: Path, dat
     assert all(".lora." in name for name in tensors)
 
 
+def test_a_run_on_deepspeed_goes_on_on_megatron(tmp_path: Path, data: Path, base: Path) -> None:
+    options = (*LORA, f"run.load={base}", "optimizer.adam_eps=1e-5")
+    train_in_world(1, run_config(tmp_path / "whole", data, *options))
+    sharded = ("engine=deepspeed", "parallel.zero_stage=3", "train.exit_after_steps=4")
+    train_in_world(2, run_config(tmp_path / "parts", data, *options, *sharded))
+    tensors = stored_tensors(find_checkpoint(tmp_path / "parts"))
+    assert tensors and all(".lora." in name for name in tensors)
+    train_in_world(2, run_config(tmp_path / "parts", data, *options, TP2))
+    whole, parts = (step_lines(tmp_path / name) for name in ("whole", "parts"))
+    assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in whole], rel=1e-5)
+
+
 def test_another_base_or_rank_is_another_run(tmp_path: Path, data: Path, base: Path) -> None:
     options = (*LORA, f"run.load={base}", "train.exit_after_steps=1")
     train_in_world(1, run_config(tmp_path, data, *options))
@@ -40,3 +54,25 @@ def test_another_base_or_rank_is_another_run(tmp_path: Path, data: Path, base: P
         train_in_world(1, run_config(tmp_path, data, "lora.rank=0"))
     with pytest.raises((UserError, RankError), match="holds adapters itself; merge them"):
         train_in_world(1, run_config(tmp_path / "more", data, *LORA, f"run.load={tmp_path}"))
+
+
+@in_world(1)
+def test_base_is_the_checkpoint_that_the_adapters_began_with(tmp_path: Path, data: Path) -> None:
+    """Its run goes on, and whoever goes on with the adapters, or uses them, stands elsewhere."""
+    before = Path.cwd()
+    first = tmp_path / "base" / "checkpoints" / "step_00000001"
+    options = (*LORA, "lora.quantize_base=nf4", "lora.quantize_group_size=8")
+    train(run_config(tmp_path / "base", data, "train.exit_after_steps=1"))
+    try:
+        os.chdir(tmp_path)
+        train(run_config(tmp_path / "run", data, *options, "run.load=base", "train.exit_after_steps=3"))
+        train(run_config(tmp_path / "base", data, "train.exit_after_steps=1"))
+        train(run_config(tmp_path / "run", data, *options, "run.load=base"))
+    finally:
+        os.chdir(before)
+    train(run_config(tmp_path / "whole", data, *options, f"run.load={first}"))
+    assert step_lines(tmp_path / "run") == step_lines(tmp_path / "whole")
+    assert read_config(find_checkpoint(tmp_path / "run")).run.load == str(first.resolve())
+    with pytest.raises(UserError, match="a run with run.load .*step_00000001, this one has .*step_00000002"):
+        second = first.with_name("step_00000002")
+        train(run_config(tmp_path / "run", data, *options, f"run.load={second}"))
