@@ -23,6 +23,11 @@ def check_lora(config: Config) -> None:
         )
     if lora.experts and not config.model.moe.num_experts:
         raise UserError("lora.experts, but model.moe.num_experts is 0: there are none; set it to false")
+    if lora.experts and not {"linear_fc1", "linear_fc2"} & set(lora.targets):
+        raise UserError(
+            f"lora.experts, but lora.targets names {', '.join(lora.targets)}: experts have linear_fc1 and linear_fc2; "
+            "name one of them, or set lora.experts to false"
+        )
     if lora.quantize_base != "none":
         _check_quantized(config)
 

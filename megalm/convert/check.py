@@ -13,6 +13,7 @@ from megalm.config.schema import ParallelConfig
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.parallel.layout import create_layout
+from megalm.quiet import quiet_output
 
 ROWS, LENGTH = 2, 64
 TOLERANCE = 1e-3
@@ -81,9 +82,10 @@ def _their_logits(folder: Path, adapters: Path | None, config: Config, tokens_BS
     transformers.logging.disable_progress_bar()
     bert = config.model.architecture == "bert"
     kind = transformers.AutoModelForPreTraining if bert else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    if adapters is not None:
-        model = PeftModel.from_pretrained(model, str(adapters))
+    with quiet_output():  # it imports what it can use, and some of that complains of the machine
+        model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        if adapters is not None:
+            model = PeftModel.from_pretrained(model, str(adapters))
     model.eval()
     output = model(tokens_BS)
     return output.prediction_logits if bert else output.logits

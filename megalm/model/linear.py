@@ -60,11 +60,9 @@ def _give_up_weight(layer: "ColumnLinear | RowLinear") -> None:
 
 def _quantize(layer: "ColumnLinear | RowLinear", lora: LoraConfig) -> None:
     """Make room for the quantised weight; a parameter without memory holds its place, where checkpoints find it."""
-    device = layer.weight.device
-    layer.quantized = QuantizedWeight(*layer.full_shape, lora, device)
-    layer.weight = nn.Parameter(
-        torch.empty(layer.full_shape, dtype=layer.weight.dtype, device="meta"), requires_grad=False
-    )
+    layer.quantized = QuantizedWeight(*layer.full_shape, lora, layer.weight.device)
+    nothing = torch.empty((), dtype=layer.weight.dtype, device="meta").expand(layer.full_shape)
+    layer.weight = nn.Parameter(nothing, requires_grad=False)
     layer.weight.quantized = layer.quantized
 
 

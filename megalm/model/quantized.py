@@ -4,6 +4,7 @@ A weight is cut into groups of neighbours along its inputs, each with a scale of
 part (`config.lora_checks` sees to it), so that ranks quantise their parts as one process would quantise the whole.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ NORMAL_FLOAT = (
     0.7229568362236023,
     1.0,
 )
+WEIGHTS_AT_A_TIME = 1 << 22
 _INTEGERS = {"int8": (-128, 127), "int4": (-8, 7)}
 
 
@@ -59,33 +61,31 @@ class QuantizedWeight(nn.Module):
         groups = (outputs, inputs // self.group_size)
         self._hold("codes", torch.zeros(outputs, inputs // packed, dtype=codes, device=device))
         self._hold("scale", torch.zeros(groups, device=device))
-        self._hold(
-            "zero", torch.zeros(groups, dtype=torch.int8, device=device) if self.form == "int4" else None
-        )
+        points = None
+        if self.form == "int4":
+            points = torch.zeros(groups, dtype=torch.int8, device=device)
+        elif self.form == "nf4":
+            points = torch.tensor(NORMAL_FLOAT, device=device)
+        self._hold("points", points)
 
     def _hold(self, name: str, value: Tensor | None) -> None:
         self.register_buffer(name, value, persistent=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the weight takes."""
-        return sum(buffer.nbytes for buffer in self.buffers())
 
     @torch.no_grad()
     def copy_(self, whole: Tensor) -> None:
         """Take over a matrix (outputs, inputs) in any floating-point format; it is quantised from fp32."""
         parts = _quantize(whole.to(self.scale.device, torch.float32), self.form, self.group_size)
-        for name, part in zip(("codes", "scale", "zero"), parts, strict=True):
+        for name, part in zip(("codes", "scale", "points"), parts, strict=True):
             if part is not None:
                 getattr(self, name).copy_(part)
 
     def dequantize(self) -> Tensor:
         """The matrix that is computed with, fp32."""
-        return _dequantize(self.codes, self.scale, self.zero, self.form)
+        return _dequantize(self.codes, self.scale, self.points, self.form)
 
     def forward(self, x: Tensor) -> Tensor:
         """x W', of (..., inputs) to (..., outputs), in the format of x; the whole matrix is there while it runs only."""
-        result: Tensor = _Linear.apply(x, self.codes, self.scale, self.zero, self.form)
+        result: Tensor = _Linear.apply(x, self.codes, self.scale, self.points, self.form)
         return result
 
 
@@ -93,14 +93,16 @@ class _Linear(torch.autograd.Function):
     """Keeps the quantised matrix for the way back, where plain autograd would keep the whole one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, form: str) -> Tensor:
-        ctx.save_for_backward(codes, scale, zero)
+    def forward(
+        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, points: Tensor | None, form: str
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scale, points)
         ctx.form = form
-        return F.linear(x, _dequantize(codes, scale, zero, form).to(x.dtype))
+        return F.linear(x, _dequantize(codes, scale, points, form, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
-        weight = _dequantize(*ctx.saved_tensors, ctx.form).to(grad.dtype)
+        weight = _dequantize(*ctx.saved_tensors, ctx.form, grad.dtype)
         return grad @ weight, None, None, None, None
 
 
@@ -112,7 +114,7 @@ def round_trip(weight: Tensor, lora: LoraConfig) -> Tensor:
 
 
 def _quantize(weight: Tensor, form: str, group_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes, scales and zero points of an fp32 matrix."""
+    """Codes of an fp32 matrix, scales, and the points: zero points of int4, the sixteen values of nf4."""
     if form == "nf4":
         return _to_normal_float(weight, group_size)
     from torchao.quantization import MappingType
@@ -133,26 +135,40 @@ def _quantize(weight: Tensor, form: str, group_size: int) -> tuple[Tensor, Tenso
     return (codes, scale, None) if form == "int8" else (_pack(codes - low), scale, zero)
 
 
-def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, form: str) -> Tensor:
+def _dequantize(
+    codes: Tensor, scale: Tensor, points: Tensor | None, form: str, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The matrix in the format `dtype`, computed in fp32, some rows at a time: the steps in between are several times as large."""
+    inputs = codes.shape[1] * (1 if form == "int8" else 2)
+    whole = torch.empty(len(codes), inputs, dtype=dtype, device=codes.device)
+    step = max(1, WEIGHTS_AT_A_TIME // inputs)
+    for start in range(0, len(codes), step):
+        rows = slice(start, start + step)
+        own = points[rows] if points is not None and form == "int4" else points
+        whole[rows] = _dequantize_rows(codes[rows], scale[rows], own, form)
+    return whole
+
+
+def _dequantize_rows(codes: Tensor, scale: Tensor, points: Tensor | None, form: str) -> Tensor:
     if form == "nf4":
-        values = torch.tensor(NORMAL_FLOAT, device=codes.device)[_unpack(codes).int()]
-        return (values.view(*scale.shape, -1) * scale[..., None]).flatten(1)
+        assert points is not None
+        return (points[_unpack(codes).int()].view(*scale.shape, -1) * scale[..., None]).flatten(1)
     from torchao.quantization.quant_primitives import dequantize_affine
 
     low, high = _INTEGERS[form]
     if form == "int4":
         codes = _unpack(codes).to(torch.int8) + low
     block = (1, codes.shape[1] // scale.shape[1])
-    return dequantize_affine(codes, block, scale, zero, torch.int8, low, high)
+    return dequantize_affine(codes, block, scale, points, torch.int8, low, high)
 
 
-def _to_normal_float(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, None]:
+def _to_normal_float(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
     groups = weight.unflatten(1, (-1, group_size))
     scale = groups.abs().amax(-1)
     values = torch.tensor(NORMAL_FLOAT, device=weight.device)
     between = (values[1:] + values[:-1]) / 2
     shares = groups / torch.where(scale > 0, scale, 1.0)[..., None]
-    return _pack(torch.bucketize(shares, between).flatten(1)), scale, None
+    return _pack(torch.bucketize(shares, between).flatten(1)), scale, values
 
 
 def _pack(codes: Tensor) -> Tensor:
@@ -165,6 +181,7 @@ def _unpack(packed: Tensor) -> Tensor:
     return torch.stack([packed >> 4, packed & 15], dim=-1).flatten(1)
 
 
+@functools.cache
 def _load_primitives(form: str) -> None:
     """Import torchao where the form is one of its own; UserError where it is missing."""
     if form == "nf4":

@@ -147,9 +147,10 @@ def _parameters_by_part(engine: Engine) -> dict[str, int]:
 
 
 def _label_state(tracker: MemoryTracker, engine: Engine) -> None:
-    """Weights and gradients are what parameters name; all else that lives once the engine is built is the optimizer's."""
+    """Weights and gradients are what parameters and buffers (quantised weights) name; all else that lives once the engine is built is the optimizer's."""
     parameters = [p for _, module in _modules(engine) for p in module.parameters(recurse=False)]
     tracker.label(parameters, WEIGHTS)
+    tracker.label((b for _, module in _modules(engine) for b in module.buffers(recurse=False)), WEIGHTS)
     tracker.label((p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")), WEIGHTS)
     tracker.label((p.main_grad for p in parameters if hasattr(p, "main_grad")), GRADIENTS)
     tracker.relabel("other", OPTIMIZER)
