@@ -60,7 +60,8 @@ def _give_up_weight(layer: "ColumnLinear | RowLinear") -> None:
 
 def _quantize(layer: "ColumnLinear | RowLinear", lora: LoraConfig) -> None:
     """Make room for the quantised weight; a parameter without memory holds its place, where checkpoints find it."""
-    layer.quantized = QuantizedWeight(*layer.full_shape, lora, layer.weight.device)
+    outputs, inputs = layer.full_shape
+    layer.quantized = QuantizedWeight(outputs, inputs, lora, layer.weight.device)
     nothing = torch.empty((), dtype=layer.weight.dtype, device="meta").expand(layer.full_shape)
     layer.weight = nn.Parameter(nothing, requires_grad=False)
     layer.weight.quantized = layer.quantized

@@ -52,6 +52,11 @@ class QuantizedWeight(nn.Module):
     as in the paper: it takes their mean over the whole matrix, which the ranks do not have.
     """
 
+    codes: Tensor
+    scale: Tensor
+    points: Tensor | None
+    """int4: the zero point of each group; nf4: the sixteen values."""
+
     def __init__(self, outputs: int, inputs: int, lora: LoraConfig, device: torch.device) -> None:
         super().__init__()
         self.form, self.group_size = lora.quantize_base, lora.quantize_group_size
@@ -102,7 +107,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
-        weight = _dequantize(*ctx.saved_tensors, ctx.form, grad.dtype)
+        codes, scale, points = ctx.saved_tensors
+        weight = _dequantize(codes, scale, points, ctx.form, grad.dtype)
         return grad @ weight, None, None, None, None
 
 

@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from megalm.checkpoint import find_checkpoint, read_config
+from megalm.checkpoint import find_checkpoint, load_weights, read_config
+from megalm.engine.build import build_engine
 from megalm.errors import UserError
+from megalm.model.quantized import round_trip
+from megalm.parallel.layout import create_layout
 from megalm.testing import RankError
 from tests.checkpoint.stored import stored_tensors
 from tests.train.runs import TP2, run_config, step_lines, train, train_in_world
@@ -76,3 +80,19 @@ def test_base_is_the_checkpoint_that_the_adapters_began_with(tmp_path: Path, dat
     with pytest.raises(UserError, match="a run with run.load .*step_00000001, this one has .*step_00000002"):
         second = first.with_name("step_00000002")
         train(run_config(tmp_path / "run", data, *options, f"run.load={second}"))
+
+
+@in_world(1)
+def test_quantised_base_is_the_checkpoint_s_whatever_the_run_s_format(tmp_path: Path, data: Path) -> None:
+    """A bf16 run's checkpoint holds fp32 masters too; merging reads its weights, and so must training."""
+    train(run_config(tmp_path, data, "train.exit_after_steps=1", "precision.dtype=bf16"))
+    checkpoint = find_checkpoint(tmp_path)
+    stored = stored_tensors(checkpoint)
+    quantized = ("lora.quantize_base=nf4", "lora.quantize_group_size=8", f"run.load={tmp_path}")
+    config = run_config(tmp_path / "adapters", data, *LORA, *quantized)
+    engine = build_engine(config, create_layout(config.parallel))
+    load_weights(engine, checkpoint)
+    for number, layer in enumerate(engine.model.decoder.layers):
+        weight = stored["decoder.layers.mlp.linear_fc2.weight"][number]
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(layer.mlp.linear_fc2.quantized.dequantize(), round_trip(weight, config.lora))
