@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megalm.model.lora import is_adapter
 from megalm.train.pretrain import NextTokenLoss
@@ -89,7 +90,11 @@ def test_dropout_of_adapters_hangs_on_seed_and_step_alone() -> None:
     for chosen in (plain, config, config):
         engine = tiny_engine(chosen)
         microbatches = tiny_microbatches(0, engine.layout)
-        losses.append([engine.step(microbatches, NextTokenLoss(), 0.05).loss for _ in range(3)])
+        losses.append([])
+        for _ in range(3):
+            losses[-1].append(engine.step(microbatches, NextTokenLoss(), 0.05).loss)
+            with get_cuda_rng_tracker().fork():  # what else is drawn meanwhile, another amount each time
+                torch.rand(len(losses))
     assert losses[1] == losses[2] != losses[0]
     for name, parameter in engine.model.named_parameters():
         if is_adapter(name) and not getattr(parameter, "tensor_model_parallel", False):
