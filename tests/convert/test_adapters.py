@@ -121,7 +121,7 @@ def test_merged_logits_are_those_beside_the_quantised_base(form: str, tmp_path: 
     (expected,) = run_distributed(unmerged_logits, 1, tmp_path / "run")
     convert(tmp_path / "run", tmp_path / "merged")
     torch.testing.assert_close(hub_logits(tmp_path / "merged"), expected, rtol=0, atol=2e-5)
-    convert(tmp_path / "run", tmp_path / "peft", to="peft")
+    convert(tmp_path / "run", tmp_path / "peft", to="peft", like=hub)
     assert float((hub_logits(hub, tmp_path / "peft") - expected).abs().max()) > 1e-3
 
 
@@ -140,7 +140,7 @@ def test_base_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_peft_of_another_model_is_refused(tmp_path: Path) -> None:
     hub = save("llama3", tmp_path / "hf")
     convert(hub, tmp_path / "base", compare=False)
-    run_distributed(train_adapters, 1, tmp_path / "base", tmp_path / "run", {}, ALL)
+    run_distributed(train_adapters, 1, tmp_path / "base", tmp_path / "run", {}, {})
     tensors = load_file(hub / "model.safetensors")
     tensors["model.embed_tokens.weight"] *= 2
     save_file(tensors, hub / "model.safetensors", metadata={"format": "pt"})
