@@ -19,6 +19,12 @@ from megalm.config.lora import ALL_TARGETS, LoraConfig
 from megalm.model.shared import Shared
 
 
+@torch.compiler.disable  # it swaps states of the random generator, which cannot be traced
+def _dropout(x: Tensor, share: float, parted: bool) -> Tensor:
+    with get_cuda_rng_tracker().fork() if parted else nullcontext():
+        return F.dropout(x, share)
+
+
 class Adapter(nn.Module):
     """scale x B A x. a: (rank, inputs), b: (outputs, rank), less what other tensor-parallel ranks hold of them.
 
@@ -53,10 +59,7 @@ class Adapter(nn.Module):
 
     def _dropped(self, x: Tensor, parted: bool) -> Tensor:
         """parted: x is this rank's part of something, so that what is dropped is another draw on each rank."""
-        if not (self.dropout and self.training):
-            return x
-        with get_cuda_rng_tracker().fork() if parted else nullcontext():
-            return F.dropout(x, self.dropout)
+        return _dropout(x, self.dropout, parted) if self.dropout and self.training else x
 
     def _same(self, factor: Tensor) -> Tensor:
         """The factor that is not cut."""

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megalm.model.lora import is_adapter
 from megalm.train.pretrain import NextTokenLoss
@@ -84,6 +83,8 @@ def test_adapters_train_on_deepspeed_as_in_one_process(
 @in_world(2)
 def test_dropout_of_adapters_hangs_on_seed_and_step_alone() -> None:
     """Each rank of SP drops of its own part of the sequence; what all ranks hold alike stays alike."""
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
     config = tiny_config("llama-tiny", *LORA, TP2, SP, "lora.dropout=0.5")
     plain = tiny_config("llama-tiny", *LORA, TP2, SP)
     losses = []
