@@ -147,7 +147,7 @@ def _parameters_by_part(engine: Engine) -> dict[str, int]:
 
 
 def _label_state(tracker: MemoryTracker, engine: Engine) -> None:
-    """Weights and gradients are what parameters and buffers (quantised weights) name; all else that lives once the engine is built is the optimizer's."""
+    """Weights are parameters and buffers (what is quantised), gradients what parameters name; all else is the optimizer's."""
     parameters = [p for _, module in _modules(engine) for p in module.parameters(recurse=False)]
     tracker.label(parameters, WEIGHTS)
     tracker.label((b for _, module in _modules(engine) for b in module.buffers(recurse=False)), WEIGHTS)
