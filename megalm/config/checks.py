@@ -5,6 +5,7 @@ import math
 from megalm.config.checks_classify import check_classify
 from megalm.config.checks_deepspeed import check_deepspeed
 from megalm.config.checks_training import check_training
+from megalm.config.distill_checks import check_distill
 from megalm.config.divides import divides
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
@@ -45,6 +46,7 @@ def check(config: Config) -> None:
     _check_architecture(config)
     check_classify(config)
     _check_lora(config)
+    check_distill(config)
     check_deepspeed(config)
     _check_parallel(config)
     check_moe(config)

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megalm.config.classify import ClassifyConfig
+from megalm.config.distill import DistillConfig
 from megalm.config.groups import ParameterGroup
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
@@ -344,10 +345,11 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain", "mlm", "sft", "classify"] = Field(
+    task: Literal["pretrain", "mlm", "sft", "classify", "distill"] = Field(
         "pretrain",
         description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `sft` the assistant's answers "
-        "(data of `megalm dataset build --chat`), `classify` labels of texts (`megalm dataset build-labelled`).",
+        "(data of `megalm dataset build --chat`), `classify` labels of texts (`megalm dataset build-labelled`), `distill` the next token as a "
+        "larger model sees it.",
     )
     engine: Literal["megatron", "deepspeed"] = Field(
         "megatron",
@@ -360,6 +362,7 @@ class Config(Section):
     mlm: MlmConfig = Field(default_factory=MlmConfig)
     sft: SftConfig = Field(default_factory=SftConfig)
     classify: ClassifyConfig = Field(default_factory=ClassifyConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     offload: OffloadConfig = Field(default_factory=OffloadConfig)

@@ -36,7 +36,7 @@ def merge_checkpoints(
         _check_same(folders[0], configs[0].model, folder, config.model)
     opened = [open_source(folder, config) for folder, config in zip(folders, configs, strict=True)]
     first, config = folders[0], configs[0]
-    base = _with_weights(first, config)
+    base = with_weights(first, config)
     names = list(parameter_names(read_tensors(base), config.model))
     merged = config.model_copy(update={"lora": LoraConfig()})
     with atomic.new_directory(target) as made:
@@ -64,7 +64,7 @@ def parameter_names(tensors: Mapping[str, TensorInfo], model: ModelConfig) -> It
         yield from names
 
 
-def _with_weights(folder: Path, config: Config) -> Path:
+def with_weights(folder: Path, config: Config) -> Path:
     """The checkpoint that holds whole weights: itself, or what its adapters adapt."""
     return find_checkpoint(str(config.run.load)) if config.lora.rank else folder
 

@@ -21,6 +21,8 @@ class MicroBatch:
     tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
     ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
     token_types_BS: which segment of a pair a token belongs to. classes_B: class of the pair, -1 where it has none.
+    teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. scores: what frozen models say of the
+    microbatch, by name, on the stage that needs it (`megalm.train.frozen`).
     """
 
     tokens_BS: Tensor
@@ -31,6 +33,9 @@ class MicroBatch:
     context: ContextShare | None = None
     token_types_BS: Tensor | None = None
     classes_B: Tensor | None = None
+    teacher_ids_BSK: Tensor | None = None
+    teacher_logits_BSK: Tensor | None = None
+    scores: dict[str, Any] = field(default_factory=dict)
 
     def forward_state(self) -> ForwardState:
         """Positions and documents, as the model wants them."""

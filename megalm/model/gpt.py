@@ -1,5 +1,6 @@
 """GPT and LLaMA: Megatron-Core's GPTModel with our layers, positions and output head."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from megalm.config.schema import Config
 from megalm.model.activation import use_activation_kernel
 from megalm.model.cross_entropy import linear_cross_entropy, local_columns, vocab_parallel_cross_entropy
+from megalm.model.layer_outputs import keep_layer_outputs
 from megalm.model.positions import sinusoidal_table
 from megalm.model.sequence_head import (
     SequenceHead,
@@ -97,15 +99,18 @@ class GPT(GPTModel):
         With a sequence head: its outputs (B, outputs), of the mean of hidden states weighted by loss_mask (B, S). Else with
         tokens_BS alone: logits (B, S, V) over the real vocabulary, gathered over the tensor-parallel ranks.
         labels (B, S): cross entropy of each token, (B, S). labels and loss_mask (B, S): the sum of mask x cross
-        entropy, a scalar. Other stages return hidden states (S, B, H).
+        entropy, a scalar. Other stages return hidden states (S, B, H). A `state.head` takes the place of all this.
         """
         state = state or ForwardState()
         positions_BS = state.positions_BS
         if positions_BS is None and self.config.model.position_embedding in _TABLE_POSITIONS:
             positions_BS = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)[None]
-        return super().forward(
-            tokens_BS, positions_BS, None, labels=labels, loss_mask=loss_mask, packed_seq_params=state
-        )
+        # torch.compile follows the plain context, not the other
+        wanted = bool(state.layer_outputs)
+        with keep_layer_outputs(self.decoder.layers, state) if wanted else contextlib.nullcontext():
+            return super().forward(
+                tokens_BS, positions_BS, None, labels=labels, loss_mask=loss_mask, packed_seq_params=state
+            )
 
     def _postprocess(
         self,
@@ -113,11 +118,14 @@ class GPT(GPTModel):
         *_unused: Any,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        packed_seq_params: ForwardState | None = None,
         **_unused_too: Any,
     ) -> Tensor:
         """Megatron-Core's hook after the last layer: our head instead of its own."""
         if not self.post_process:
             return hidden_states
+        if packed_seq_params is not None and packed_seq_params.head is not None:
+            return packed_seq_params.head(self, hidden_states)
         group = self.pg_collection.tp
         if self.sequence_head is not None:
             if self.config.sequence_parallel:
@@ -127,15 +135,8 @@ class GPT(GPTModel):
                 )
             assert loss_mask is not None
             return sequence_outputs(self, hidden_states, loss_mask)
-        if self.config.sequence_parallel:
-            hidden_SBH = gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=True, group=group
-            )
-        else:
-            hidden_SBH = copy_to_tensor_model_parallel_region(hidden_states, group=group)
-        weight_VH = self.output_weight()
-        if self.columns < len(weight_VH):  # a slice costs a whole gradient's copy
-            weight_VH = weight_VH[: self.columns]
+        hidden_SBH = self.whole_hidden(hidden_states)
+        weight_VH = self.real_output_weight()
         if labels is not None and loss_mask is not None and self.fused_cross_entropy:
             return linear_cross_entropy(
                 hidden_SBH.flatten(0, 1),
@@ -162,6 +163,21 @@ class GPT(GPTModel):
         if self.has_output_layer:
             return super().sharded_state_dict(prefix, sharded_offsets, metadata)
         return shards_without_output_layer(self, prefix, sharded_offsets, metadata)
+
+    def whole_hidden(self, hidden_states: Tensor) -> Tensor:
+        """The last hidden states as a head wants them: whole sequences, gradients summed over the tensor-parallel ranks."""
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=True, group=group
+            )
+        return copy_to_tensor_model_parallel_region(hidden_states, group=group)
+
+    def real_output_weight(self) -> Tensor:
+        """This rank's rows of the output matrix without padding, from vocabulary entry `first_column` on."""
+        weight_VH = self.output_weight()
+        # a slice costs a whole gradient's copy
+        return weight_VH[: self.columns] if self.columns < len(weight_VH) else weight_VH
 
     def output_weight(self) -> Tensor:
         """This rank's rows of the output matrix, padding included, shape (padded V / TP, H)."""

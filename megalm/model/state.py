@@ -1,5 +1,6 @@
 """What one forward pass knows besides its activations: positions, documents and key/value cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -48,6 +49,10 @@ class ForwardState:
     context: this rank's share of the sequences, where context parallelism splits them.
     causal: a token sees itself and those before it; otherwise all of its document (an encoder).
     cache, slots_B, length: key/value cache, the slot of each row, and one more than the largest position.
+    head: what a decoder's last stage makes of (itself, its last hidden states) in place of logits or loss; they are of shape
+    (S, B, H), under sequence parallelism this rank's part of it.
+    layer_outputs: by number (from 0) the layers whose outputs, shaped like these, are wanted; a decoder puts in those of its
+    own layers.
     """
 
     positions_BS: Tensor | None = None
@@ -57,6 +62,8 @@ class ForwardState:
     cache: KVCache | None = None
     slots_B: Any = None
     length: int = 0
+    head: Callable[[Any, Tensor], Tensor] | None = None
+    layer_outputs: dict[int, Tensor | None] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict)
 
     # what Megatron-Core's attention reads of a PackedSeqParams: "not the packed layout"

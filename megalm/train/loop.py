@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.checkpoint.read import shared_list
 from megalm.dataset.cursor import Cursor
-from megalm.engine.base import Engine, Loss, Metrics
+from megalm.engine.base import Engine, Loss, Metrics, MicroBatch
 from megalm.engine.parameter_groups import rates_by_name
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
@@ -20,6 +21,7 @@ from megalm.train.data import TrainingData, ValidationData
 from megalm.train.selection import Selection
 from megalm.train.stop import StopRequest
 from megalm.train.tally import Tally, WithTally
+from megalm.train.tasks import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Loop:
         validation: ValidationData | None,
         callbacks: Sequence[Callback],
         tally: Tally | None = None,
+        prepare: Preparation | None = None,
     ) -> None:
         self.run = run
         self.config = run.config
@@ -49,6 +52,7 @@ class Loop:
         self.data = data
         self.validation = validation
         self.callbacks = callbacks
+        self.prepare = prepare
         self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
         self.selection = Selection(run.config)
         self.notices: list[str] = []
@@ -160,6 +164,8 @@ class Loop:
         begin = time.perf_counter()
         first = self.data.next_sample
         microbatches = self.data.next()
+        if self.prepare:
+            self.prepare(microbatches, training=True)
         lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
         metrics = self.engine.step(microbatches, self.loss, lr)
         metrics.more |= rates_by_name(config, lr)
@@ -222,9 +228,7 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
-        batches = [
-            self.engine.evaluate(microbatches, self.validation_loss) for microbatches in self.validation
-        ]
+        batches = [self._evaluate(microbatches) for microbatches in self.validation]
         total, weight = np.sum(batches, axis=0)
         count = len(self.loss.parts) or 1
         parts = (total[:count] / np.maximum(weight[:count], 1e-30)).tolist()
@@ -235,6 +239,11 @@ class Loop:
         for callback in self.callbacks:
             callback.on_validation(self.run, validation)
         return validation.values
+
+    def _evaluate(self, microbatches: list[MicroBatch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self.prepare:
+            self.prepare(microbatches, training=False)
+        return self.engine.evaluate(microbatches, self.validation_loss)
 
     def _report_save(self, step: int) -> None:
         self._tell(f"checkpoint of step {step} saved")

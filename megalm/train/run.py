@@ -42,6 +42,7 @@ from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
 from megalm.train.samples import open_prompts
 from megalm.train.sft import carry_template
+from megalm.train.student import take_teacher_layers
 from megalm.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def main(config: Config) -> dict[str, Any]:
 
     layout = create_layout(config.parallel, config.run.seed)
     with run_lock(directory):
+        prepare = task_of(config).prepare(config, layout, train_stream)
         engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
         if layout.pp_size > 1:
@@ -92,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
             *answering(engine, config, tokenizer, prompts),
             *standard_callbacks(config),
         ]
-        loop = Loop(run, engine, loss, data, validation, callbacks, tally)
+        loop = Loop(run, engine, loss, data, validation, callbacks, tally, prepare)
         if checkpoint is not None:
             loop.resume(checkpoint)
             notices += _resumed(run)
@@ -219,6 +221,10 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values |= {f"classify.{key}": value for key, value in config.classify.model_dump().items()}
     if config.task == "mlm":
         values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
+    if config.task == "distill":
+        # a cache knows what it was made of
+        without = {"teacher", "cache"} if config.distill.cache else {"cache"}
+        values |= {f"distill.{key}": v for key, v in config.distill.model_dump(exclude=without).items()}
     return values
 
 
@@ -312,6 +318,11 @@ def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
         raise UserError(
             f"{run.directory}: none of its {len(found)} checkpoints is intact: choose another run.dir"
         )
+    config, layers = run.config, run.config.distill.init_from_teacher_layers
+    if config.task == "distill" and layers is not None:
+        assert config.distill.teacher is not None
+        take_teacher_layers(engine, config, find_checkpoint(config.distill.teacher), run.directory)
+        return [f"weights taken from the layers {layers} of {config.distill.teacher}"]
     if not run.config.run.load:
         alone = run.config.task == "sft" and not has_checkpoint
         return ["task sft without run.load: the model begins with random weights"] if alone else []

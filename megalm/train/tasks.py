@@ -1,6 +1,6 @@
 """What can be learned: for each name of `task` in the configuration its samples and its loss, a file a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megalm.config.schema import Config, DataSource
-from megalm.engine.base import Loss
+from megalm.engine.base import Loss, MicroBatch
 from megalm.errors import UserError
+from megalm.parallel.layout import Layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.classify import classification_loss, complete, confusion_tally, open_every, open_labelled
+from megalm.train.distill import DistillationLoss, open_samples, prepare
 from megalm.train.mlm import mlm_loss, open_pairs
 from megalm.train.pretrain import NextTokenLoss, open_windows
 from megalm.train.sft import open_conversations
@@ -33,13 +35,26 @@ class SampleStream(Protocol):
         """How many samples, from number 0 on, come before one is given again."""
 
 
+class Preparation(Protocol):
+    """What is found out about microbatches before the engine has them, e.g. by a frozen model: left in their `scores`."""
+
+    def __call__(self, microbatches: Sequence[MicroBatch], training: bool) -> None:
+        """`microbatches` are this rank's of a step (`training`) or of a validation's global batch. Collective."""
+
+
+def no_preparation(config: Config, layout: Layout, stream: SampleStream) -> Preparation | None:
+    """For tasks whose microbatches need none."""
+    return None
+
+
 @dataclass(frozen=True)
 class Task:
     """What the loop, which knows no task, is given.
 
     architectures: of the models that it trains. open_stream: from the data sources to samples. make_loss: what is
     minimised. open_validation: the same for data.valid, where it differs. complete: takes from the data what the
-    configuration leaves open. tally: what a validation counts besides the loss (see `Validation.tally`).
+    configuration leaves open. tally: what a validation counts besides the loss (see `Validation.tally`). prepare: what the loop
+    calls with each batch before the engine; given the training samples, collective.
     """
 
     architectures: tuple[str, ...]
@@ -48,6 +63,7 @@ class Task:
     open_validation: Callable[[Config, list[DataSource], Tokenizer | None], SampleStream] | None = None
     complete: Callable[[Config], Config] | None = None
     tally: Callable[[Config], Tally] | None = None
+    prepare: Callable[[Config, Layout, SampleStream], Preparation | None] = no_preparation
 
 
 TASKS = {
@@ -62,6 +78,7 @@ TASKS = {
         complete=complete,
         tally=confusion_tally,
     ),
+    "distill": Task(("gpt",), open_samples, DistillationLoss, prepare=prepare),
 }
 
 

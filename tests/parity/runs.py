@@ -6,11 +6,17 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor
 
+from megalm.config import Config
+from megalm.engine.build import build_engine
+from megalm.engine.megatron import MegatronEngine
 from megalm.model.init import sharded_parameters
+from megalm.parallel.layout import Layout
 from megalm.testing import run_distributed
 from megalm.train.classify import ClassificationLoss
+from megalm.train.distill import DistillationLoss
 from megalm.train.mlm import MaskedLanguageLoss
 from megalm.train.pretrain import NextTokenLoss
+from megalm.train.teacher import Teacher
 from tests.parity.shards import Piece, assemble, pieces_of, pieces_of_state
 from tests.tiny import (
     LR,
@@ -47,6 +53,24 @@ class Run:
     weights: dict[str, Tensor]
 
 
+def tiny_teacher(config: Config, layout: Layout) -> Teacher:
+    """A GPT of other positions and norms than any student's, of another width if it can be, on the same ranks."""
+    settings = config.distill
+    layers = [teacher for _, teacher in settings.hidden_layers] if settings.hidden_loss_weight else []
+    teacher = tiny_config(
+        "gpt2-tiny",
+        "model.num_layers=4",
+        f"model.hidden_size={64 if layers else 96}",
+        "model.init_method_std=0.6",
+        "run.seed=5",
+    )
+    teacher.parallel = config.parallel.model_copy(update={"zero_stage": 0})
+    teacher.precision = config.precision
+    engine = build_engine(teacher, layout, train=False)
+    assert isinstance(engine, MegatronEngine)
+    return Teacher(engine, layers)
+
+
 def train(
     preset: str, overrides: tuple[str, ...], resets: bool, micro_batch_size: int
 ) -> tuple[list[tuple], list[Piece], list[Piece]]:
@@ -59,13 +83,16 @@ def train(
         *overrides,
     )
     engine = tiny_engine(config)
-    batch, loss = TASKS[config.task]
+    teacher = tiny_teacher(config, engine.layout) if config.task == "distill" else None
+    batch, loss = (tiny_batch, DistillationLoss(config)) if teacher else TASKS[config.task]
     metrics = []
     for step in range(STEPS):
         samples = batch(step, resets)
         if config.model.architecture == "gpt":
             samples.token_types_BS = None
         microbatches = to_microbatches(samples, engine.layout, micro_batch_size)
+        if teacher:
+            teacher(microbatches, training=True)
         result = engine.step(microbatches, loss, LR)
         metrics.append((result.loss, result.grad_norm, result.weight, result.skipped, result.more))
         if step == 0:
