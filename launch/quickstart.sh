@@ -4,8 +4,8 @@
 set -euo pipefail
 
 case "${1:-}" in
-"") steps=600 stop=300 hop=10 text_bytes=12000000 pages=300 ;;
---short) steps=40 stop=20 hop=4 text_bytes=3000000 pages=60 ;;
+"") steps=600 stop=300 hop=10 tune=100 text_bytes=12000000 pages=300 ;;
+--short) steps=40 stop=20 hop=4 tune=10 text_bytes=3000000 pages=60 ;;
 *)
     echo "usage: bash launch/quickstart.sh [--short]" >&2
     exit 2
@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 heading() { printf '\n=== %s\n' "$*"; }
 
-heading "1/11 environment"
+heading "1/14 environment"
 bash launch/setup_env.sh corpus
 bin=${MEGALM_VENV:-.venv}/bin
 
@@ -28,26 +28,26 @@ if [ "$gpus" -lt 2 ]; then # the runs below are of two processes, and a GPU serv
     export CUDA_VISIBLE_DEVICES=""
 fi
 
-heading "2/11 pages: Python's documentation, crawled from its own server on this machine"
-rm -rf "$work/pages.warc.gz" "$work/corpus" "$work/strict" "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run"
+heading "2/14 pages: Python's documentation, crawled from its own server on this machine"
+rm -rf "$work/pages.warc.gz" "$work/corpus" "$work/strict" "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run" "$work/sft" "$work/kinds" "$work/hf"
 "$bin/python" launch/quickstart_pages.py "$work/pages.warc.gz" --max-pages "$pages"
 
-heading "3/11 corpus: their text, cleaned and without duplicates; and what rules made for prose would leave of it"
+heading "3/14 corpus: their text, cleaned and without duplicates; and what rules made for prose would leave of it"
 for recipe in pydoc=corpus pydoc_strict=strict; do
     "$bin/megalm" corpus build "configs/corpus/${recipe%=*}.yaml" "sources.0.path=$work/pages.warc.gz" \
         "output=$work/${recipe#*=}" --workers 2
 done
 
-heading "4/11 text: the standard library's docstrings and sources"
+heading "4/14 text: the standard library's docstrings and sources"
 "$bin/python" launch/quickstart_text.py "$work/documents.jsonl" --max-bytes "$text_bytes"
 
 text=("$work/corpus/documents" "$work/documents.jsonl")
 
-heading "5/11 tokenizer: byte-level BPE, 4096 tokens, and how well it does on the pages"
+heading "5/14 tokenizer: byte-level BPE, 4096 tokens, and how well it does on the pages"
 "$bin/megalm" tokenizer train "${text[@]}" --vocab-size 4096 --output "$work/tokenizer"
 "$bin/megalm" tokenizer info "$work/tokenizer" "$work/corpus/documents"
 
-heading "6/11 dataset: token files for training, validation and test"
+heading "6/14 dataset: token files for training, validation and test"
 "$bin/megalm" dataset build "${text[@]}" --tokenizer "$work/tokenizer" \
     --output-prefix "$work/data/stdlib" --workers 2
 
@@ -55,14 +55,14 @@ train=("$bin/megalm" train configs/pretrain/quickstart.yaml --nproc 2
     "run.dir=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$steps"
     "data.train=[{path: \"$work/data/stdlib_train\"}]" "data.valid=[{path: \"$work/data/stdlib_valid\"}]")
 
-heading "7/11 plan: what each process will need, told without starting any"
+heading "7/14 plan: what each process will need, told without starting any"
 "$bin/megalm" plan configs/pretrain/quickstart.yaml --nodes 1 --gpus-per-node 2 --device cpu \
     "tokenizer.path=$work/tokenizer" parallel.tensor_model_parallel_size=2
 
-heading "8/11 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
+heading "8/14 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
 "${train[@]}" parallel.tensor_model_parallel_size=2 "train.exit_after_steps=$stop"
 
-heading "9/11 the same run goes on under other layouts, and under another engine"
+heading "9/14 the same run goes on under other layouts, and under another engine"
 go_on() { # steps, then the layout
     echo "--- ${*:2}"
     "${train[@]}" --resume parallel.tensor_model_parallel_size=1 "train.exit_after_steps=$1" "${@:2}"
@@ -70,14 +70,35 @@ go_on() { # steps, then the layout
 go_on "$hop" parallel.context_parallel_size=2                                                           # shared sequences
 go_on "$hop" parallel.pipeline_model_parallel_size=2 parallel.virtual_pipeline_model_parallel_size=2     # interleaved pipeline
 go_on "$hop" engine=deepspeed parallel.zero_stage=3                                                     # everything sharded
-heading "10/11 and to its end as two copies with a sharded optimizer (DP 2, ZeRO-1)"
+heading "10/14 and to its end as two copies with a sharded optimizer (DP 2, ZeRO-1)"
 go_on "$steps" parallel.zero_stage=1
 
-heading "11/11 text from the model"
+heading "11/14 text from the model"
 "$bin/megalm" generate "$work/run" --prompt "def " --max-new-tokens 100 --temperature 0.8 --top-k 50
+
+heading "12/14 fine-tuning on questions about the library with answers from its docstrings (TP 2), and an answer"
+questions="$work/questions.jsonl"
+"$bin/python" launch/quickstart_questions.py "$questions"
+"$bin/megalm" dataset build "$questions" --chat auto --chat-template alpaca --max-length 256 --max-rejected 0.5 \
+    --tokenizer "$work/tokenizer" --output-prefix "$work/data/chats" --splits 9,1
+base=("run.load=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$tune" "train.eval_interval=$tune")
+"$bin/megalm" train configs/finetune/sft.yaml --nproc 2 parallel.tensor_model_parallel_size=2 "run.dir=$work/sft" "${base[@]}" \
+    "data.train=[{path: \"$work/data/chats_train\"}]" "data.valid=[{path: \"$work/data/chats_valid\"}]" train.eval_at_start=true \
+    'samples.prompts=[{prompt: "What is the function shutil.copytree for?"}]' samples.max_new_tokens=40
+
+heading "13/14 a classifier: is it a function or a class that a docstring describes?"
+"$bin/megalm" dataset build-labelled "$questions" --text-key output --label-key kind --tokenizer "$work/tokenizer" \
+    --output-prefix "$work/data/kinds"
+"$bin/megalm" train configs/finetune/classify.yaml --nproc 2 "run.dir=$work/kinds" "${base[@]}" \
+    "data.train=[{path: \"$work/data/kinds_train\"}]" "data.valid=[{path: \"$work/data/kinds_valid\"}]"
+"$bin/megalm" classify "$work/kinds" --text "Return a copy of the list." --text "A dictionary that remembers its order."
+
+heading "14/14 the answering model in the form of Hugging Face's LLaMA"
+"$bin/megalm" convert "$work/sft" "$work/hf" --no-check
 
 heading "done"
 echo "run        $work/run (config.yaml, metrics.jsonl, checkpoints, learning curve)"
 echo "corpus     $work/corpus (report.html; megalm corpus show $work/corpus)"
 echo "tokenizer  $work/tokenizer"
 echo "data       $work/data"
+echo "fine-tuned $work/sft, $work/kinds (confusion_matrix.png), $work/hf"

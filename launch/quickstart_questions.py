@@ -19,17 +19,17 @@ def main() -> None:
     output = parser.parse_args().output
     output.parent.mkdir(parents=True, exist_ok=True)
     records = [
-        {"id": name, "instruction": question, "output": answer}
+        {"id": name, "instruction": question, "output": answer, "kind": kind}
         for module, _, tree in modules(Path(os.__file__).parent)
-        for name, question, answer in questions(module, tree)
+        for name, kind, question, answer in questions(module, tree)
     ]
     unique = {record["id"]: record for record in records}.values()
     output.write_text("".join(json.dumps(record) + "\n" for record in unique), encoding="utf-8")
     print(f"{output}: {len(unique)} questions")
 
 
-def questions(module: str, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """Yield name, question and answer for what has a docstring and a public name; the answer is its first paragraph."""
+def questions(module: str, tree: ast.Module) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, kind, question and answer for what has a docstring and a public name; the answer is its first paragraph."""
     for node in tree.body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -38,7 +38,7 @@ def questions(module: str, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
         name = f"{module}.{node.name}"
         public = not any(part.startswith("_") for part in name.split("."))
         if public and SHORTEST_ANSWER <= len(answer) <= LONGEST_ANSWER:
-            yield name, f"What is the {kind} {name} for?", answer
+            yield name, kind, f"What is the {kind} {name} for?", answer
 
 
 if __name__ == "__main__":
