@@ -89,7 +89,7 @@ base=("run.load=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$tune" 
 heading "13/14 a classifier: is it a function or a class that a docstring describes?"
 "$bin/megalm" dataset build-labelled "$questions" --text-key output --label-key kind --tokenizer "$work/tokenizer" \
     --output-prefix "$work/data/kinds"
-"$bin/megalm" train configs/finetune/classify.yaml --nproc 2 "run.dir=$work/kinds" "${base[@]}" optimizer.warmup_steps=5 \
+"$bin/megalm" train configs/finetune/classify.yaml --nproc 2 "run.dir=$work/kinds" "${base[@]}" optimizer.warmup_steps=5 batch.micro_batch_size=16 \
     "data.train=[{path: \"$work/data/kinds_train\"}]" "data.valid=[{path: \"$work/data/kinds_valid\"}]"
 "$bin/megalm" classify "$work/kinds" --text "Return a copy of the list." --text "A dictionary that remembers its order."
 
