@@ -66,7 +66,7 @@ setup(
         "hf": ["transformers"],  # compares converted models with their source
         "eval": ["lm-eval"],
         "cuda": ["liger-kernel"],
-        "quantize": ["torchao==0.18.0"],  # int8 and int4 bases of adapters
+        "quantize": ["torchao==0.18.0"],  # makes int8 and int4 weights: compression, bases of adapters
         "dev": [
             *CORPUS,
             "pytest",

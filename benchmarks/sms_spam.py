@@ -47,7 +47,15 @@ SIZES = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "gpt": {"architecture": "gpt", "activation": "gelu_tanh"},
-    "bert": {"architecture": "bert", "activation": "gelu", "sentence_head": False},
+    # a masked token's place says nothing of the word: before attention has found the neighbours, only the words' frequencies are
+    # learned. Rotary positions, weights as large as such a narrow model bears, and more masked tokens end that sooner.
+    "bert": {
+        "architecture": "bert",
+        "activation": "gelu",
+        "sentence_head": False,
+        "position_embedding": "rope",
+        "init_method_std": 0.06,
+    },
 }
 
 
@@ -121,7 +129,8 @@ def prepare(kind: str, messages: Path, books: Path, work: Path) -> None:
 
 def pretrain(kind: str, work: Path, steps: int) -> str:
     """The directory of a finished run on the books."""
-    task = {"task": "mlm", "mlm": {"whole_word": True}} if kind == "bert" else {"task": "pretrain"}
+    masks = {"whole_word": False, "mask_probability": 0.3}
+    task = {"task": "mlm", "mlm": masks} if kind == "bert" else {"task": "pretrain"}
     config = configuration(
         kind,
         work,

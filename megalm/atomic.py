@@ -27,8 +27,17 @@ def name_full_disk(folder: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_atomic(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Yield a file that becomes `path` when the block ends well, and leaves nothing behind when it raises."""
+    """Yield a file that becomes `path` when the block ends well, and leaves nothing behind when it raises.
+
+    Where `path` is a link, what it points to is replaced; a device or a pipe, such as /dev/null, is written to.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        return
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,13 +1,12 @@
 """The `megalm` command: each sub-command parses, calls one public function and prints; nothing heavy is imported before."""
 
 import errno
-import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.main import get_command
@@ -16,9 +15,12 @@ import megalm
 from megalm import atomic, launch
 from megalm.cli_adapt import adapt
 from megalm.cli_classify import build_labelled, classify
+from megalm.cli_compress import compress_app
 from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
+from megalm.cli_generate import chat, embed, generate
+from megalm.cli_model import Nproc, print_json, start_world
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
 from megalm.cli_tokenizer import tokenizer_app
@@ -44,16 +46,16 @@ app = typer.Typer(
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
+app.add_typer(compress_app, name="compress")
 dataset_app.command("build-labelled")(build_labelled)
 app.command("plan")(plan)
 app.command("adapt")(adapt)
 app.command("convert")(convert)
 app.command("merge")(merge)
+app.command("generate")(generate)
+app.command("chat")(chat)
+app.command("embed")(embed)
 app.command("classify")(classify)
-
-Nproc = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")
-]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,10 +158,10 @@ def train(
     resolved = load_config(config, [*(overrides or []), *(["run.resume=always"] if resume else [])])
     if nproc is not None and not launch.in_world():
         data_parallel_size(resolved, nproc)
-        _start_world(context, nproc)
+        start_world(context, nproc)
     from megalm.train import run
 
-    _print_json(run.main(resolved), as_json)
+    print_json(run.main(resolved), as_json)
 
 
 @app.command()
@@ -187,132 +189,14 @@ def bench(
     resolved = load_config(config, overrides or [])
     if nproc is not None and not launch.in_world():
         data_parallel_size(resolved, nproc)
-        _start_world(context, nproc)
+        start_world(context, nproc)
     from megalm.train import bench as benchmark
 
     result = benchmark.main(resolved, steps, warmup, trace)
     if as_json:
-        _print_json(result, as_json)
+        print_json(result, as_json)
     elif os.environ.get("RANK", "0") == "0":
         print(benchmark.render(result))
-
-
-@app.command()
-def generate(
-    context: typer.Context,
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
-    ],
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Text to continue; may be given several times.")
-    ] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="UTF-8 file with one prompt a line.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Divides the logits before sampling.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample among this many likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample among the likeliest tokens of this total probability.")
-    ] = 1.0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Divides the logits of tokens seen before; 1: off.")
-    ] = 1.0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End at this text; may be given several times.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 1234,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Take the likeliest token, do not sample.")
-    ] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Compute all keys and values at each token.")
-    ] = False,
-    stream: Annotated[bool, typer.Option(help="Show tokens as they come.")] = True,
-    step: Annotated[
-        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the last good one.")
-    ] = None,
-    tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
-    pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
-    nproc: Nproc = None,
-    as_json: AsJson = False,
-) -> None:
-    """Continue prompts with a trained model."""
-    from megalm.generate.request import GenerateRequest
-
-    request = GenerateRequest(
-        checkpoint=checkpoint,
-        prompts=(prompt or []) + _read_lines(prompt_file, "--prompt-file"),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop or [],
-        seed=seed,
-        greedy=greedy,
-        cache=not no_cache,
-        stream=stream,
-        step=step,
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
-        dtype=dtype,
-    )
-    if nproc is not None and not launch.in_world():
-        request.check_world_size(nproc)
-        _start_world(context, nproc)
-    from megalm.generate import run
-
-    _print_json(run.main(request, show=not as_json), as_json)
-
-
-@app.command()
-def embed(
-    context: typer.Context,
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
-    ],
-    text: Annotated[list[str] | None, typer.Option(help="Text to embed; may be given several times.")] = None,
-    file: Annotated[Path | None, typer.Option(help="UTF-8 file with one text a line.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write a .npy array (texts, hidden size) or a .json list of lists.")
-    ] = None,
-    normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.")] = True,
-    batch_size: Annotated[int, typer.Option(help="Texts of one forward pass.")] = 32,
-    step: Annotated[
-        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the last good one.")
-    ] = None,
-    tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
-    pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
-    nproc: Nproc = None,
-    as_json: AsJson = False,
-) -> None:
-    """Turn texts into vectors with a trained encoder: the mean of its last hidden states.
-
-    Without --output and --json every text's vector is a line of JSON on stdout.
-    """
-    from megalm.generate.request import EmbedRequest
-
-    request = EmbedRequest(
-        checkpoint=checkpoint,
-        texts=(text or []) + _read_lines(file, "--file"),
-        normalize=normalize,
-        batch_size=batch_size,
-        step=step,
-        tensor_model_parallel_size=tensor_model_parallel_size,
-        pipeline_model_parallel_size=pipeline_model_parallel_size,
-        dtype=dtype,
-    )
-    if nproc is not None and not launch.in_world():
-        request.check_world_size(nproc)
-        _start_world(context, nproc)
-    from megalm.generate import embed as embedding
-
-    result = embedding.main(request, output)
-    if output is None and not as_json:
-        for vector in result["embeddings"]:
-            _print_json(vector, True)
-    _print_json(result, as_json)
 
 
 @app.command()
@@ -330,7 +214,7 @@ def inspect(
 
     report = inspect_checkpoint(checkpoint, step)
     if as_json:
-        _print_json(report, as_json)
+        print_json(report, as_json)
     else:
         print_table(report)
 
@@ -345,39 +229,6 @@ def doctor(as_json: AsJson = False) -> None:
 
     report = examination.report()
     if as_json:
-        _print_json(report, as_json)
+        print_json(report, as_json)
     else:
         print(examination.render(report))
-
-
-def _start_world(context: typer.Context, nproc: int) -> None:
-    """Hand this same command, less `--nproc`, to `nproc` processes and end with their exit code; one needs no launcher."""
-    if nproc > 1:
-        raise typer.Exit(launch.run_local(_without_nproc(context.obj), nproc))
-
-
-def _without_nproc(arguments: list[str]) -> list[str]:
-    kept: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--nproc":
-            next(rest)
-        elif not argument.startswith("--nproc="):
-            kept.append(argument)
-    return kept
-
-
-def _read_lines(path: Path | None, option: str) -> list[str]:
-    if path is None:
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option} {path}: {error}") from None
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def _print_json(result: Any, wanted: bool) -> None:
-    """Print on rank 0 only: the others hold the same result, or none."""
-    if wanted and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result))

@@ -37,6 +37,16 @@ def chat_settings(
     return ChatSettings.of(tokenizer, template, format=chat_format, **given)
 
 
+def refuse_useless(**given: bool) -> None:
+    """UserError for an option of texts that was given with conversations."""
+    for name, is_given in given.items():
+        if is_given:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option} does nothing with --chat, whose template writes the samples; leave it out"
+            )
+
+
 def tell_left_out(prefix: Path, records: dict[str, Any]) -> None:
     """Say on stderr what a build of conversations left out or changed, with examples."""
     found = next((record["conversations"] for record in records.values() if "conversations" in record), None)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from megalm import atomic, launch
+from megalm.cli_model import start_world
 from megalm.cli_options import AsJson, Overwrite, TokenizerOption
 from megalm.errors import UserError
 
@@ -86,7 +87,7 @@ def classify(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts of one forward pass.")] = 32,
     step: Annotated[
-        int | None, typer.Option(help="Checkpoint of this step; default: the last good one.")
+        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the last good one.")
     ] = None,
     tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
     pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
@@ -119,10 +120,8 @@ def classify(
         dtype=dtype,
     )
     if nproc is not None and nproc > 1 and not launch.in_world():
-        from megalm.cli import _start_world
-
         request.check_world_size(nproc)
-        _start_world(context, nproc)
+        start_world(context, nproc)
     from megalm.generate import classify as prediction
 
     result = prediction.main(request)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from megalm.cli_chat_data import ChatTemplateOption, chat_settings, tell_left_out
+from megalm.cli_chat_data import ChatTemplateOption, chat_settings, refuse_useless, tell_left_out
 from megalm.cli_options import (
     AsJson,
     Inputs,
@@ -120,6 +120,10 @@ def build(
         "too_long": too_long,
         "max_rejected": max_rejected,
     }
+    if chat is not None:
+        refuse_useless(
+            text_key=text_key != "text", sample_by=sample_by != "document", no_append_eod=not append_eod
+        )
     settings_of_chat = chat_settings(chat, tokenizer, chat_template, options)
     records = build_dataset(
         inputs,

@@ -44,9 +44,9 @@ _CONNECTION_ERRORS = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 def run_local(argv: Sequence[str], nproc: int) -> int:
     """Run `megalm ARGV` as `nproc` ranks on this machine and return the exit code for the shell.
 
-    Rank 0's output passes through; of the others only the first failing rank's error is shown. 0: every rank ended well;
-    1: a rank failed; 2: the cause was a UserError; 128 + signal where this process was told to stop and a rank did not end
-    well (Ctrl-C: 130). A rank that trains takes SIGTERM as a request to save and end well.
+    Rank 0 reads this process's input, and its output passes through; of the others only the first failing rank's error is
+    shown. 0: every rank ended well; 1: a rank failed; 2: the cause was a UserError; 128 + signal where this process was told
+    to stop and a rank did not end well (Ctrl-C: 130). A rank that trains takes SIGTERM as a request to save and end well.
     """
     return supervise([sys.executable, "-m", "megalm", *argv], nproc)
 
@@ -293,7 +293,7 @@ def _start(command: Sequence[str], rank: int, environment: dict[str, str]) -> _C
         subprocess.Popen(
             list(command),
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=None if rank == 0 else subprocess.DEVNULL,
             stdout=output,
             stderr=None if rank == 0 else subprocess.STDOUT,
             start_new_session=True,

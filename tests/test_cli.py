@@ -11,6 +11,7 @@ import pytest
 
 import megalm
 from megalm import cli, launch
+from megalm.cli_model import print_json
 from megalm.config import load
 from megalm.errors import UserError
 
@@ -197,8 +198,8 @@ def test_pydantic_does_not_leak(capsys, monkeypatch):
 
 
 def test_json_is_printed_by_rank_0_alone(capsys, monkeypatch):
-    cli._print_json({"loss": 1.5}, wanted=True)
+    print_json({"loss": 1.5}, wanted=True)
     assert json.loads(capsys.readouterr().out) == {"loss": 1.5}
     monkeypatch.setenv("RANK", "1")
-    cli._print_json({"loss": 1.5}, wanted=True)
+    print_json({"loss": 1.5}, wanted=True)
     assert capsys.readouterr().out == ""

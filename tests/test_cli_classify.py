@@ -56,4 +56,6 @@ def test_mistakes_are_one_line(labelled: Path, capsys) -> None:
     empty.write_text("\n")
     assert "no text given" in mistake(capsys, "classify", "run", str(empty))
     assert "--dtype is 'fp8'" in mistake(capsys, "classify", "run", "--text", "x", "--dtype", "fp8")
+    best = ("--step", "best", "--batch-size", "0")  # which checkpoint may be named so; how many texts may not
+    assert "--batch-size is 0" in mistake(capsys, "classify", "run", "--text", "x", *best)
     assert "cannot share standard input" in mistake(capsys, "classify", "run", "--nproc", "2")

@@ -92,6 +92,7 @@ def test_dataset_split_and_show_commands(source, tokenizer, tmp_path):
         (("info", whole, "--long-documents", "drop"), "--long-documents is for --packed"),
         ((*by_text[:6], "--tokenizer", tokenizer), "--tokenizer is for --by-text"),
         (("show", whole, "--valid"), "--valid is for samples"),
+        (("show", tmp_path / "absent"), "no dataset at .*absent.idx"),
     ):
         with pytest.raises(UserError, match=message):
             run(dataset_app, *wrong)

@@ -28,13 +28,17 @@ Blend = list[dict[str, Any]]
 def build_corpus_of(recipe_path: Path, files: Sequence[str], output: Path, workers: int | None) -> Path:
     """Clean `files` by the domain's corpus recipe; the directory of its documents. Finished work is not done again."""
     from megalm.corpus.build import build_corpus
+    from megalm.corpus.plan import OtherBuildError
     from megalm.corpus.recipe import parse_recipe
 
     data = read_yaml(recipe_path)
     first = data["sources"][0]
     data["sources"] = [first | {"path": list(files)}] if first["kind"] == "code" else sources_of(files)
     data |= {"output": str(output), "executor": {"workers": workers} if workers else {}}
-    report = build_corpus(parse_recipe(data, where=str(recipe_path)), progress=True)
+    try:
+        report = build_corpus(parse_recipe(data, where=str(recipe_path)), progress=True)
+    except OtherBuildError as error:
+        raise UserError(f"{error.why}; other files or another recipe need another --output") from None
     assert report is not None  # None is for tasks on a cluster
     if not report["documents"]:
         raise UserError(
@@ -77,6 +81,8 @@ def index(
     )
     for name in SPLITS[:2]:
         if name not in records:
+            for file in prefix.parent.glob(f"{prefix.name}_*"):
+                file.unlink()  # so that the same command may be given with other splits
             raise UserError(
                 f"{prefix}: splits {splits} left no document for {name}; give more files, or change splits"
             )
@@ -86,7 +92,10 @@ def index(
 def general_blends(
     base: Config, files: Sequence[str], tokenizer: Path, folder: Path, recipe: AdaptRecipe
 ) -> tuple[Blend, Blend]:
-    """General text for training and for validation: of `files`, else what the base was trained on; ([], []) without replay."""
+    """General text for training and for validation: of `files`, else what the base was trained on.
+
+    ([], []) where that is not known or gone; UserError if it was to be replayed.
+    """
     if files:
         prefix = folder / "general"
         index(files, tokenizer, prefix, recipe.splits)

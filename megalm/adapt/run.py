@@ -1,4 +1,4 @@
-"""The command `megalm adapt`: cleans and indexes a user's files, trains the base on them with replay, compares before and after."""
+"""The command `megalm adapt`: cleans and indexes files of a domain, trains on them with replay, compares before and after."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,9 @@ from megalm.checkpoint import find_checkpoint, read_config, tokenizer_of
 from megalm.checkpoint.directory import refuse_adapters
 from megalm.config import Config, load_config
 from megalm.config.load import parse_config
+from megalm.dataset.fim import FimTokens
 from megalm.errors import UserError
+from megalm.tokenizer.load import load_tokenizer
 from megalm.train.callbacks.metrics import read_metrics
 from megalm.train.callbacks.sources import source_names
 
@@ -42,9 +44,15 @@ def main(
     checkpoint = find_checkpoint(base)
     refuse_adapters(checkpoint)
     of_base = read_config(checkpoint)
+    if not files:
+        raise UserError("no files of the domain given: name some, or directories of them")
+    if of_base.model.architecture != "gpt" or of_base.model.sequence_head.outputs:
+        raise UserError(f"{base} predicts no next tokens, which it would be trained on: take a GPT")
     tokenizer = tokenizer_of(checkpoint, of_base)
     if tokenizer is None:
         raise UserError(f"{base}: no tokenizer in it or in its run; put the model's beside it")
+    if recipe.fim_rate:
+        _check_fim(tokenizer, recipe.fim_rate)
     folder = Path(output)
     replayed, guarded = general_blends(of_base, general, tokenizer, folder / "data", recipe)
     documents = build_corpus_of(corpus, files, folder / "corpus", workers)
@@ -62,6 +70,16 @@ def main(
     trained_now = (train or _train_here)(path)
     rows = compare(load_config(path)) if trained_now else []
     return {"config": str(path), "run_dir": str(folder / "run"), "before_and_after": rows}
+
+
+def _check_fim(tokenizer: Path, rate: float) -> None:
+    """UserError before anything is made: a base's tokenizer cannot be trained again."""
+    try:
+        FimTokens.of(load_tokenizer(tokenizer))
+    except UserError:
+        raise UserError(
+            f"fim_rate {rate:g} needs tokens such as <|fim_prefix|>, which the base's tokenizer {tokenizer} lacks: give fim_rate=0"
+        ) from None
 
 
 def training_config(

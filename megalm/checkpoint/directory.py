@@ -2,7 +2,8 @@
 
 RUN/checkpoints/best points to the best checkpoint where one is kept; which one it is, each state.json says.
 RUN/checkpoints/step_00000100/: manifest.json (size and SHA-256 of each file, written last), state.json (step,
-counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format). One that was converted lies alone, with tokenizer/. A directory gets its name when it is complete.
+counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format). One that was converted lies alone, with
+tokenizer/. A directory gets its name when it is complete.
 """
 
 import hashlib
@@ -48,10 +49,16 @@ def find_checkpoint(path: str | Path, step: int | str | None = None) -> Path:
     """
     path = Path(path)
     if (path / "manifest.json").is_file() and (path / TENSORS).is_dir():
+        if step is not None:
+            raise UserError(
+                f"{path} is one checkpoint, and a step chooses among those of a run: leave it out"
+            )
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such run or checkpoint directory")
     found = list_checkpoints(path)
+    if not found and (path / "config.json").is_file():
+        raise UserError(f"{path} is a model of Hugging Face's: convert it first, megalm convert {path} DEST")
     if not found:
         raise UserError(
             f"{path}: neither a checkpoint (manifest.json, {TENSORS}/) nor a run directory with checkpoints"
@@ -134,10 +141,15 @@ def refuse_adapters(path: Path) -> None:
         )
 
 
+def tokenizer_places(checkpoint: Path) -> list[Path]:
+    """Where a checkpoint's tokenizer may lie: beside its weights and, of a run's, in the run."""
+    own, above = checkpoint / "tokenizer", checkpoint.resolve().parent
+    return [own, above.parent / "tokenizer"] if above.name == CHECKPOINTS else [own]
+
+
 def tokenizer_of(checkpoint: Path, config: Config) -> Path | None:
     """The tokenizer that belongs to a checkpoint: its own, its run's, or the one that it was trained with."""
-    own, of_run = checkpoint / "tokenizer", checkpoint.resolve().parent.parent / "tokenizer"
-    for path in (own, of_run):
+    for path in tokenizer_places(checkpoint):
         if path.is_dir():
             return path
     return Path(config.tokenizer.path) if config.tokenizer.path else None

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from megalm.checkpoint.directory import find_checkpoint, read_config, read_state
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
+from megalm.config import Config
 
 
 def inspect_checkpoint(path: str | Path, step: int | str | None = None) -> dict[str, Any]:
@@ -19,13 +20,12 @@ def inspect_checkpoint(path: str | Path, step: int | str | None = None) -> dict[
     """
     found = find_checkpoint(path, step)
     tensors = read_tensors(found)
+    config = read_config(found)
     return {
         "checkpoint": str(found),
         "step": read_state(found)["step"],
-        "model": read_config(found).model.model_dump(exclude_none=True),
-        "weights": sum(
-            math.prod(t.shape) for name, t in tensors.items() if not name.startswith("optimizer.")
-        ),
+        "model": config.model.model_dump(exclude_none=True),
+        "weights": sum(_weights(name, tensor, config) for name, tensor in tensors.items()),
         "bytes": sum(_size(tensor) for tensor in tensors.values()),
         "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
     }
@@ -46,6 +46,14 @@ def print_table(report: dict[str, Any]) -> None:
     table.add_section()
     table.add_row(f"total ({report['weights']:,} weights)", "", "", "", f"{report['bytes']:,}")
     console.print(table)
+
+
+def _weights(name: str, tensor: TensorInfo, config: Config) -> int:
+    """How many parameters a tensor stands for; of quantised ones the codes do, of int4 two a byte."""
+    _, quantized, part = name.rpartition(".quantized.")
+    if name.startswith("optimizer.") or (quantized and part != "codes"):
+        return 0
+    return math.prod(tensor.shape) * (2 if quantized and config.quantization.method == "int4" else 1)
 
 
 def _size(tensor: TensorInfo) -> int:

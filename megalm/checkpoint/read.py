@@ -22,10 +22,12 @@ from megalm.checkpoint.directory import (
     verify,
 )
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
+from megalm.config import Config
 from megalm.engine.base import Engine
 from megalm.errors import UserError
 from megalm.model.init import shards_in
 from megalm.model.lora import is_adapter
+from megalm.model.quantized import form_of_checkpoint
 from megalm.parallel.layout import Layout
 
 logger = logging.getLogger(__name__)
@@ -37,12 +39,13 @@ PORTION_BYTES = 1 << 30
 def load_weights(engine: Engine, path: str | Path, with_optimizer: bool = False) -> None:
     """Read the weights of the checkpoint at `path` into the engine; of one with adapters those that they adapt first.
 
-    with_optimizer: and the optimizer's moments and its count of updates. Collective. Raises UserError if the checkpoint is damaged or belongs to another model, or holds adapters and the
-    engine's model has none.
+    with_optimizer: and the optimizer's moments and its count of updates. Collective. Raises UserError if the checkpoint is
+    damaged or belongs to another model, or holds adapters and the engine's model has none.
     """
     path = Path(path)
     _check_intact(path, engine.layout)
     config = read_config(path)
+    _check_form(engine, config, path)
     if config.lora.rank:
         if not any(is_adapter(name) for name, _ in engine.model.named_parameters()):
             raise UserError(
@@ -50,6 +53,7 @@ def load_weights(engine: Engine, path: str | Path, with_optimizer: bool = False)
             )
         base = find_base(path, config)
         _check_intact(base, engine.layout)
+        _check_form(engine, read_config(base), base)
         _load(engine, base, with_optimizer=False)
     if not with_optimizer:
         _load(engine, path, with_optimizer=False)
@@ -58,6 +62,18 @@ def load_weights(engine: Engine, path: str | Path, with_optimizer: bool = False)
     _load(engine, path, with_optimizer=True)
     counters = read_state(path)["counters"]
     engine.counters = {**engine.counters, **counters, "steps_begun": 0}
+
+
+def _check_form(engine: Engine, config: Config, path: Path) -> None:
+    """UserError where the checkpoint's linear layers lie in another form than the engine's."""
+    stored, wanted = form_of_checkpoint(config.quantization), engine.model.config.weight_form
+    if stored is None:
+        return
+    if wanted is None or (stored.name, stored.group_size) != (wanted.name, wanted.group_size):
+        raise UserError(
+            f"{path} holds its linear layers in {config.quantization.method}, and whole weights are wanted here: make them by "
+            f"`megalm merge {path} DEST`"
+        )
 
 
 def _check_optimizer(path: Path) -> None:
@@ -178,9 +194,7 @@ def _check_vocabulary(engine: Engine, path: Path) -> None:
     """Padding lets tables of any number of rows be read, so the real vocabularies are compared."""
     theirs, ours = read_config(path).model.vocab_size, engine.model.real_vocab_size
     if theirs != ours:
-        raise UserError(
-            f"{path} holds a model of vocabulary {theirs}, this one has {ours}: it is another model"
-        )
+        raise UserError(f"{path} holds a model of vocabulary {theirs}, this one has {ours}: {_another(path)}")
 
 
 def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, TensorInfo], path: Path) -> None:
@@ -188,8 +202,12 @@ def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, TensorInfo], p
         found = stored[shard.key].shape
         if found != tuple(shard.global_shape) and not shard.allow_shape_mismatch:
             raise UserError(
-                f"{path}: {shard.key} has shape {found}, this model's has {tuple(shard.global_shape)}: it is another model"
+                f"{path}: {shard.key} has shape {found}, this model's has {tuple(shard.global_shape)}: {_another(path)}"
             )
+
+
+def _another(path: Path) -> str:
+    return f"it is another model; take the section `model` of {path / 'config.yaml'}"
 
 
 def _line(error: Exception) -> str:

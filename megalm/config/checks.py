@@ -2,16 +2,17 @@
 
 import math
 
-from megalm.config.checks_classify import check_classify
-from megalm.config.checks_deepspeed import check_deepspeed
-from megalm.config.checks_training import check_training
+from megalm.config.classify_checks import check_classify
+from megalm.config.deepspeed_checks import check_deepspeed
 from megalm.config.distill_checks import check_distill
 from megalm.config.divides import divides
 from megalm.config.lora_checks import check_lora
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
+from megalm.config.quantization_checks import check_quantization
 from megalm.config.samples_checks import check_samples
 from megalm.config.schema import Config
+from megalm.config.training_checks import check_training
 from megalm.errors import UserError
 
 
@@ -47,6 +48,7 @@ def check(config: Config) -> None:
     _check_architecture(config)
     check_classify(config)
     check_lora(config)
+    check_quantization(config)
     check_distill(config)
     check_deepspeed(config)
     _check_parallel(config)

@@ -1,6 +1,8 @@
 """Reads YAML, presets and `key=value` overrides into a checked Config, and writes the resolved one."""
 
+import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -143,10 +145,17 @@ def _number(text: str) -> Any:
         return text
 
 
+_KIND = re.compile(r"str|int|float|bool|none|(list|dict|literal|tuple)\[.*")
+"""What pydantic puts behind a field's name for one of the kinds of values that it may hold."""
+_SHOULD = "Input should be "
+
+
 def explain(error: ValidationError, section: type[BaseModel] = Config) -> str:
     """Turn pydantic's first complaint about a `section` into one line: the field, the value and the mend."""
-    first = error.errors(include_url=False)[0]
-    location = ".".join(str(part) for part in first["loc"])
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    field = tuple(takewhile(lambda part: not _KIND.fullmatch(str(part)), first["loc"]))
+    location = ".".join(map(str, field))
     if first["type"] == "extra_forbidden":
         known = _known_keys(section, first["loc"][:-1])
         return f"unknown key `{location}`{nearest(str(first['loc'][-1]), known)} (known: {', '.join(known)})"
@@ -154,7 +163,10 @@ def explain(error: ValidationError, section: type[BaseModel] = Config) -> str:
         return f"`{location}` is missing"
     if first["type"] == "model_type":
         return f"`{location}` = {first['input']!r}: a section is expected, keys with values"
-    return f"`{location}` = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    # of a field of several kinds each kind complains
+    same = [other["msg"] for other in errors if other["loc"][: len(field)] == field != other["loc"]]
+    told = " or ".join(dict.fromkeys([first["msg"], *(message.replace(_SHOULD, "") for message in same[1:])]))
+    return f"`{location}` = {first['input']!r}: {told[:1].lower()}{told[1:]}"
 
 
 def _known_keys(section: Any, location: tuple[Any, ...]) -> list[str]:

@@ -1,6 +1,6 @@
 """Adapters that cannot be, and frozen models that cannot be quantised under the layout, are refused here."""
 
-from megalm.config.divides import divides
+from megalm.config.quantization_checks import check_groups
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
@@ -38,23 +38,4 @@ def _check_quantized(config: Config) -> None:
             f"lora.quantize_base {config.lora.quantize_base}: engine `deepspeed` casts and parts all that a model holds, "
             "also what is quantised; take engine=megatron, or quantize_base=none"
         )
-    model, tp, size = (
-        config.model,
-        config.parallel.tensor_model_parallel_size,
-        config.lora.quantize_group_size,
-    )
-    inputs = {"model.hidden_size": (model.hidden_size, 1)}
-    inputs["attention's output, model.num_attention_heads x head width"] = (
-        model.num_attention_heads * model.head_dim,
-        tp,
-    )
-    layers = range(model.num_layers)
-    if not all(map(model.moe.is_moe_layer, layers)):
-        inputs["model.ffn_hidden_size"] = (model.ffn_size, tp)
-    if any(map(model.moe.is_moe_layer, layers)):
-        inputs["model.moe.moe_ffn_hidden_size"] = (model.expert_ffn_size, tp)
-        if model.moe.shared_expert_ffn_hidden_size:
-            inputs["model.moe.shared_expert_ffn_hidden_size"] = (model.moe.shared_expert_ffn_hidden_size, tp)
-    for name, (width, ranks) in inputs.items():
-        part = f" (a rank's part of {width} / tensor_model_parallel_size {ranks})" if ranks > 1 else ""
-        divides(f"{name}{part}", width // ranks, "lora.quantize_group_size", size)
+    check_groups(config, "lora.quantize_group_size", config.lora.quantize_group_size)

@@ -16,7 +16,7 @@ class SamplesConfig(Section):
         None,
         description="JSONL file, or a list, of prompts: a text, or an object with `prompt` (or `question`) or `messages`, and "
         "perhaps `reference` (or `completion`, `response`, `answer`): a text or several. Messages that end with the "
-        "assistant's have that as the reference.",
+        "assistant's have that as the reference, and so have records of Alpaca's and ShareGPT's shape.",
     )
     max_samples: int = Field(64, gt=0, description="The first so many prompts of a file are used.")
     every: int = Field(

@@ -1,15 +1,24 @@
 """Where no answers can be generated in training, told before a run begins."""
 
+from typing import get_args
+
+from megalm.config.samples import Metric
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
 # what a model learns in these tasks is no text
-_TASKS_WITHOUT_TEXT = ("mlm", "classify", "reward")
+_TASKS_WITHOUT_TEXT = ("mlm", "classify")
 
 
 def check_samples(config: Config) -> None:
     """Raise UserError for `samples` that the task, the layout or the precision do not allow."""
     samples = config.samples
+    for name, metric in _chosen(config).items():
+        if metric in get_args(Metric) and metric not in samples.metrics:
+            raise UserError(
+                f"{name}.metric {metric} is measured on answers: add it to samples.metrics, and prompts with references to "
+                "samples.prompts"
+            )
     if samples.prompts is None:
         if samples.metrics:
             raise UserError(
@@ -26,18 +35,20 @@ def check_samples(config: Config) -> None:
         )
     if not config.tokenizer.path:
         raise UserError("samples.prompts are texts: name the tokenizer in tokenizer.path, or leave them out")
-    chosen = (
-        {"train.early_stopping": config.train.early_stopping.metric}
-        if config.train.early_stopping.patience
-        else {}
-    )
-    chosen |= {"checkpoint.keep_best": config.checkpoint.keep_best.metric or ""}
-    for name, metric in chosen.items():
+    for name, metric in _chosen(config).items():
         if samples.every > 1 and metric in samples.metrics:
             raise UserError(
-                f"{name}.metric {metric} is measured at every validation number {samples.every} alone (samples.every): set that to 1"
+                f"{name}.metric {metric} is measured at every validation number {samples.every} alone (samples.every): set "
+                "that to 1"
             )
     _check_layout(config)
+
+
+def _chosen(config: Config) -> dict[str, str]:
+    """The figures that something goes by, by its field."""
+    stopping = config.train.early_stopping
+    chosen = {"checkpoint.keep_best": config.checkpoint.keep_best.metric or ""}
+    return chosen | ({"train.early_stopping": stopping.metric} if stopping.patience else {})
 
 
 def _check_layout(config: Config) -> None:

@@ -10,6 +10,7 @@ from megalm.config.groups import ParameterGroup
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
+from megalm.config.quantization import QuantizationConfig
 from megalm.config.samples import SamplesConfig
 from megalm.config.section import Section
 from megalm.config.selection import EarlyStoppingConfig, KeepBestConfig
@@ -357,6 +358,7 @@ class Config(Section):
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
     lora: LoraConfig = Field(default_factory=LoraConfig)
+    quantization: QuantizationConfig = Field(default_factory=QuantizationConfig)
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     mlm: MlmConfig = Field(default_factory=MlmConfig)

@@ -19,7 +19,11 @@ from megalm.parallel.layout import create_layout
 
 
 def compare_with_library(
-    checkpoint: Path, args: Mapping[str, Any], theirs: Source, model: ModelConfig
+    checkpoint: Path,
+    args: Mapping[str, Any],
+    theirs: Source,
+    model: ModelConfig,
+    written: Source | None = None,
 ) -> dict[str, Any]:
     """Largest difference of any logit between a checkpoint of ours and a model of Megatron-LM's (see `compare_with`).
 
@@ -27,7 +31,7 @@ def compare_with_library(
     the tensors of `theirs`, which `model` lists. Raises UserError as `compare_with`, and where the arguments describe a
     model with other parameters.
     """
-    return compare_with(checkpoint, lambda tokens_BS: _logits(args, theirs, model, tokens_BS))
+    return compare_with(checkpoint, lambda tokens_BS: _logits(args, theirs, model, tokens_BS), written)
 
 
 def _logits(args: Mapping[str, Any], theirs: Source, model: ModelConfig, tokens_BS: Tensor) -> Tensor:

@@ -10,10 +10,18 @@ import torch
 from megalm import atomic
 from megalm.checkpoint.directory import TENSORS
 from megalm.config import Config, dump_config
+from megalm.convert.source import Source
 from megalm.convert.stored import Entry, place_of, write_stored
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 """Formats of weights as `precision.dtype` names them."""
+
+
+def entry(source: Source, name: str, stored: str | None = None) -> Entry:
+    """What writes the parameter `stored` of a source (by default the same) under `name`."""
+    taken = stored or name
+    outline = source.outline(taken)
+    return Entry(name, tuple(outline.shape), outline.dtype, lambda: source.read(taken))
 
 
 def write_checkpoint(folder: Path, config: Config, entries: Sequence[Entry]) -> None:

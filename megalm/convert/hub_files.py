@@ -118,8 +118,8 @@ def _names(path: Path) -> list[str]:
     return list(_open(path).keys())
 
 
-def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], file_bytes: int) -> int:
-    """Write named tensors into files of about `file_bytes`, which is what is in memory at a time; return their bytes.
+def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], file_bytes: int) -> None:
+    """Write named tensors into files of about `file_bytes`, which is what is in memory at a time.
 
     One file is model.safetensors; several are numbered, with an index beside them.
     """
@@ -144,7 +144,6 @@ def write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], file_byte
         total += tensor.nbytes
     flush()
     _name(folder, parts, table, total)
-    return total
 
 
 def _name(folder: Path, parts: list[Path], table: dict[str, int], total: int) -> None:

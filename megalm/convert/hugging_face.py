@@ -24,9 +24,9 @@ from megalm.convert.families import family_named, family_of
 from megalm.convert.families.base import Family
 from megalm.convert.hub_files import HubTensors, write_tensors
 from megalm.convert.rules import Rule
-from megalm.convert.source import Source, open_source
+from megalm.convert.source import InFormat, Source, open_source
 from megalm.convert.stored import Entry
-from megalm.convert.tokenizers import copy_tokenizer
+from megalm.convert.tokenizers import copy_tokenizer, export_tokenizer
 from megalm.errors import UserError
 
 KEPT = "hugging_face"
@@ -83,21 +83,22 @@ def to_hugging_face(
     source, target = find_checkpoint(source, step), Path(target)
     config = read_config(source)
     stored = open_source(source, config)
+    if dtype is not None:
+        stored = InFormat(stored, getattr(torch, _TORCH_NAMES[dtype]))
     kept, template = _template(source, config, Path(like) if like else None)
     chosen = family_of(config.model, family or template.get("model_type"))
     with atomic.new_directory(target) as folder:
-        wanted = getattr(torch, _TORCH_NAMES[dtype]) if dtype else None
         formats: set[torch.dtype] = set()
-        write_tensors(folder, _theirs(chosen, config.model, stored, wanted, formats), FILE_BYTES)
+        write_tensors(folder, _theirs(chosen, config.model, stored, formats), FILE_BYTES)
         settings = _their_config(chosen, config.model, template, _TORCH_NAMES[_widest(formats)])
+        tokenizer = tokenizer_of(source, config)
+        if tokenizer is not None:
+            settings = export_tokenizer(tokenizer, folder) | settings
         atomic.write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         if kept is not None and (kept / GENERATION).is_file():
             shutil.copyfile(kept / GENERATION, folder / GENERATION)
-        tokenizer = tokenizer_of(source, config)
-        if tokenizer is not None:
-            copy_tokenizer(tokenizer, folder)
         report = _describe(chosen, config)
-        return report | (compare_logits(source, folder) if compare else {})
+        return report | (compare_logits(source, folder, stored) if compare else {})
 
 
 def read_hub_config(folder: Path) -> dict[str, Any]:
@@ -161,17 +162,12 @@ def _check_tied(family: Family, model: ModelConfig, tensors: HubTensors) -> None
 
 
 def _theirs(
-    family: Family,
-    model: ModelConfig,
-    stored: Source,
-    dtype: torch.dtype | None,
-    formats: set[torch.dtype],
+    family: Family, model: ModelConfig, stored: Source, formats: set[torch.dtype]
 ) -> Iterator[tuple[str, Tensor]]:
     """Their tensors in the order of the rules; the formats met on the way are added to `formats`."""
     for rule in family.rules(model):
         parts = rule.split(stored.read(rule.ours))
         for name, part in zip(rule.theirs, parts, strict=True):
-            part = part if dtype is None else part.to(dtype)
             formats.add(part.dtype)
             yield name, part
 

@@ -1,30 +1,27 @@
 """Makes a shallower model of a trained one: some of its layers, with everything around them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from megalm import atomic
-from megalm.checkpoint.directory import find_checkpoint, read_config, tokenizer_of, write_manifest
+from megalm.checkpoint.directory import find_checkpoint, read_config
 from megalm.checkpoint.metadata import read_tensors
-from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
-from megalm.convert.checkpoint import write_checkpoint
+from megalm.convert.checkpoint import entry
+from megalm.convert.derived import plain_config, write_derived
 from megalm.convert.merge import parameter_names, with_weights
-from megalm.convert.source import Source, open_source
-from megalm.convert.stored import Entry
-from megalm.convert.tokenizers import copy_tokenizer
+from megalm.convert.source import open_source
 from megalm.errors import UserError
 
 
-def keep_layers(source: str | Path, target: str | Path, layers: Sequence[int]) -> dict[str, Any]:
+def keep_layers(
+    source: str | Path, target: str | Path, layers: Sequence[int], texts: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Write a checkpoint at `target` whose layer i is layer `layers[i]` of `source`, adapters added to the weights.
 
     The embedding, the last norm and the output matrix are kept (DistilBERT starts so, arXiv:1910.01108, section 3). A
-    tensor at a time is in memory; the optimizer is left out. Raises UserError for layers that the model does not have;
+    tensor at a time is in memory; the optimizer is left out. texts: files to put beside the weights, by name. Raises UserError for layers that the model does not have;
     then nothing is left at `target`.
     """
     folder = find_checkpoint(source)
@@ -32,16 +29,11 @@ def keep_layers(source: str | Path, target: str | Path, layers: Sequence[int]) -
     check_layers(config.model, layers, folder)
     opened = open_source(folder, config)
     names = list(parameter_names(read_tensors(with_weights(folder, config)), config.model))
-    kept = config.model.model_copy(update={"num_layers": len(layers)})
-    smaller = config.model_copy(update={"model": kept, "lora": LoraConfig()})
-    entries = [_entry(new, old, opened) for new, old in _renamed(names, layers)]
-    with atomic.new_directory(target) as made:
-        write_checkpoint(made, smaller, entries)
-        tokenizer = tokenizer_of(folder, config)
-        if tokenizer is not None:
-            copy_tokenizer(tokenizer, made / "tokenizer")
-        write_manifest(made, {})
-    return {"source": str(folder), "layers": list(layers), "parameters": kept.num_parameters()}
+    smaller = plain_config(config)
+    smaller.model.num_layers = len(layers)
+    entries = [entry(opened, new, old) for new, old in _renamed(names, layers)]
+    write_derived(target, folder, config, smaller, entries, texts)
+    return {"source": str(folder), "layers": list(layers), "parameters": smaller.model.num_parameters()}
 
 
 def check_layers(model: ModelConfig, layers: Sequence[int], folder: Path) -> None:
@@ -68,12 +60,3 @@ def _renamed(names: Sequence[str], layers: Sequence[int]) -> Iterator[tuple[str,
         for new, old in enumerate(layers):
             if old == int(found[1]):
                 yield name.replace(found[0], f".layers.{new}."), name
-
-
-def _entry(new: str, old: str, source: Source) -> Entry:
-    outline = source.outline(old)
-
-    def make() -> Tensor:
-        return source.read(old)
-
-    return Entry(new, tuple(outline.shape), outline.dtype, make)

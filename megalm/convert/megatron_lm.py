@@ -17,10 +17,13 @@ from megalm.checkpoint.directory import (
     write_manifest,
 )
 from megalm.checkpoint.metadata import read_table
-from megalm.config import parse_config
+from megalm.config import Config, parse_config
+from megalm.config.checks import check
+from megalm.config.inference import for_inference
 from megalm.config.model import ModelConfig
+from megalm.config.schema import ParallelConfig
 from megalm.convert.check_megatron import compare_with_library
-from megalm.convert.checkpoint import DTYPE_NAMES, write_checkpoint
+from megalm.convert.checkpoint import DTYPE_NAMES, entry, write_checkpoint
 from megalm.convert.megatron_args import args_of, model_of
 from megalm.convert.megatron_ranks import FILE, RankFiles, write_ranks
 from megalm.convert.parameters import decoder_parameters, fused_norm_name
@@ -52,8 +55,9 @@ def from_megatron_lm(
 
     source: what `--save` named (its latest iteration is taken) or one iteration's directory. vocab_size: of the
     tokenizer, without the rows that Megatron-LM pads; by default what its arguments say, and then the padding may be
-    part of the vocabulary. tokenizer: copied beside the weights. compare: run Megatron-Core's own model on the same tokens, and
-    tell the difference of the logits. Raises UserError for what cannot be read or computed, and where logits differ.
+    part of the vocabulary. tokenizer: copied beside the weights; by default what lies in `tokenizer/` there, where our
+    own conversion to it puts one. compare: run Megatron-Core's own model on the same tokens, and tell the difference of the
+    logits. Raises UserError for what cannot be read or computed, and where logits differ.
     """
     folder, target = _iteration(Path(source)), Path(target)
     tensors, model, args = _open(folder, vocab_size)
@@ -71,9 +75,10 @@ def from_megatron_lm(
         where=str(folder),
     )
     with atomic.new_directory(target) as made:
-        write_checkpoint(made, config, [_entry(name, tensors) for name in decoder_parameters(model)])
-        if tokenizer is not None:
-            copy_tokenizer(Path(tokenizer), made / "tokenizer")
+        write_checkpoint(made, config, [entry(tensors, name) for name in decoder_parameters(model)])
+        beside = (place / "tokenizer" for place in (folder, folder.parent))
+        if kept := tokenizer or next(filter(Path.is_dir, beside), None):
+            copy_tokenizer(Path(kept), made / "tokenizer")
         write_manifest(made, {})
         compared = compare_with_library(made, args, tensors, model) if compare else {}
     return {"family": "megatron-lm", "parameters": config.model.num_parameters()} | compared
@@ -90,10 +95,10 @@ def to_megatron_lm(
     """Write a checkpoint as Megatron-LM's distributed one (`torch_dist`), which it loads under any layout.
 
     ranks: write its older form instead, a file for each of so many tensor-parallel ranks and pipeline stages. local: name
-    parameters as `--transformer-impl local` wants them, not Transformer Engine's layers, which are its default. Rows of the vocabulary are padded as
-    `model.make_vocab_size_divisible_by` says, times the tensor-parallel ranks. compare: read back what was written into
-    Megatron-Core's own model and tell the difference of the logits. Raises UserError for models that Megatron-LM does not
-    compute, and where logits differ.
+    parameters as `--transformer-impl local` wants them, not Transformer Engine's layers, which are its default. Rows of the
+    vocabulary are padded as `model.make_vocab_size_divisible_by` says, times the tensor-parallel ranks. compare: read back
+    what was written into Megatron-Core's own model and tell the difference of the logits. Raises UserError for models that
+    Megatron-LM does not compute, or that cannot be cut so, and where logits differ.
     """
     source, target = find_checkpoint(source, step), Path(target)
     config = read_config(source)
@@ -103,17 +108,19 @@ def to_megatron_lm(
     multiple = model.make_vocab_size_divisible_by * (ranks[0] if ranks else 1)
     padded = -(-model.vocab_size // multiple) * multiple
     args = args_of(model, padded)
+    if ranks is not None:
+        _check_ranks(config, *ranks)
     args.transformer_impl = "local" if local else "transformer_engine"
     with atomic.new_directory(target) as made:
         folder = made / RELEASE
         if ranks is not None:
-            read = lambda name: _padded(_entry(name, stored), padded).make()  # noqa: E731
+            read = lambda name: _padded(entry(stored, name), padded).make()  # noqa: E731
             write_ranks(folder, args, model, read, *ranks, fused_norms=not local)
         else:
             names = list(decoder_parameters(model))
             write_stored(
                 folder,
-                [_padded(_entry(name, stored), padded) for name in names],
+                [_padded(entry(stored, name), padded) for name in names],
                 lambda name: _place_to_write(name, model, local),
                 _extra_states(names, model, local),
             )
@@ -126,8 +133,17 @@ def to_megatron_lm(
         compared = {}
         if compare:
             written, found, arguments = _open(folder, model.vocab_size)
-            compared = compare_with_library(source, arguments, written, found)
+            compared = compare_with_library(source, arguments, written, found, stored)
     return {"family": "megatron-lm", "parameters": model.num_parameters()} | compared
+
+
+def _check_ranks(config: Config, tensor_ranks: int, stages: int) -> None:
+    """Raise UserError where the model cannot be cut into equal parts."""
+    layout = ParallelConfig(tensor_model_parallel_size=tensor_ranks, pipeline_model_parallel_size=stages)
+    try:
+        check(for_inference(config, layout, config.precision.dtype))
+    except UserError as error:
+        raise UserError(f"--tensor-ranks {tensor_ranks} --pipeline-ranks {stages}: {error}") from None
 
 
 def _iteration(source: Path) -> Path:
@@ -202,11 +218,6 @@ def _extra_states(names: Iterable[str], model: ModelConfig, local: bool) -> list
         )
         keys.append(f"{place.key}/shard_{at}_{of}")
     return keys
-
-
-def _entry(name: str, source: Source) -> Entry:
-    outline = source.outline(name)
-    return Entry(name, tuple(outline.shape), outline.dtype, lambda: source.read(name))
 
 
 def _padded(entry: Entry, rows: int) -> Entry:

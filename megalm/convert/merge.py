@@ -8,16 +8,18 @@ from typing import Any
 from torch import Tensor
 
 from megalm import atomic
-from megalm.checkpoint.directory import find_checkpoint, read_config, tokenizer_of, write_manifest
+from megalm.checkpoint.directory import find_base, find_checkpoint, read_config, tokenizer_of, write_manifest
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
 from megalm.config import Config
 from megalm.config.lora import LoraConfig
 from megalm.config.model import MAY_CHANGE, ModelConfig
+from megalm.config.quantization import QuantizationConfig
 from megalm.convert.checkpoint import write_checkpoint
 from megalm.convert.source import Source, open_source
 from megalm.convert.stored import Entry
 from megalm.convert.tokenizers import copy_tokenizer
 from megalm.errors import UserError
+from megalm.model.quantized import PARTS, part_name
 
 
 def merge_checkpoints(
@@ -26,7 +28,7 @@ def merge_checkpoints(
     """Write the average of checkpoints of one model ("model soup", arXiv:2203.05482) as a checkpoint at `target`.
 
     weights: one for each source, by default all alike; they are divided by their sum. One source alone is copied without
-    its optimizer, adapters added to the weights. A tensor at a time is in memory, summed in fp32 at least. Raises
+    its optimizer, adapters added to the weights, codes as the weights that they stand for. A tensor at a time is in memory, summed in fp32 at least. Raises
     UserError for checkpoints of different models or vocabularies; then nothing is left at `target`.
     """
     folders = [find_checkpoint(source) for source in sources]
@@ -38,7 +40,7 @@ def merge_checkpoints(
     first, config = folders[0], configs[0]
     base = with_weights(first, config)
     names = list(parameter_names(read_tensors(base), config.model))
-    merged = config.model_copy(update={"lora": LoraConfig()})
+    merged = config.model_copy(update={"lora": LoraConfig(), "quantization": QuantizationConfig()})
     with atomic.new_directory(target) as made:
         write_checkpoint(made, merged, [_entry(name, opened, shares) for name in names])
         tokenizer = tokenizer_of(first, config)
@@ -50,9 +52,11 @@ def merge_checkpoints(
 
 def parameter_names(tensors: Mapping[str, TensorInfo], model: ModelConfig) -> Iterator[str]:
     """Our names of the parameters in a checkpoint's table, a layer and an expert each."""
+    codes, *others = (part_name(".weight", part).removeprefix(".") for part in PARTS)
     for key, info in tensors.items():
-        if key.startswith("optimizer."):
+        if key.startswith("optimizer.") or key.endswith(tuple(f".{part}" for part in others)):
             continue
+        key = key.replace(f".{codes}", ".weight")
         counts = list(info.shape)
         names = [key]
         if ".layers." in key and not re.search(r"\.layers\.\d+\.", key):
@@ -66,7 +70,7 @@ def parameter_names(tensors: Mapping[str, TensorInfo], model: ModelConfig) -> It
 
 def with_weights(folder: Path, config: Config) -> Path:
     """The checkpoint that holds whole weights: itself, or what its adapters adapt."""
-    return find_checkpoint(str(config.run.load)) if config.lora.rank else folder
+    return find_base(folder, config) if config.lora.rank else folder
 
 
 def _entry(name: str, sources: Sequence[Source], shares: Sequence[float]) -> Entry:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megalm import atomic
-from megalm.checkpoint.directory import TENSORS, find_checkpoint, read_config, verify
+from megalm.checkpoint.directory import TENSORS, find_base, find_checkpoint, read_config, verify
 from megalm.checkpoint.metadata import read_tensors
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
@@ -17,6 +17,7 @@ from megalm.convert.check import compare_logits
 from megalm.convert.families import family_of
 from megalm.convert.families.base import Family
 from megalm.convert.rules import Rule
+from megalm.convert.source import Apart, open_source
 from megalm.convert.stored import StoredTensors
 from megalm.errors import UserError
 
@@ -62,8 +63,10 @@ def to_peft(
         save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
         atomic.write_text(made / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
         whole = config.lora.quantize_base == "none"
-        local = compare and whole and base is not None and Path(base).is_dir()
-        compared = compare_logits(folder, Path(base), adapters=made) if local else {}  # type: ignore[arg-type]
+        compared = {}
+        if compare and whole and base is not None and Path(base).is_dir():
+            apart = Apart(open_source(find_base(folder, config)), stored)
+            compared = compare_logits(folder, Path(base), apart, adapters=made)
     return {
         "family": family.model_type,
         "parameters": sum(part.numel() for part in tensors.values()),

@@ -34,10 +34,10 @@ def convert(
     """Write the model at `source` to `target` in the form `to`: `hf`, `megalm`, `megatron-lm` or `peft`.
 
     By default checkpoints of ours become Hugging Face's, and all others ours. step: which checkpoint of a run of ours.
-    compare, family, like, dtype: see `to_hugging_face` (for PEFT `like` is the model that is adapted); vocab_size, tokenizer: see `from_megatron_lm`; tensor_ranks,
-    pipeline_ranks, transformer_impl: see `to_megatron_lm`. Returns what was converted, with
-    Hugging Face on one side how far the logits are apart. Raises UserError for what cannot be converted; then nothing
-    is left at `target`.
+    compare, family, like, dtype: see `to_hugging_face` (for PEFT `like` is the model that is adapted); vocab_size,
+    tokenizer: see `from_megatron_lm`; tensor_ranks, pipeline_ranks, transformer_impl: see `to_megatron_lm`. Returns what was
+    converted, and where both were compared how far their logits are apart. Raises UserError for what cannot be converted;
+    then nothing is left at `target`.
     """
     source = Path(source)
     found = form_of(source)

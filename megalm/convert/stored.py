@@ -68,8 +68,8 @@ def write_stored(
 ) -> None:
     """Write tensors in torch's sharded format into `folder`; each is made when its turn comes.
 
-    places: where each parameter goes. empty: names of objects to write that say nothing, None in a list. The files that Megatron-Core looks for beside them are written too, but for
-    common.pt.
+    places: where each parameter goes. empty: names of objects to write that say nothing, None in a list. The files that
+    Megatron-Core looks for beside them are written too, but for common.pt.
     """
     folder.mkdir(parents=True)
     writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
@@ -116,7 +116,8 @@ class _Planner(DefaultSavePlanner):
         tensor = entry.make()
         if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
             raise UserError(
-                f"{entry.name} has shape {tuple(tensor.shape)} and format {tensor.dtype}, expected {entry.shape} and {entry.dtype}"
+                f"{entry.name} has shape {tuple(tensor.shape)} and format {tensor.dtype}, expected {entry.shape} and "
+                f"{entry.dtype}"
             )
         return tensor[(None,) * leads].contiguous()
 

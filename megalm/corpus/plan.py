@@ -83,11 +83,16 @@ def _begun(folder: Path) -> dict[str, Any] | None:
     return before
 
 
+class OtherBuildError(UserError):
+    """What lies at the output belongs to another build; `why` says how it differs."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; choose another output, or build anew with --overwrite")
+        self.why = why
+
+
 def _differs(folder: Path, change: str) -> UserError:
-    return UserError(
-        f"{folder.parent} was built from something else: {change}; "
-        "choose another output, or build anew with --overwrite"
-    )
+    return OtherBuildError(f"{folder.parent} was built from something else: {change}")
 
 
 def _plain(value: Any) -> Any:

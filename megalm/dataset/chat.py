@@ -60,6 +60,8 @@ class ChatSettings:
                 )
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length is {self.max_length}; a sample has at least 2 tokens")
+        if self.max_length is None and self.too_long != "drop":
+            raise UserError(f"too_long '{self.too_long}' needs max_length: give the run's batch.seq_length")
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"max_rejected is {self.max_rejected}; give a share from 0 to 1")
         self.shape()

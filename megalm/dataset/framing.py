@@ -1,4 +1,4 @@
-"""Texts as samples of classification: framed by special tokens, cut where they are long, padded; one document a row."""
+"""Texts as rows for classification and embedding: framed by special tokens, cut where they are long, padded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,11 +68,11 @@ class Framing:
 
     def is_long(self, segments: Sequence[Int64]) -> bool:
         """Whether a document of these texts has to be cut."""
-        return sum(map(len, segments)) > self._room(len(segments))
+        return sum(map(len, segments)) > self.room(len(segments))
 
     def frame(self, segments: Sequence[Int64]) -> list[Int64]:
         """The document's tokens, a part a text with the special tokens around it, `length` in all at most."""
-        rooms = _shares([len(segment) for segment in segments], self._room(len(segments)))
+        rooms = _shares([len(segment) for segment in segments], self.room(len(segments)))
         parts = []
         for number, (segment, room) in enumerate(zip(segments, rooms, strict=True)):
             begin = () if number else self.begin
@@ -106,7 +106,8 @@ class Framing:
             token_types_BS=types_BS if self.encoder else None,
         )
 
-    def _room(self, segments: int) -> int:
+    def room(self, segments: int) -> int:
+        """Tokens of so many texts that a row holds; UserError where there is no place for text."""
         room = self.length - len(self.begin) - segments
         if room < segments:
             raise UserError(f"batch.seq_length {self.length} leaves no room for text: raise it")
@@ -124,7 +125,5 @@ def _shares(lengths: list[int], room: int) -> list[int]:
     if len(lengths) == 1:
         return [room]
     first, second = lengths
-    half = room // 2
-    share = max(room - half, room - second) if second < half else room - half
-    share = min(first, share)
+    share = min(first, max(room - room // 2, room - second))
     return [share, room - share]

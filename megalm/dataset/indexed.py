@@ -63,7 +63,7 @@ class IndexedDataset:
         """Open `prefix`.bin and .idx; raises UserError where they are missing, damaged or do not fit."""
         self.prefix = Path(prefix)
         self.sidecar = read_sidecar(prefix)
-        self.dtype, self.num_sequences, borders = _read_header(idx_path(prefix))
+        self.dtype, self.num_sequences, borders = _read_header(prefix)
         self.num_documents = borders - 1
         lengths_at, pointers_at, documents_at, _ = _sections(self.num_sequences, borders)
         index = _map_bytes(idx_path(prefix))
@@ -175,12 +175,18 @@ class IndexedDataset:
             raise UserError(f"{mask_path(self.prefix)} is missing, which the sidecar names; {AGAIN}")
 
 
-def _read_header(path: Path) -> tuple[np.dtype[Any], int, int]:
-    """Return type of ids, number of sequences and number of document borders of the .idx at `path`."""
-    if not path.is_file():
+def check_exists(prefix: str | Path) -> None:
+    """UserError where there is no dataset at `prefix`."""
+    if not idx_path(prefix).is_file():
         raise UserError(
-            f"no dataset at {path}; give the path without .bin/.idx, or build it with `megalm dataset build`"
+            f"no dataset at {idx_path(prefix)}; give the path without .bin/.idx, or build it with `megalm dataset build`"
         )
+
+
+def _read_header(prefix: str | Path) -> tuple[np.dtype[Any], int, int]:
+    """Return type of ids, number of sequences and number of document borders of the .idx of `prefix`."""
+    check_exists(prefix)
+    path = idx_path(prefix)
     with open(path, "rb") as file:
         data = file.read(HEADER.size)
     if len(data) < HEADER.size or not data.startswith(MAGIC):

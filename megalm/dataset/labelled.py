@@ -1,4 +1,4 @@
-"""Builds token datasets with a label for each document: bad rows and copies left out and counted, split by text within each class.
+"""Builds token datasets with a label for each document: without bad rows and copies, split by text within each class.
 
 Everything is in memory at a time: meant for up to some millions of short texts.
 """

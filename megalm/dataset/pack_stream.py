@@ -31,23 +31,25 @@ class PackStream(Blend):
         one_document: bool = False,
     ) -> None:
         """Open `sources` (see `Blend`) and pack them into samples of `seq_length` labels; `long_documents` says what becomes
-        of those with more. With `one_document` each sample holds one alone. A budget of tokens counts padding. UserError as for `TokenStream`, and for a source that fills
-        no sample.
+        of those with more. With `one_document` each sample holds one alone. A budget of tokens counts padding. UserError as
+        for `TokenStream`, and for a source that fills no sample.
         """
         if seq_length < 1:
             raise UserError(f"seq_length is {seq_length}; it must be at least 1")
         super().__init__(sources, seed, expected_tokenizer_hash)
         self.seq_length = seq_length
+        self._how = "cut into several" if long_documents == "cut" else "without their end"
         self.vocab_size = vocab_size
         found = (packs_of(dataset, seq_length, long_documents) for dataset in self.datasets)
         self.packs = [one_a_pack(packs) if one_document else packs for packs in found]
         self.share_out([share for _, share in sources], [packs.count for packs in self.packs], seq_length)
 
     def describe(self) -> list[str]:
-        """Return a line on each source: how many packs it has, and how full they are."""
+        """Return a line on each source: how many packs it has, how full they are, and what is not in them."""
         return [
             f"{dataset.prefix}: {packs.count} packs of {self.seq_length} tokens, {100 * (1 - packs.efficiency):.2f}% padding, "
             f"{packs.dropped} of {dataset.num_documents} documents left out"
+            + (f", {packs.cut} {self._how}" if packs.cut else "")
             for dataset, packs in zip(self.datasets, self.packs, strict=True)
         ]
 

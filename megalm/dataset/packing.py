@@ -1,7 +1,7 @@
 """Packs whole documents into samples of one length with little padding: first-fit decreasing."""
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ class Packs:
     capacity: int
     dropped: int
     """Documents that are in no pack: too long ones (`drop`), and those without a label, of fewer than two tokens."""
+    cut: int
+    """Documents that are in no pack whole: too long ones in several pieces (`cut`) or without their end (`truncate`)."""
 
     @property
     def count(self) -> int:
@@ -43,6 +45,7 @@ class Packs:
             "packs": self.count,
             "pieces": len(self.document_P),
             "left_out": self.dropped,
+            "cut": self.cut,
             "efficiency": self.efficiency,
         }
 
@@ -57,6 +60,7 @@ def pack_documents(lengths_D: Int64, capacity: int, long_documents: LongDocument
     document_D = np.flatnonzero((labels_D > 0) & ((labels_D <= capacity) | (long_documents != "drop")))
     dropped = len(labels_D) - len(document_D)
     labels_D = labels_D[document_D]
+    cut = int((labels_D > capacity).sum())
     if long_documents == "cut":
         pieces_D = -(-labels_D // capacity)
         document_P = np.repeat(document_D, pieces_D)
@@ -69,20 +73,18 @@ def pack_documents(lengths_D: Int64, capacity: int, long_documents: LongDocument
     pack_P, packs = first_fit_decreasing(labels_P, capacity)
     order = np.lexsort((document_P, -labels_P, pack_P))
     borders = np.searchsorted(pack_P[order], np.arange(packs + 1))
-    return Packs(document_P[order], first_P[order], labels_P[order], borders, capacity, dropped)
+    return Packs(document_P[order], first_P[order], labels_P[order], borders, capacity, dropped, cut)
 
 
 def one_a_pack(packs: Packs) -> Packs:
     """Return the same pieces, each in a pack of its own, in the order of the documents."""
     order = np.lexsort((packs.first_P, packs.document_P))
-    borders = np.arange(len(order) + 1)
-    return Packs(
-        packs.document_P[order],
-        packs.first_P[order],
-        packs.labels_P[order],
-        borders,
-        packs.capacity,
-        packs.dropped,
+    return replace(
+        packs,
+        document_P=packs.document_P[order],
+        first_P=packs.first_P[order],
+        labels_P=packs.labels_P[order],
+        borders=np.arange(len(order) + 1),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from megalm.config.load import load_config, parse_config
+from megalm.dataset.indexed import check_exists
 from megalm.dataset.inspect import check_tokenizer
 from megalm.dataset.opening import open_text
 from megalm.dataset.pack_stream import PackStream
@@ -87,6 +88,7 @@ def tokenizer_of(prefix: str | Path, given: Path | None) -> Tokenizer:
     """Open the tokenizer that is given, else the one that the dataset's sidecar names; UserError where there is neither."""
     if given is not None:
         return load_tokenizer(given)
+    check_exists(prefix)
     recorded = (read_sidecar(prefix) or {}).get("tokenizer")
     if recorded is None:
         raise UserError(f"{prefix} does not record its tokenizer: name it with --tokenizer")

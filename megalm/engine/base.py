@@ -20,7 +20,7 @@ class MicroBatch:
 
     tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
     ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
-    token_types_BS: which segment of a pair a token belongs to. classes_B: class of the pair, -1 where it has none.
+    token_types_BS: which segment of a pair a token belongs to. classes_B: class of the text or pair, -1 where it has none.
     teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. scores: what frozen models say of the
     microbatch, by name, on the stage that needs it (`megalm.train.frozen`).
     """

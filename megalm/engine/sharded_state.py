@@ -15,6 +15,7 @@ from megalm.errors import UserError
 from megalm.model.build import Model
 from megalm.model.init import canonical_name, shards_in
 from megalm.model.lora import is_adapter
+from megalm.model.quantized import PARTS, QuantizedWeight
 from megalm.model.sequence_head import is_head
 from megalm.parallel.layout import Layout
 
@@ -92,9 +93,7 @@ class ShardedState:
                 result[place] = _filled(shard, key, data)
         return result
 
-    def _wanted(
-        self, stored: Mapping[str, torch.dtype], templates: Mapping[str, Shard]
-    ) -> dict[str, nn.Parameter]:
+    def _wanted(self, stored: Mapping[str, torch.dtype], templates: Mapping[str, Shard]) -> dict[str, Any]:
         """The parameters to read: all, or one kind where there are adapters and the checkpoint holds one kind."""
         parameters = self._parameters()
         if not any(map(is_adapter, parameters)):
@@ -154,11 +153,19 @@ class ShardedState:
             bytes_by_rank[owners[name]] += templates[name].data.numel() * width
         return owners
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        """All that this process holds, by names that no two of its chunks share."""
-        if len(self.chunks) == 1:
-            return dict(self.chunks[0].named_parameters())
-        return dict(nn.ModuleList(self.chunks).named_parameters())
+    def _parameters(self) -> dict[str, Any]:
+        """All that this process holds, by names that no two of its chunks share; of stored codes these, not the weight."""
+        model: nn.Module = self.chunks[0] if len(self.chunks) == 1 else nn.ModuleList(self.chunks)
+        held: dict[str, Any] = dict(model.named_parameters())
+        for name, module in model.named_modules():
+            if isinstance(module, QuantizedWeight) and module.form.stored:
+                assert (
+                    module.scales_and_zeros is None
+                )  # its codes are in a kernel's order, not in a checkpoint's
+                del held[f"{name.removesuffix('quantized')}weight"]
+                parts = {part: getattr(module, part) for part in PARTS}
+                held |= {f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+        return held
 
     def _templates(self) -> dict[str, Shard]:
         """Each parameter's place in the full tensor."""

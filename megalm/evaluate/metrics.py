@@ -1,4 +1,4 @@
-"""Measures of texts against references (ROUGE, F1, exact match, BLEU, chrF) and of called classes against true ones; no torch."""
+"""Measures of texts against references (ROUGE, F1, exact match, BLEU, chrF) and of called classes against true ones."""
 
 import re
 import string
@@ -57,9 +57,9 @@ def _f1(words: list[str], wanted: list[str]) -> float:
 
 
 def rouge(kind: str, predictions: Sequence[str], references: References) -> float:
-    """Mean F-measure of ROUGE (Lin 2004) of `kind` rouge1, rouge2, rougeL or rougeLsum, with the best of each text's references.
+    """Mean F-measure of ROUGE (Lin 2004), with the best of each text's references.
 
-    By the package rouge-score, with Porter's stemmer as published figures of English summaries have it. It sees ASCII
+    kind: rouge1, rouge2, rougeL or rougeLsum. By the package rouge-score, with Porter's stemmer as published figures of English summaries have it. It sees ASCII
     letters and digits alone: for other scripts take chrf.
     """
     from rouge_score.rouge_scorer import RougeScorer  # it imports nltk, which takes a second

@@ -3,15 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from megalm.config import Config
 from megalm.dataset.framing import NO_CLASS, Framing, Int64
-from megalm.engine.base import Engine, MicroBatch, split_samples
+from megalm.engine.base import MicroBatch
 from megalm.errors import UserError
 from megalm.evaluate.metrics import classification_metrics, confusion_matrix
+from megalm.generate.batches import in_batches
 from megalm.generate.load import CLASSIFIER, open_model
 from megalm.generate.request import ClassifyRequest
 from megalm.tokenizer import Tokenizer
@@ -30,7 +28,9 @@ def main(request: ClassifyRequest) -> dict[str, Any]:
     framing = Framing.of(config, tokenizer)
     documents = _tokenized(request.texts, tokenizer)
     truncated = sum(framing.is_long(document) for document in documents)
-    probabilities_RC = predict(engine, config, framing, documents, request.batch_size)
+    probabilities_RC = np.array(
+        in_batches(engine, framing, documents, request.batch_size, run_sequence_head, _probabilities)
+    )
     called_R = probabilities_RC.argmax(1)
     predictions = [
         {"label": labels[called], "probabilities": dict(zip(labels, row.tolist(), strict=True))}
@@ -41,32 +41,6 @@ def main(request: ClassifyRequest) -> dict[str, Any]:
         matrix_CC = confusion_matrix(np.array(truth)[known], called_R[known], len(labels))
         result["measures"] = {"texts": len(known), **classification_metrics(matrix_CC, labels)}
     return result
-
-
-def predict(
-    engine: Engine, config: Config, framing: Framing, documents: list[list[Int64]], batch_size: int
-) -> NDArray[np.float64]:
-    """Probability of each class for each document (a text's ids, or both of a pair), [documents, classes], on every rank.
-
-    Copies of the model share the documents, texts of like length go together. Collective.
-    """
-    layout = engine.layout
-    framed = [framing.frame(document) for document in documents]
-    lengths = [sum(map(len, parts)) for parts in framed]
-    order = sorted(range(len(framed)), key=lengths.__getitem__)
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine: list[tuple[int, list[float]]] = []
-    for batch in batches[layout.dp_rank :: layout.dp_size]:
-        rows = framing.rows([framed[i] for i in batch], [NO_CLASS] * len(batch), lengths[batch[-1]])
-        (microbatch,) = split_samples(rows, layout, len(batch))
-        for logits_BC in engine.forward([microbatch], _logits, _keep):
-            mine += zip(batch, logits_BC.double().softmax(-1).tolist(), strict=True)
-    if layout.tp_rank:
-        mine = []
-    parts: list[list[tuple[int, list[float]]]] = [[] for _ in range(layout.world_size)]
-    dist.all_gather_object(parts, mine)
-    found = dict(pair for part in parts for pair in part)
-    return np.array([found[row] for row in range(len(documents))])
 
 
 def _tokenized(texts: list[tuple[str, ...]], tokenizer: Tokenizer) -> list[list[Int64]]:
@@ -86,10 +60,11 @@ def _truth(given: list[str | None], labels: list[str]) -> list[int]:
     return [NO_CLASS if label is None else labels.index(label) for label in given]
 
 
-def _logits(model: nn.Module, microbatch: MicroBatch) -> Tensor:
+def run_sequence_head(model: nn.Module, microbatch: MicroBatch) -> Tensor:
+    """Run the model's stage up to its sequence head: on the last one its outputs (B, outputs)."""
     types = {} if microbatch.token_types_BS is None else {"token_types_BS": microbatch.token_types_BS}
     return model(microbatch.tokens_BS, microbatch.forward_state(), loss_mask=microbatch.loss_mask_BS, **types)
 
 
-def _keep(logits_BC: Tensor, microbatch: MicroBatch) -> Tensor:
-    return logits_BC.cpu()
+def _probabilities(logits_BC: Tensor, microbatch: MicroBatch) -> list[list[float]]:
+    return logits_BC.double().softmax(-1).tolist()

@@ -1,72 +1,28 @@
-"""Continues prompts token by token with one copy of the model, whatever ranks it is spread over."""
+"""The decoding engine: many requests at once through one copy of the model, whatever ranks it is spread over."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from megalm.config import Config
 from megalm.errors import UserError
-from megalm.generate.forward import NextToken
+from megalm.generate.beams import BeamSearch
+from megalm.generate.choice import Choice, Chooser, Continuations
+from megalm.generate.forward import Network
+from megalm.generate.graph import Capture, GraphSteps, cuda_capture
+from megalm.generate.lean import Pass, PromptPart
+from megalm.generate.limits import cache_tokens
 from megalm.generate.mode import decoding
+from megalm.generate.prefix import PrefixCache
 from megalm.generate.request import GenerationOptions
-from megalm.generate.sampling import choose
+from megalm.generate.rows import Completion, Event, Request, Row, beam_completion, written
 from megalm.generate.text import GrowingText
 from megalm.model.gpt import GPT
 from megalm.parallel.layout import Layout
 from megalm.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a prompt was continued with.
-
-    tokens: all that were generated, with the token that ended the text. text: without it and cut before a stop string;
-    empty where the generator has no tokenizer. finish_reason: `stop` (end of document or stop string) or `length`.
-    """
-
-    tokens: list[int]
-    text: str
-    finish_reason: str
-
-
-@dataclass
-class _Row:
-    """A sequence on its way."""
-
-    number: int
-    sequence: int
-    tokens: list[int]
-    prompt_length: int
-    limit: int
-    text: GrowingText | None
-    seen_V: Tensor | None = field(default=None, repr=False)
-    finish_reason: str | None = None
-
-    def add(self, token: int, eod_id: int | None) -> str:
-        """Append a token, see whether the row ends with it, and return the text that it settles."""
-        self.tokens.append(token)
-        piece = ""
-        if token == eod_id:
-            self.finish_reason = "stop"
-        elif self.text is not None:
-            piece = self.text.push(token)
-            if self.text.stopped:
-                self.finish_reason = "stop"
-        if self.finish_reason is None and len(self.tokens) == self.limit:
-            self.finish_reason = "length"
-        if self.finish_reason is not None and self.text is not None:
-            piece += self.text.finish()
-            if self.text.stopped:  # the last held-back bytes may complete a stop string
-                self.finish_reason = "stop"
-        return piece
-
-    def completion(self) -> Completion:
-        assert self.finish_reason is not None
-        text = "" if self.text is None else self.text.text
-        return Completion(self.tokens[self.prompt_length :], text, self.finish_reason)
 
 
 def context_length(config: Config) -> int:
@@ -80,9 +36,11 @@ def context_length(config: Config) -> int:
 
 
 class Generator:
-    """Generates with `chunks`, this rank's parts of the model under `layout`; all ranks of its copy make the same calls.
+    """Continues prompts with `chunks`, this rank's parts of the model under `layout`; all ranks of its copy make the same calls.
 
-    The model may be in training: what generating changes of its state is put back (see `decoding`).
+    Requests are handed in at any time (`submit`) and go on together, a token each a `step`; each one's draws come from its own
+    seed. Those that find no room wait for it. The model may be in training: what generating changes of its state is put back
+    (see `decoding`), and `forget` is to be called when the weights have changed.
     """
 
     def __init__(
@@ -91,16 +49,40 @@ class Generator:
         layout: Layout,
         context_length: int,
         tokenizer: Tokenizer | None = None,
+        *,
+        max_rows: int = 64,
+        cache_bytes: int | None = None,
+        prompt_tokens: int = 1024,
+        prefix_share: float = 0.0,
+        capture: Capture | None = None,
     ) -> None:
-        """With a tokenizer, texts end at its end-of-document token or a stop string, and only its ids are drawn."""
+        """With a tokenizer, texts end at its end-of-document token or a stop string, and only its ids are drawn.
+
+        max_rows: sequences that are open at a time. cache_bytes: memory of a rank for keys and values; by default half of what
+        is free. prompt_tokens: how many tokens of prompts a step reads at most, beside those that it adds. prefix_share: of the
+        memory, what is to hold the beginnings of past prompts. capture: records steps that only add tokens (see `GraphSteps`); by
+        default as CUDA graphs where there is CUDA.
+        """
         # other copies of the model, which would hold some of its experts, decode other prompts
         assert layout.ep_size == 1
-        self.chunks = chunks
-        self.layout = layout
-        self.context_length = context_length
-        self.tokenizer = tokenizer
-        # the first tensor-parallel rank of the last stage: the group's ranks are ordered by stage
-        self.chooser = dist.get_global_rank(layout.groups.mp, (layout.pp_size - 1) * layout.tp_size)
+        self.chunks, self.layout, self.tokenizer = chunks, layout, tokenizer
+        self.context_length, self.max_rows, self.prompt_tokens = context_length, max_rows, prompt_tokens
+        self.network = Network(chunks, layout)
+        self.vocab_size = self.network.vocab_size if tokenizer is None else tokenizer.vocab_size
+        tokens = cache_tokens(self.network, cache_bytes)
+        self.prefixes = PrefixCache(int(tokens * prefix_share))
+        self.cache = self.network.make_cache(tokens - int(tokens * prefix_share))
+        if capture is None and layout.device.type == "cuda":
+            capture = cuda_capture
+        self._graphs = None
+        if capture is not None and GraphSteps.can_record(self.network):
+            self._graphs = GraphSteps(self.network, capture)
+        self.chooser = Chooser(layout, self.vocab_size)
+        self.rows: list[Row] = []
+        """The open sequences in the order of their slots: first those that grow, then those whose prompts are being read."""
+        self._waiting: deque[Request] = deque()
+        self._count = 0
+        self._is_running = False
 
     def generate(
         self,
@@ -111,74 +93,287 @@ class Generator:
     ) -> list[Completion]:
         """Continue each of `prompts` (token ids, not empty); the result is the same on every rank.
 
-        sequences: numbers that set the prompts' random draws apart, by default 0, 1, ...; a prompt's result depends on its
-        own number and on no other prompt. on_text: called with (index of the prompt, piece of its text) as pieces come.
-        Raises UserError as `check` does.
+        A prompt's `options.n` texts follow each other. sequences: numbers that set the prompts' random draws apart, by default
+        0, 1, ...; a prompt's result depends on its own number and on no other prompt. on_text: called with (index of the prompt,
+        piece of its first text) as pieces come. Raises UserError as `check` does.
         """
-        rows = self._open(prompts, options, range(len(prompts)) if sequences is None else sequences)
-        with decoding(self.chunks):
-            self._decode(rows, options, on_text)
-        return [row.completion() for row in rows]
+        self.check(prompts, options)
+        names = range(len(prompts)) if sequences is None else sequences
+        places = {
+            self.submit(prompt, options, name): place
+            for place, (prompt, name) in enumerate(zip(prompts, names, strict=True))
+        }
+        found: list[list[Completion]] = [[] for _ in prompts]
+        done: dict[tuple[int, int], Completion] = {}
+        try:
+            with self.running():
+                while len(done) < len(prompts) * options.n:
+                    for event in self.step():
+                        if event.request not in places:
+                            continue
+                        if event.text and on_text is not None and event.sample == 0:
+                            on_text(places[event.request], event.text)
+                        if event.completion is not None:
+                            done[event.request, event.sample] = event.completion
+        finally:  # an interrupt leaves none behind
+            self.cancel(*places)
+        for (number, _), completion in sorted(done.items(), key=lambda item: item[0]):
+            found[places[number]].append(completion)
+        return [completion for texts in found for completion in texts]
 
-    def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raise UserError where a prompt leaves no room in the context."""
+    def check(self, prompts: Sequence[Sequence[int]], options: GenerationOptions) -> None:
+        """Raise UserError where a prompt leaves no room in the context, or can never be continued so."""
         for number, prompt in enumerate(prompts):
-            assert prompt
-            if len(prompt) >= self.context_length:
-                raise UserError(
-                    f"prompt {number} has {len(prompt)} tokens, but the model's context of {self.context_length} "
-                    "has to hold it and at least one more: shorten it"
-                )
+            self._check(prompt, options, f"prompt {number}")
 
-    def _open(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, sequences: Sequence[int]
-    ) -> list[_Row]:
-        assert self.tokenizer is not None or not options.stop
-        self.check(prompts)
-        rows = []
-        for number, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
-            limit = min(len(prompt) + options.max_new_tokens, self.context_length)
-            text = None if self.tokenizer is None else GrowingText(self.tokenizer, prompt, options.stop)
-            rows.append(_Row(number, sequence, list(prompt), len(prompt), limit, text))
-        return rows
+    def submit(self, prompt: Sequence[int], options: GenerationOptions, sequence: int = 0) -> int:
+        """Hand in a prompt (token ids); its number, which the events of `step` bear. Raises UserError as `check` does."""
+        self._check(prompt, options, "the prompt")
+        self._count += 1
+        limit = self._limit(prompt, options)
+        request = Request(self._count, list(prompt), options, str(sequence), limit)
+        if options.beams > 1:
+            request.search = BeamSearch(options, limit - len(prompt), partial(self._beam_ends, request))
+        self._waiting.append(request)
+        return request.number
 
-    def _decode(
-        self, rows: list[_Row], options: GenerationOptions, on_text: Callable[[int, str], None] | None
-    ) -> None:
+    def cancel(self, *numbers: int) -> None:
+        """Forget requests; nothing more comes of them. At any time, within `running` or not."""
+        gone = set(numbers)
+        self._waiting = deque(request for request in self._waiting if request.number not in gone)
+        kept = [row for row in self.rows if row.request.number not in gone]
+        if len(kept) < len(self.rows):
+            with torch.inference_mode():  # as the cache was made
+                self._keep(kept)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is open."""
+        return bool(self.rows or self._waiting)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it the model is ready for `step`, and not for training."""
+        if self._is_running:
+            yield
+            return
+        with decoding(self.chunks):
+            self._is_running = True
+            try:
+                yield
+            finally:
+                self._is_running = False
+
+    def step(self) -> list[Event]:
+        """Read some of the prompts, add a token to all sequences that grow; what that brought, the same on every rank.
+
+        To be called within `running`.
+        """
+        assert self._is_running
+        self._admit()
+        if not self.rows:
+            return []
+        return self._step()
+
+    def forget(self) -> None:
+        """Drop what is remembered of past prompts: the weights are others now. Gives back memory that no text is using."""
+        self.prefixes.clear()
+        if not self.rows:
+            self.cache.clear()
+
+    def _limit(self, prompt: Sequence[int], options: GenerationOptions) -> int:
+        return min(len(prompt) + options.max_new_tokens, self.context_length)
+
+    def _check(self, prompt: Sequence[int], options: GenerationOptions, what: str) -> None:
+        if not prompt:
+            raise UserError(f"{what} is empty: it must have at least one token")
+        if len(prompt) >= self.context_length:
+            raise UserError(
+                f"{what} has {len(prompt)} tokens, but the model's context of {self.context_length} "
+                "has to hold it and at least one more: shorten it"
+            )
+        size = self.vocab_size
+        if wrong := [token for token in prompt if not 0 <= token < size]:
+            raise UserError(f"{what} has the token {wrong[0]}, but ids go from 0 to {size - 1}")
+        if wrong := [token for token in options.logit_bias if not 0 <= token < size]:
+            raise UserError(f"logit_bias names the token {wrong[0]}, but ids go from 0 to {size - 1}")
+        if options.stop and self.tokenizer is None:
+            raise UserError("stop strings need a tokenizer")
+        if (options.logprobs or 0) > size or 2 * options.beams > size:
+            raise UserError(f"logprobs and 2 x beams are at most the {size} tokens of the vocabulary")
+        if options.rows > self.max_rows:
+            raise UserError(
+                f"{what} asks for {options.rows} texts side by side, but at most {self.max_rows} are open at a time (max_rows)"
+            )
+        if not self.cache.fits(options.rows, self._limit(prompt, options)):
+            raise UserError(
+                f"{what} needs room for {options.rows} x {self._limit(prompt, options)} tokens, but the memory for keys and "
+                f"values holds {self.cache.tokens}: lower max_new_tokens, or allow more memory (cache_gib)"
+            )
+
+    def _beam_ends(self, request: Request, tokens: list[int]) -> str | None:
+        if self.tokenizer is None:
+            return None
+        if tokens[-1] == self.tokenizer.eod_id:
+            return "stop"
+        stops = request.options.stop and written(self.tokenizer, request, tokens)[1]
+        return "stop" if stops else None
+
+    def _step(self) -> list[Event]:
+        grown = sum(row.is_growing for row in self.rows)
+        parts = self._parts(grown)
+        read, wanted = [], list(range(grown))
+        for part in parts:
+            if part.start + part.count == len(self.rows[part.slot].tokens):
+                read.append(part.slot)
+                wanted.append(part.first + part.count - 1)
+        pass_ = self._pass(grown, parts)
+        logits_RV = self._graphs.run(pass_, self.cache) if self._graphs else None
+        if logits_RV is None:
+            places = torch.tensor(wanted, dtype=torch.int64, device=self.layout.device)
+            logits_RV = self.network.run(pass_, self.cache, places)
+        found = self.chooser.choose(logits_RV, self._ready(grown, read)) if wanted else ([], [])
+        # only now: after a step that failed, for want of memory for one, all can go on
+        for row in self.rows[:grown]:
+            row.cached += 1
+        for part in parts:
+            self.rows[part.slot].cached += part.count
+        return self._advance(*found)
+
+    def _admit(self) -> None:
+        """Open requests in the order they came in, as long as there is room for all their sequences to their ends."""
+        while self._waiting:
+            request = self._waiting[0]
+            slots = len(self.rows) + request.options.rows
+            length = max([request.limit, *(row.request.limit for row in self.rows)])
+            if slots > self.max_rows or not self.cache.fits(slots, length):
+                return
+            self._waiting.popleft()
+            self.cache.reserve(slots, length, len(self.rows))
+            for sample in range(request.options.rows):
+                self.rows.append(self._open(request, sample))
+            if self.prefixes.capacity:
+                first = slots - request.options.rows
+                self.rows[first].cached = self.prefixes.load(request.prompt, self.cache, first)
+
+    def _open(self, request: Request, sample: int) -> Row:
+        text = None
+        if self.tokenizer is not None and request.search is None:
+            text = GrowingText(self.tokenizer, request.prompt, request.options.stop)
+        counts = self.chooser.counts(request.prompt) if request.options.counts_tokens else None
+        return Row(request, sample, list(request.prompt), text, counts=counts)
+
+    def _parts(self, grown: int) -> list[PromptPart]:
+        """What of the prompts is read next, in the order of the requests; only a request's first row reads."""
+        parts, room, first = [], self.prompt_tokens, grown
+        for slot, row in enumerate(self.rows[grown:], start=grown):
+            if row.sample:
+                continue
+            count = min(room, len(row.tokens) - row.cached)
+            if not count:
+                break
+            parts.append(PromptPart(slot, first, row.cached, count))
+            first, room = first + count, room - count
+        return parts
+
+    def _pass(self, grown: int, parts: list[PromptPart]) -> Pass:
+        rows, width = self.rows, self.cache.length
+        tokens = [row.tokens[-1] for row in rows[:grown]]
+        positions = [row.cached for row in rows[:grown]]
+        cells = [slot * width + position for slot, position in enumerate(positions)]
+        longest = max(positions, default=0)
+        uneven = any(position != longest for position in positions)
+        for part in parts:
+            end = part.start + part.count
+            tokens += rows[part.slot].tokens[part.start : end]
+            positions += range(part.start, end)
+            cells += range(part.slot * width + part.start, part.slot * width + end)
+        all_3T = torch.tensor([tokens, positions, cells], device=self.layout.device)
+        return Pass(all_3T[0], all_3T[1], grown, longest + 1, uneven, parts, all_3T[2])
+
+    def _ready(self, grown: int, read: list[int]) -> list[list[Row]]:
+        """Of each of the pass's logits the rows that go on from them: one, or all of a request whose prompt has been read."""
+        ready = [[row] for row in self.rows[:grown]]
+        for slot in read:
+            leader = self.rows[slot]
+            if self.prefixes.capacity:
+                self.prefixes.store(leader.tokens, self.cache, slot)
+            count = leader.request.options.rows
+            for other in range(slot + 1, slot + count):
+                self.cache.copy(slot, other, 0, len(leader.tokens))
+                self.rows[other].cached = len(leader.tokens)
+            ready.append(self.rows[slot : slot + count])
+        return ready
+
+    def _advance(
+        self, choices: list[tuple[Row, Choice]], continuations: list[tuple[Request, Continuations]]
+    ) -> list[Event]:
+        """Add what was chosen, and close those that have ended."""
         eod_id = None if self.tokenizer is None else self.tokenizer.eod_id
-        max_length = max((row.limit for row in rows), default=0)
-        network = NextToken(self.chunks, self.layout, len(rows), max_length, options.cache)
-        active = rows
-        while active:
-            logits_BV = network.logits([row.tokens for row in active], [row.number for row in active])
-            for row, token in zip(active, self._choose(logits_BV, active, options), strict=True):
-                piece = row.add(token, eod_id)
-                if piece and on_text is not None:
-                    on_text(row.number, piece)
-            active = [row for row in active if row.finish_reason is None]
+        events = []
+        for row, choice in choices:
+            piece = row.add(choice.token, eod_id)
+            if row.counts is not None:
+                row.counts.add(choice.token)
+            if choice.logprob is not None:
+                row.logprobs.append(choice.logprob)
+                row.top_logprobs.append(choice.top)
+            done = row.completion() if row.finish_reason else None
+            if piece or done:
+                events.append(Event(row.request.number, row.sample, piece, done))
+        for request, candidates in continuations:
+            events += self._search(request, *candidates)
+        self._keep([row for row in self.rows if row.finish_reason is None])
+        return events
 
-    def _choose(self, logits_BV: Tensor | None, rows: list[_Row], options: GenerationOptions) -> list[int]:
-        """Next token of each row: one rank picks and tells the others, so that none can go its own way."""
-        tokens_B = torch.empty(len(rows), dtype=torch.int64, device=self.layout.device)
-        if self.layout.rank == self.chooser:
-            assert logits_BV is not None
-            if self.tokenizer is not None:
-                logits_BV = logits_BV[:, : self.tokenizer.vocab_size]
-            if logits_BV.dtype != torch.float64:
-                logits_BV = logits_BV.float()
-            seen_BV = _seen(rows, logits_BV) if options.repetition_penalty != 1 else None
-            steps = [len(row.tokens) - row.prompt_length for row in rows]
-            tokens_B.copy_(choose(logits_BV, options, [row.sequence for row in rows], steps, seen_BV))
-        if self.layout.tp_size * self.layout.pp_size > 1:
-            dist.broadcast(tokens_B, self.chooser, group=self.layout.groups.mp)
-        return tokens_B.tolist()
+    def _search(
+        self, request: Request, scores: list[float], parents: list[int], tokens: list[int]
+    ) -> list[Event]:
+        """Go on with a request's beams; at the end of the search all of its texts."""
+        search = request.search
+        assert search is not None
+        first, beams = next(
+            (slot, request.options.beams) for slot, row in enumerate(self.rows) if row.request is request
+        )
+        rows = self.rows[first : first + beams]
+        sources = search.advance(scores, parents, tokens)
+        if not search.growing:
+            for row in rows:
+                row.finish_reason = "stop"
+            found = [
+                beam_completion(request, beam, self.tokenizer) for beam in search.ended[: request.options.n]
+            ]
+            return [Event(request.number, sample, done.text, done) for sample, done in enumerate(found)]
+        moved = [(first + source, first + place) for place, source in enumerate(sources) if source != place]
+        if moved:
+            self.cache.rearrange([pair[0] for pair in moved], [pair[1] for pair in moved], rows[0].cached)
+        counts = [rows[source].counts for source in sources]
+        for row in rows:  # where fewer grow than there are beams, the others only keep their place
+            row.tokens = [*request.prompt, *search.growing[0].tokens]
+        for row, beam, count in zip(rows, search.growing, counts, strict=False):
+            row.tokens = [*request.prompt, *beam.tokens]
+            if count is not None:
+                row.counts = count.copy()
+                row.counts.add(beam.tokens[-1])
+        return []
 
-
-def _seen(rows: list[_Row], logits_BV: Tensor) -> Tensor:
-    """Which tokens each row's prompt and text hold, brought up to date by the last token of each."""
-    for row in rows:
-        if row.seen_V is None:
-            row.seen_V = torch.zeros(logits_BV.shape[1], dtype=torch.bool, device=logits_BV.device)
-            row.seen_V[torch.tensor(row.tokens, device=logits_BV.device)] = True
-        row.seen_V[row.tokens[-1]] = True
-    return torch.stack([row.seen_V for row in rows if row.seen_V is not None])
+    def _keep(self, rows: list[Row]) -> None:
+        """Close all other rows: the last ones move up into their slots, those that grow before those that do not yet."""
+        slots = {id(row): slot for slot, row in enumerate(self.rows)}
+        growing = [row for row in rows if row.is_growing]
+        kept: list[Row | None] = [None] * len(growing)
+        late = []
+        for row in growing:
+            slot = slots[id(row)]
+            if slot < len(growing):
+                kept[slot] = row
+            else:
+                late.append(row)
+        together = any(row.request.search is not None for row in growing)
+        if together:  # beams stay side by side
+            kept, late = [None] * len(growing), growing
+        order = iter(late)
+        self.rows = [row or next(order) for row in kept] + [row for row in rows if not row.is_growing]
+        for slot, row in enumerate(self.rows):
+            if slots[id(row)] != slot and row.cached:
+                self.cache.copy(slots[id(row)], slot, 0, row.cached)

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config, tokenizer_of
+from megalm.checkpoint.directory import tokenizer_places
 from megalm.checkpoint.read import damage
 from megalm.config import Config
 from megalm.config.checks import check
+from megalm.config.inference import for_inference
 from megalm.config.schema import ParallelConfig
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
@@ -43,8 +45,7 @@ def open_model(request: ModelRequest, kind: str) -> tuple[Engine, Config, Tokeni
         what = "a classifier" if head else f"a model of architecture `{found}`{without}"
         raise UserError(f"{candidates[0]} holds {what}: use `{_COMMANDS[found]}`")
     tokenizer = _open_tokenizer(candidates[0], config)
-    _adapt(config, request, tokenizer)
-    config = without_unusable(config)
+    config = without_unusable(_adapted(config, request, tokenizer))
     layout = create_layout(config.parallel, config.run.seed)
     engine = build_engine(config, layout, train=False)
     load_weights(engine, _newest_intact(candidates, layout))
@@ -85,16 +86,15 @@ def _newest_intact(candidates: list[Path], layout: Layout) -> Path:
     return shared[0][-1]  # loading it tells what is wrong with it
 
 
-def _adapt(config: Config, request: ModelRequest, tokenizer: Tokenizer) -> None:
-    """Put this use's layout and precision in the place of the training's."""
-    config.parallel = ParallelConfig(
+def _adapted(config: Config, request: ModelRequest, tokenizer: Tokenizer) -> Config:
+    """With this use's layout and precision in the place of the training's."""
+    parallel = ParallelConfig(
         tensor_model_parallel_size=request.tensor_model_parallel_size,
         pipeline_model_parallel_size=request.pipeline_model_parallel_size,
         backend=config.parallel.backend,
         timeout_minutes=config.parallel.timeout_minutes,
     )
-    config.precision.dtype = request.dtype  # type: ignore[assignment]
-    config.precision.fp8 = "none"  # single tokens are no multiple of its tiles
+    config = for_inference(config, parallel, request.dtype)  # type: ignore[arg-type]
     if config.model.vocab_size is None:
         config.model.vocab_size = tokenizer.vocab_size
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -103,6 +103,7 @@ def _adapt(config: Config, request: ModelRequest, tokenizer: Tokenizer) -> None:
             "use the tokenizer that the model was trained with"
         )
     check(config)
+    return config
 
 
 def _open_tokenizer(checkpoint: Path, config: Config) -> Tokenizer:
@@ -110,6 +111,7 @@ def _open_tokenizer(checkpoint: Path, config: Config) -> Tokenizer:
     if found is None:
         raise UserError(
             f"{checkpoint}: no tokenizer in it or in its run and none in its config.yaml; copy the model's to "
-            f"{checkpoint.resolve().parent.parent / 'tokenizer'}"
+            f"{tokenizer_places(checkpoint)[-1]}"
         )
+    config.tokenizer.path = str(found)  # where the copy lies that goes with the checkpoint
     return load_tokenizer(found)

@@ -4,30 +4,39 @@ import sys
 import time
 from typing import Any
 
-from megalm.generate.decode import Completion, Generator, context_length
+from megalm.generate.decode import Generator, context_length
 from megalm.generate.load import open_model
 from megalm.generate.request import GenerateRequest
+from megalm.generate.rows import Completion
 from megalm.generate.share import generate_shared
 
 Result = dict[str, Any]
 
 
 def main(request: GenerateRequest, show: bool = True) -> list[Result]:
-    """Continue the request's prompts; returns prompt, text, tokens and finish_reason of each, the same on every rank.
+    """Continue the request's prompts; returns prompt, text, tokens, finish_reason of each text and what more was asked for,
+    the same on every rank.
 
     Works on every copy of the model that the world holds: they share the prompts. show: rank 0 prints the texts to stdout, a
     single one as it comes if the request says so. Rank 0 reports the speed on stderr. Collective.
     """
     engine, config, tokenizer = open_model(request, "gpt")
     layout = engine.layout
-    generator = Generator(engine.chunks, layout, context_length(config), tokenizer)
+    generator = Generator(
+        engine.chunks,
+        layout,
+        context_length(config),
+        tokenizer,
+        max_rows=request.max_rows,
+        cache_bytes=None if request.cache_gib is None else int(request.cache_gib * 2**30),
+    )
 
     # an empty prompt asks for a text from its beginning, which follows the end of another in training
     prompts = [ids or [tokenizer.eod_id] for ids in tokenizer.encode_batch(request.prompts)]
     # here, where all ranks see all prompts and fail together
-    generator.check(prompts)
+    generator.check(prompts, request)
     speaks = show and layout.rank == 0
-    live = speaks and request.stream and len(prompts) == 1
+    live = speaks and request.stream and len(prompts) == request.rows == 1
     if live:
         print(request.prompts[0], end="", flush=True)
     start = time.perf_counter()
@@ -36,14 +45,19 @@ def main(request: GenerateRequest, show: bool = True) -> list[Result]:
     if live:
         print()
     elif speaks:
-        _print_texts(request.prompts, completions)
+        _print_texts([prompt for prompt in request.prompts for _ in range(request.n)], completions)
     if layout.rank == 0:
         count = sum(len(completion.tokens) for completion in completions)
         print(f"{count} tokens in {seconds:.2f} s: {count / seconds:.1f} tokens/s", file=sys.stderr)
-    return [
-        {"prompt": prompt, "text": c.text, "tokens": c.tokens, "finish_reason": c.finish_reason}
-        for prompt, c in zip(request.prompts, completions, strict=True)
-    ]
+    asked = [prompt for prompt in request.prompts for _ in range(request.n)]
+    return [_result(prompt, done) for prompt, done in zip(asked, completions, strict=True)]
+
+
+def _result(prompt: str, done: Completion) -> Result:
+    """What of a completion there is."""
+    result = {"prompt": prompt, "text": done.text, "tokens": done.tokens, "finish_reason": done.finish_reason}
+    more = {"logprobs": done.logprobs, "top_logprobs": done.top_logprobs, "score": done.score}
+    return result | {name: value for name, value in more.items() if value is not None}
 
 
 def _print_piece(_: int, piece: str) -> None:

@@ -1,13 +1,18 @@
-"""From logits to the next token: penalty, temperature, top-k, top-p and a draw that depends on nothing but its seed."""
+"""From logits to the next token: biases, penalties, temperature, cuts and a draw that depends on nothing but its seed."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megalm.generate.request import GenerationOptions
+
+LIKELY = 512
+"""So many tokens are looked at before all are."""
 
 
 def penalize_repetition(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -30,25 +35,38 @@ def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
 
     Nucleus sampling, arXiv:1904.09751, section 3.1; the others become -inf.
     """
-    sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-    probability_BV = sorted_BV.double().softmax(-1)
+    probability_BV = logits_BV.double().softmax(-1)
+    size = logits_BV.shape[-1]
+    for width in (min(LIKELY, size), size):  # sorting a whole vocabulary takes longer than all else
+        sorted_BK, order_BK = probability_BV.topk(width)
+        if (sorted_BK.sum(-1) >= p).all():
+            break
     # what lies above the likeliest token is exactly 0, so that one always stays
-    dropped_BV = probability_BV.cumsum(-1) - probability_BV >= p
-    return logits_BV.masked_fill(dropped_BV.scatter(-1, order_BV, dropped_BV), -math.inf)
+    kept_BK = sorted_BK.cumsum(-1) - sorted_BK < p
+    kept_BV = torch.zeros_like(logits_BV, dtype=torch.bool).scatter(-1, order_BK, kept_BK)
+    return logits_BV.masked_fill(~kept_BV, -math.inf)
+
+
+def keep_min_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Set tokens less likely than `p` x the likeliest one to -inf (min-p sampling, arXiv:2407.01082, section 3)."""
+    return logits_BV.masked_fill(logits_BV < logits_BV.amax(-1, keepdim=True) + math.log(p), -math.inf)
 
 
 def shape_logits(logits_BV: Tensor, options: GenerationOptions) -> Tensor:
-    """Apply temperature, top-k and top-p in this order, which is Hugging Face's and vLLM's."""
-    logits_BV = logits_BV / options.temperature
+    """Apply temperature, top-k, top-p and min-p in this order, which is Hugging Face's."""
+    if options.temperature != 1:
+        logits_BV = logits_BV / options.temperature
     if options.top_k:
         logits_BV = keep_top_k(logits_BV, options.top_k)
     if options.top_p < 1:
         logits_BV = keep_top_p(logits_BV, options.top_p)
+    if options.min_p:
+        logits_BV = keep_min_p(logits_BV, options.min_p)
     return logits_BV
 
 
-def uniform(seed: int, sequence: int, step: int) -> float:
-    """A number in [0, 1) that is a function of (seed, index of the sequence, tokens it has got) alone."""
+def uniform(seed: int, sequence: str, step: int) -> float:
+    """A number in [0, 1) that is a function of (seed, name of the sequence, tokens it has got) alone."""
     digest = hashlib.blake2b(f"{seed}/{sequence}/{step}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
@@ -62,25 +80,72 @@ def draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
     cumulative_BV = logits_BV.double().softmax(-1).cumsum(-1)
     # scaled by the total, which rounding keeps from being 1: no draw falls past the last token
     threshold_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
-    return torch.searchsorted(cumulative_BV, threshold_B1, right=True).squeeze(-1)
+    drawn_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True).squeeze(-1)
+    # of logits that are no numbers, or all -inf, it lies behind the vocabulary, where other rows would stumble over it
+    return drawn_B.clamp_(max=logits_BV.shape[-1] - 1)
+
+
+class TokenCounts:
+    """How often each token stands in a sequence: where in its prompt, and how often in what it was continued with."""
+
+    def __init__(self, prompt: Sequence[int], vocab_size: int, device: torch.device) -> None:
+        self.in_prompt_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.in_prompt_V[torch.tensor(prompt, device=device)] = True
+        self.in_text_V = torch.zeros(vocab_size, dtype=torch.int32, device=device)
+
+    def add(self, token: int) -> None:
+        """Count a token of the text."""
+        self.in_text_V[token] += 1
+
+    def copy(self) -> "TokenCounts":
+        """The same counts, which go their own way."""
+        other = copy.copy(self)
+        other.in_text_V = self.in_text_V.clone()
+        return other
+
+
+def adjust_logits(logits_V: Tensor, options: GenerationOptions, counts: TokenCounts | None) -> Tensor:
+    """Add the request's biases and subtract its penalties; also of log-probabilities (V), for beams.
+
+    Presence and frequency penalties are OpenAI's: logit - frequency x count - presence x (count > 0), of the text's tokens.
+    """
+    if options.logit_bias:
+        logits_V = logits_V.clone()
+        tokens = torch.tensor(list(options.logit_bias), device=logits_V.device)
+        values = torch.tensor(list(options.logit_bias.values()), dtype=logits_V.dtype, device=logits_V.device)
+        logits_V[tokens] += values
+    if counts is None:
+        return logits_V
+    if options.repetition_penalty != 1:
+        seen_V = counts.in_prompt_V | (counts.in_text_V > 0)
+        logits_V = penalize_repetition(logits_V[None], seen_V[None], options.repetition_penalty)[0]
+    if options.presence_penalty or options.frequency_penalty:
+        penalty_V = options.frequency_penalty * counts.in_text_V + options.presence_penalty * (
+            counts.in_text_V > 0
+        )
+        logits_V = logits_V - penalty_V.to(logits_V.dtype)
+    return logits_V
 
 
 def choose(
-    logits_BV: Tensor,
-    options: GenerationOptions,
-    sequences: Sequence[int],
-    steps: Sequence[int],
-    seen_BV: Tensor | None,
+    logits_BV: Tensor, options: Sequence[GenerationOptions], sequences: Sequence[str], steps: Sequence[int]
 ) -> Tensor:
-    """Pick each row's next token, shape (B), int64.
+    """Pick each row's next token, shape (B), int64, each row by its own options.
 
-    logits_BV: float32 or float64. sequences, steps: of each row, its index among all prompts and the number of tokens it
-    has got so far. seen_BV: tokens of its prompt and text, used where `repetition_penalty` is not 1.
+    logits_BV: float32 or float64. sequences, steps: of each row, the name that tells its draws from those of others, and
+    the number of tokens it has got so far. A row's choice depends on no other row.
     """
-    if seen_BV is not None:
-        logits_BV = penalize_repetition(logits_BV, seen_BV, options.repetition_penalty)
-    if options.greedy:
-        return logits_BV.argmax(-1)
-    numbers = [uniform(options.seed, sequence, step) for sequence, step in zip(sequences, steps, strict=True)]
-    uniform_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device)
-    return draw(shape_logits(logits_BV, options), uniform_B)
+    chosen_B = torch.empty(len(options), dtype=torch.int64, device=logits_BV.device)
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for row, one in enumerate(options):
+        shape = () if one.greedy else (one.temperature, one.top_k, one.top_p, one.min_p)
+        alike.setdefault(shape, []).append(row)
+    for shape, rows in alike.items():
+        part_BV = logits_BV if len(rows) == len(options) else logits_BV[rows]
+        if shape:
+            numbers = [uniform(options[row].seed, sequences[row], steps[row]) for row in rows]
+            uniform_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device)
+            chosen_B[rows] = draw(shape_logits(part_BV, options[rows[0]]), uniform_B)
+        else:
+            chosen_B[rows] = part_BV.argmax(-1)
+    return chosen_B

@@ -1,4 +1,4 @@
-"""Core attention: softmax(QK')V with rotary or ALiBi positions, document masks and the key/value cache."""
+"""Core attention: softmax(QK')V with rotary or ALiBi positions and document masks."""
 
 import functools
 import math
@@ -30,7 +30,6 @@ class CoreAttention(nn.Module):
         pg_collection: Any = None,
     ) -> None:
         super().__init__()
-        self.layer_number = layer_number
         self.function = ATTENTIONS[config.model.attention]
         self.by_document = config.model.attention in BY_DOCUMENT
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -65,19 +64,11 @@ class CoreAttention(nn.Module):
             output_BNSD = attend_over_context(attend, query, key, value, state.context)
         else:
             query_BNSD, key_BNSD, value_BNSD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-            if state.cache is not None:
-                key_BNSD, value_BNSD = state.cache.update(self.layer_number, key_BNSD, value_BNSD, state)
             output_BNSD = attend(query_BNSD, key_BNSD, value_BNSD)
         return output_BNSD.permute(2, 0, 1, 3).flatten(2)
 
     def _mask(self, state: ForwardState, query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor | Documents | None:
-        if (
-            self.by_document
-            and state.segments_BS is not None
-            and state.causal
-            and state.cache is None
-            and state.context is None
-        ):
+        if self.by_document and state.segments_BS is not None and state.causal and state.context is None:
             if "documents" not in state.memo:
                 state.memo["documents"] = Documents.of(state.segments_BS)
             return state.memo["documents"]
@@ -88,7 +79,7 @@ class CoreAttention(nn.Module):
         if ("alibi", keys) not in state.memo:
             wide = torch.float64 if query_BNSD.dtype == torch.float64 else torch.float32
             slopes_N = self.slopes_N.to(query_BNSD.device, wide)
-            bias = alibi_bias(slopes_N, state, queries, keys).to(query_BNSD.dtype)
+            bias = alibi_bias(slopes_N, queries, keys).to(query_BNSD.dtype)
             if mask is None:
                 mask = causal_mask(queries, keys, query_BNSD.device)
             state.memo["alibi", keys] = bias.masked_fill(~mask, -math.inf)

@@ -6,7 +6,7 @@ from megalm.config.schema import Config
 from megalm.model.bert import Bert
 from megalm.model.gpt import GPT
 from megalm.model.init import initialize
-from megalm.model.lora import attach_adapters
+from megalm.model.lora import attach_adapters, linear_layers
 from megalm.parallel.layout import Layout
 
 Model: TypeAlias = GPT | Bert
@@ -23,5 +23,8 @@ def build_model(config: Config, layout: Layout, chunk: int = 0) -> Model:
     model: Model = architecture(config, layout, chunk)
     if config.lora.rank:
         attach_adapters(model, config.lora)
+    if model.config.weight_form is not None:
+        for _, layer in linear_layers(model):
+            layer.quantize(model.config.weight_form)
     initialize(model, config, layout)
     return model

@@ -73,6 +73,8 @@ def initialize(model: MegatronModule, config: Config, layout: Layout) -> None:
         if shard.data.is_meta or shard.data.data_ptr() in tables:
             continue  # quantised weights come from the checkpoint that is adapted
         name = canonical_name(shard)
+        if ".quantized." in name:
+            continue
         lead = shard.prepend_axis_num
         shape, offset = shard.global_shape[lead:], shard.global_offset[lead:]
         local = shard.data.view(shard.data.shape[-len(shape) :])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from megalm.config.lora import LoraConfig
 from megalm.model.lora import ColumnAdapter, RowAdapter
-from megalm.model.quantized import QuantizedWeight
+from megalm.model.quantized import PARTS, QuantizedWeight, WeightForm
 
 
 def _alone(layer: "ColumnLinear | RowLinear") -> bool:
@@ -38,8 +38,15 @@ def _sharded(
 ) -> dict[str, Any]:
     """Each parameter's part of the full tensor: `axes` are those along which it is cut."""
     assert metadata is not None
+    state = layer.state_dict(prefix="", keep_vars=True)
+    if layer.quantized is not None and layer.quantized.form.stored:
+        del state["weight"]  # its codes stand for it
+        by_rows = axes["weight"] == 1 and layer.quantized.form.group_size is None
+        axes = axes | {
+            f"quantized.{part}": axes["weight"] for part in PARTS if part == "codes" or not by_rows
+        }
     return make_sharded_tensors_for_checkpoint(
-        layer.state_dict(prefix="", keep_vars=True),
+        state,
         prefix,
         axes,
         offsets,
@@ -50,18 +57,18 @@ def _sharded(
 
 def _give_up_weight(layer: "ColumnLinear | RowLinear") -> None:
     """Where weights will be quantised, leave no memory to this one at once, so that there is one at a time."""
-    lora, weight = layer.config.lora, layer.weight
-    if not (lora.rank and lora.quantize_base != "none"):
+    weight = layer.weight
+    if layer.config.weight_form is None:
         return
     layer.full_shape = tuple(weight.shape)
     layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
     layer.weight.allreduce = weight.allreduce
 
 
-def _quantize(layer: "ColumnLinear | RowLinear", lora: LoraConfig) -> None:
+def _quantize(layer: "ColumnLinear | RowLinear", form: WeightForm, inputs_shared_by: Any = None) -> None:
     """Make room for the quantised weight; a parameter without memory holds its place, where checkpoints find it."""
     outputs, inputs = layer.full_shape
-    layer.quantized = QuantizedWeight(outputs, inputs, lora, layer.weight.device)
+    layer.quantized = QuantizedWeight(outputs, inputs, form, layer.weight.device, inputs_shared_by)
     nothing = torch.empty((), dtype=layer.weight.dtype, device="meta").expand(layer.full_shape)
     layer.weight = nn.Parameter(nothing, requires_grad=False)
     layer.weight.quantized = layer.quantized
@@ -87,19 +94,20 @@ class ColumnLinear(ColumnParallelLinear):
         """Put an adapter beside the weight."""
         self.lora = ColumnAdapter(self, lora, self.input_size, self.output_size_per_partition)
 
-    def quantize(self, lora: LoraConfig) -> None:
+    def quantize(self, form: WeightForm) -> None:
         """Hold the weight in few bits from now on."""
-        _quantize(self, lora)
+        _quantize(self, form)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """The library's, with the adapter's cut factor."""
         state = _sharded(self, {"weight": 0, "bias": 0, "lora.b": 0}, prefix, sharded_offsets, metadata)
-        if self.lora is not None and prefix.endswith("linear_fc1.") and self.config.gated_linear_unit:
+        if prefix.endswith("linear_fc1.") and self.config.gated_linear_unit:
             # the halves of a gated layer's output are cut each by itself, as the library does it for the weight
-            key = f"{prefix}lora.b"
-            state[key] = apply_swiglu_sharded_factory(state[key], sharded_offsets)
+            for key in (f"{prefix}lora.b", *(f"{prefix}quantized.{part}" for part in PARTS)):
+                if key in state:
+                    state[key] = apply_swiglu_sharded_factory(state[key], sharded_offsets)
         return state
 
     def forward(
@@ -146,9 +154,9 @@ class RowLinear(RowParallelLinear):
         """Put an adapter beside the weight."""
         self.lora = RowAdapter(self, lora, self.input_size_per_partition, self.output_size)
 
-    def quantize(self, lora: LoraConfig) -> None:
+    def quantize(self, form: WeightForm) -> None:
         """Hold the weight in few bits from now on."""
-        _quantize(self, lora)
+        _quantize(self, form, self.tp_group)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None

@@ -111,18 +111,21 @@ def initial_std(name: str, inputs: int) -> float | None:
 
 
 def attach_adapters(model: nn.Module, lora: LoraConfig) -> None:
-    """Freeze the model, put adapters beside the linear layers that `lora` names, and quantise them all if it says so."""
+    """Freeze the model and put adapters beside the linear layers that `lora` names."""
     model.requires_grad_(False)
-    layers = [(name.rpartition(".")[2], layer) for name, layer in model.named_modules()]
-    for name, layer in layers:
+    for name, layer in linear_layers(model):
         if name in lora.targets and (lora.experts or not layer.is_expert):
-            layer.attach(lora)  # type: ignore[operator]
-        if name in ALL_TARGETS and lora.quantize_base != "none":
-            layer.quantize(lora)  # type: ignore[operator]
+            layer.attach(lora)
     embedding = getattr(model, "embedding", None)
     if isinstance(embedding, nn.Module):
         # recomputed layers have gradients only if their input asks for one, which a frozen embedding's output does not
         embedding.register_forward_hook(ask_for_gradient)
+
+
+def linear_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Each linear layer of attention and MLP, experts' too, with the last part of its name."""
+    layers = [(name.rpartition(".")[2], layer) for name, layer in model.named_modules()]
+    return [(name, layer) for name, layer in layers if name in ALL_TARGETS]
 
 
 def ask_for_gradient(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -116,21 +116,15 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float64)
 
 
-def alibi_bias(slopes_N: Tensor, state: ForwardState, queries: int, keys: int) -> Tensor:
-    """Bias on attention scores, shape (B or 1, N, S, K): slope x (key position - query position).
+def alibi_bias(slopes_N: Tensor, queries: int, keys: int) -> Tensor:
+    """Bias on attention scores, shape (1, N, S, K): slope x (key position - query position).
 
-    Without a cache the queries are the last tokens of the keys.
+    The queries are the last tokens of the keys.
     """
-    device = slopes_N.device
-    key_positions = torch.arange(keys, device=device)
-    if state.cache is not None:
-        assert state.positions_BS is not None
-        query_positions_BS = state.positions_BS
-    else:
-        # inside one document distances do not depend on where positions restart
-        query_positions_BS = key_positions[None, keys - queries :]
-    distance_BSK = key_positions[None, None, :] - query_positions_BS[:, :, None]
-    return slopes_N[None, :, None, None] * distance_BSK[:, None].to(slopes_N.dtype)
+    order = torch.arange(keys, device=slopes_N.device)
+    # inside one document distances do not depend on where positions restart
+    distance_SK = order[None, :] - order[keys - queries :, None]
+    return slopes_N[None, :, None, None] * distance_SK.to(slopes_N.dtype)
 
 
 def sinusoidal_table(length: int, width: int) -> Tensor:

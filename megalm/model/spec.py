@@ -27,6 +27,7 @@ from megalm.model.attention import CoreAttention
 from megalm.model.linear import ColumnLinear, RowLinear
 from megalm.model.moe import moe_module
 from megalm.model.norm import HeadNorm, Norm
+from megalm.model.quantized import WeightForm, form_of_base, form_of_checkpoint
 from megalm.model.stages import StageLayers
 from megalm.parallel.layout import Layout
 
@@ -39,6 +40,8 @@ class MegatronConfig(TransformerConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    weight_form: WeightForm | None = None
+    """What the weights of linear layers lie in, where they are not whole."""
 
 
 def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
@@ -100,6 +103,7 @@ def megatron_config(config: Config, layout: Layout) -> MegatronConfig:
         persist_layer_norm=False,
         model=model,
         lora=config.lora,
+        weight_form=form_of_base(config.lora) or form_of_checkpoint(config.quantization),
     )
     _let_norms_recompute()
     # the library reads only these bits of the precision; its own casts and scalers stay out of it

@@ -16,8 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 def fake_world(rank: int, world_size: int, backend: str) -> Iterator[None]:
     """Be rank `rank` of `world_size` processes for a while; collectives return at once and move nothing.
 
-    backend: what the groups say they talk over. Everything process-global that Megatron-Core and torch.distributed keep is taken down at the end. RuntimeError in a
-    process that is part of a real world.
+    backend: what the groups say they talk over. Everything process-global that Megatron-Core and torch.distributed keep is
+    taken down at the end. RuntimeError in a process that is part of a real world.
     """
     if dist.is_initialized():
         raise RuntimeError("a process that has joined a world cannot plan another one")

@@ -101,6 +101,14 @@ class ChatTemplate:
             spoken = turns.spoken(text, add_generation_prompt)
         return Encoded(ids, _mask(offsets, spoken, len(text)), str.__str__(text)), offsets
 
+    def end_of_turn(self) -> list[str]:
+        """The special token with which the template ends what the assistant says; none where that ends documents as well."""
+        encoded = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        said = [token for token, counts in zip(encoded.ids, encoded.loss_mask, strict=True) if counts]
+        ends = self._tokenizer.eod_id
+        special = {number: text for text, number in self._tokenizer.special_tokens.items() if number != ends}
+        return [special[said[-1]]] if said and said[-1] in special else []
+
     def _meant(self, text: str) -> list[Match]:
         """The special tokens in `text` that the template wrote."""
         spans = [(start, stop) for start, stop, source in getattr(text, "spans", ()) if source != GENERATION]

@@ -10,6 +10,7 @@ from megalm.errors import UserError
 ChatFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt"]
 Message = dict[str, Any]
 
+KNOWN_ROLES = ("system", "user", "assistant", "tool")
 ROLES = {
     "human": "user",
     "prompter": "user",
@@ -35,6 +36,16 @@ PAIRS = (
     ("query", "answer"),
 )
 LIST_KEYS = {"messages": "messages", "sharegpt": "conversations"}
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "a truth value",
+    type(None): "null",
+}
+"""What values of JSON are called."""
 MAY_FOLLOW = {"": {"user"}, "user": {"assistant"}, "assistant": {"user"}, "tool": {"tool", "assistant"}}
 
 
@@ -83,7 +94,7 @@ class ChatShape:
 class Conversation:
     """Messages as chat templates take them, and the tools that they may call.
 
-    A message has role and content, perhaps tool_calls, and the key weight (0: not to be learned) where its record had it.
+    A message has role and content, perhaps tool_calls, and the key weight (0: not to be learned, or 1) where its record had it.
     """
 
     messages: list[Message]
@@ -100,7 +111,7 @@ def conversation_of(record: Any, shape: ChatShape) -> Conversation:
     turns with texts in all, the assistant last. Raises BadRecord for any other.
     """
     if not isinstance(record, dict):
-        raise BadRecord("missing_field", f"a {type(record).__name__} in place of an object")
+        raise BadRecord("missing_field", f"{_kind(record)} in place of an object")
     messages = _messages_of(record, shape)
     system = record.get("system") or record.get("system_prompt") or shape.system
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
@@ -118,31 +129,32 @@ def parse_message(message: Any, number: int = 1) -> Message:
     """
     what = f"message {number}"
     if not isinstance(message, dict):
-        raise BadRecord("missing_field", f"{what} is a {type(message).__name__}")
+        raise BadRecord("missing_field", f"{what} is {_kind(message)}")
     role = message.get("role", message.get("from"))
     if not isinstance(role, str):
         raise BadRecord("missing_field", f"{what} has no role (found {_keys(message)})")
     content = message.get("content", message.get("value"))
     calls = message.get("tool_calls")
-    role = (
-        role.strip().lower() if role.strip().lower() in {*ROLES, *MAY_FOLLOW, "system", CALL_ROLE} else role
-    )
-    if role == CALL_ROLE:
+    spelled = role.strip().lower()
+    role = ROLES.get(spelled, spelled if spelled in KNOWN_ROLES else role)
+    if spelled == CALL_ROLE:
         role, calls, content = "assistant", _calls(content, what), None
     if content is None and not calls:
         raise BadRecord("missing_field", f"{what} has no text (found {_keys(message)})")
-    made = {"role": ROLES.get(role, role), "content": _text(content, what)}
+    made = {"role": role, "content": _text(content, what)}
     kept = {key: message[key] for key in ("name", "tool_call_id", "weight") if message.get(key) is not None}
     return made | kept | ({"tool_calls": calls} if calls else {})
 
 
 def check_turns(messages: list[Message]) -> None:
-    """Raise BadRecord unless roles are known and come in an order that can be learned, each with a text."""
+    """Raise BadRecord unless roles and weights are known and turns come in an order that can be learned, each with a text."""
     before = ""
     for number, message in enumerate(messages, 1):
         role, what = message["role"], f"message {number}"
-        if role not in ("system", *MAY_FOLLOW) or not role:
+        if role not in KNOWN_ROLES:
             raise BadRecord("unknown_role", f"{what} is of '{role}'")
+        if message.get("weight", 1) not in (0, 1):
+            raise BadRecord("unknown_weight", f"{what} has weight {message['weight']!r}, not 0 or 1")
         if role == "system" and number == 1:
             continue
         after = {"tool"} if before == "assistant" and messages[number - 2].get("tool_calls") else set()
@@ -180,6 +192,8 @@ def _recognise(record: Message, shape: ChatShape) -> ChatFormat:
         return "alpaca"
     if _pair(record):
         return "prompt"
+    if key := next((key for key in LIST_KEYS.values() if key in record), None):
+        raise BadRecord("missing_field", f"{_kind(record[key])} in place of a list under '{key}'")
     raise BadRecord("missing_field", f"no known shape (found {_keys(record)})")
 
 
@@ -189,7 +203,7 @@ def _of_alpaca(record: Message) -> list[Message]:
         raise BadRecord("empty_question", "'instruction' is empty")
     given = record.get("input")
     if given is not None and not isinstance(given, str):
-        raise BadRecord("not_text", f"a {type(given).__name__} under 'input'")
+        raise BadRecord("not_text", f"{_kind(given)} under 'input'")
     if given and given.strip():
         question = f"{question}\n\n{given}"
     answer = _string(record, "output" if "output" in record or "response" not in record else "response")
@@ -221,7 +235,7 @@ def _pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _parse_list(messages: Any, key: str) -> list[Message]:
     if not isinstance(messages, list) or not messages:
-        found = "an empty list" if messages == [] else f"a {type(messages).__name__}"
+        found = "an empty list" if messages == [] else f"{_kind(messages)}"
         raise BadRecord("missing_field", f"{found} of messages under '{key}'")
     return [parse_message(message, number) for number, message in enumerate(messages, 1)]
 
@@ -235,7 +249,7 @@ def _field(record: Message, key: str) -> Any:
 def _string(record: Message, key: str) -> str:
     value = _field(record, key)
     if not isinstance(value, str):
-        raise BadRecord("not_text", f"a {type(value).__name__} under '{key}'")
+        raise BadRecord("not_text", f"{_kind(value)} under '{key}'")
     return value
 
 
@@ -248,7 +262,7 @@ def _text(content: Any, what: str) -> str:
         if len(texts) == len(parts):
             return "".join(texts)
     if not isinstance(content, str):
-        raise BadRecord("not_text", f"{what} holds a {type(content).__name__} that is no text")
+        raise BadRecord("not_text", f"{what} holds {_kind(content)} that is no text")
     return content
 
 
@@ -274,10 +288,15 @@ def _tools_of(tools: Any) -> list[Any] | None:
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadRecord("not_text", f"'tools' is a {type(tools).__name__}, no list of objects")
+        raise BadRecord("not_text", f"'tools' is {_kind(tools)}, no list of objects")
     return tools
 
 
 def _keys(record: Mapping[str, Any]) -> str:
     names = ", ".join(" ".join(str(key).split())[:40] for key in list(record)[:12])
     return f"keys {names}" if names else "no keys"
+
+
+def _kind(value: Any) -> str:
+    """What a value of JSON is called."""
+    return KINDS.get(type(value), f"a {type(value).__name__}")

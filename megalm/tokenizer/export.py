@@ -63,7 +63,7 @@ def save_tokenizer(
     output.mkdir(parents=True, exist_ok=True)
     for name in (METADATA_NAME, *FILE_NAMES, TEMPLATE_NAME):
         (output / name).unlink(missing_ok=True)
-    named = _named(tokenizer)
+    named = named_tokens(tokenizer)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         atomic.write_text(output / TOKENIZER_NAME, tokenizer.content)
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -85,7 +85,7 @@ def save_tokenizer(
         atomic.write_text(output / TEMPLATE_NAME, chat_template)
 
 
-def _named(tokenizer: Tokenizer) -> dict[str, str]:
+def named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens that transformers has a name for; the end of a document is its `eos_token`."""
     specials = tokenizer.special_tokens
     found = {

@@ -12,6 +12,7 @@ from megalm.dataset.labels import label_counts
 from megalm.dataset.opening import blend_of
 from megalm.engine.base import MicroBatch
 from megalm.errors import UserError
+from megalm.generate.classify import run_sequence_head
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.tally import Tally
 
@@ -114,7 +115,7 @@ class ClassificationLoss:
 
     def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
         """The last stage's output is the logits (B, classes)."""
-        return sequence_head(model, microbatch)
+        return run_sequence_head(model, microbatch)
 
     def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:
         """Sum of weight x cross entropy."""
@@ -129,12 +130,6 @@ class ClassificationLoss:
         assert microbatch.classes_B is not None
         weights_C = torch.tensor(self.class_weights, dtype=torch.float64, device=counted_B.device)
         return weights_C[microbatch.classes_B.clamp(min=0)] * counted_B
-
-
-def sequence_head(model: nn.Module, microbatch: MicroBatch) -> Tensor:
-    """Run the model's stage up to its sequence head: on the last one its outputs (B, outputs)."""
-    types = {} if microbatch.token_types_BS is None else {"token_types_BS": microbatch.token_types_BS}
-    return model(microbatch.tokens_BS, microbatch.forward_state(), loss_mask=microbatch.loss_mask_BS, **types)
 
 
 def has_class(microbatch: MicroBatch) -> Tensor:

@@ -27,7 +27,7 @@ from megalm.train.teacher_cache import CachedStream, fill_cache, open_cache
 def open_samples(
     config: Config, sources: list[DataSource], tokenizer: Tokenizer | None
 ) -> TokenStream | PackStream | CachedStream:
-    """Open a blend as task `pretrain` does, samples to be trained on with the teacher's cached logits where they have them.
+    """Open the training's blend as task `pretrain` does, with the teacher's logits where the run has them in a cache.
 
     UserError where the teacher does not fit the run: its tokenizer, the layout, its positions.
     """
@@ -38,7 +38,7 @@ def open_samples(
         check_vocabulary(config, tokenizer, TEACHER, teacher)
         check_student(config, teacher)
     stream = open_windows(config, sources, tokenizer)
-    if settings.cache is None or sources is not config.data.train:
+    if settings.cache is None:
         return stream
     return CachedStream(stream, open_cache(config, stream.samples_in_budget))
 

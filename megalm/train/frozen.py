@@ -1,13 +1,12 @@
 """Models that are not trained beside the one that is, on the same ranks: teachers, references."""
 
 from pathlib import Path
-from typing import Literal
 
 from megalm.checkpoint import find_checkpoint, load_weights, read_config, tokenizer_of
 from megalm.config import Config
 from megalm.config.checks import check
-from megalm.config.offload import OffloadConfig
-from megalm.config.schema import RecomputeConfig
+from megalm.config.inference import Dtype, for_inference
+from megalm.config.schema import ParallelConfig
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.build import build_engine
 from megalm.engine.megatron import MegatronEngine
@@ -17,8 +16,6 @@ from megalm.parallel.layout import Layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.load import load_tokenizer
 
-Dtype = Literal["fp32", "bf16", "fp16", "fp64"]
-
 
 def frozen_config(run: Config, role: str, checkpoint: Path, dtype: Dtype | None) -> Config:
     """The configuration of the model in `checkpoint` as it computes for `run`: its own model, the run's samples and layout.
@@ -27,10 +24,10 @@ def frozen_config(run: Config, role: str, checkpoint: Path, dtype: Dtype | None)
     always runs on engine `megatron`, whole on each data-parallel rank. UserError, naming its `role`, where the layout does not
     divide it or its positions end before the run's samples.
     """
-    config = read_config(checkpoint)
-    if config.model.architecture != run.model.architecture:
+    stored = read_config(checkpoint)
+    if stored.model.architecture != run.model.architecture:
         raise UserError(
-            f"the {role} {checkpoint} is of model.architecture `{config.model.architecture}`, this run's model of "
+            f"the {role} {checkpoint} is of model.architecture `{stored.model.architecture}`, this run's model of "
             f"`{run.model.architecture}`: both must be of one"
         )
     parallel = run.parallel.model_dump(exclude={"pipeline_layers"}) | {
@@ -39,19 +36,10 @@ def frozen_config(run: Config, role: str, checkpoint: Path, dtype: Dtype | None)
         "account_for_embedding_in_pipeline_split": False,
         "account_for_loss_in_pipeline_split": False,
     }
-    if not config.model.moe.num_experts:
+    if not stored.model.moe.num_experts:
         parallel["expert_model_parallel_size"] = 1
-    config.parallel = type(run.parallel)(**parallel)
-    config.task = "pretrain"  # what it was trained for is past
-    config.batch = run.batch
-    config.engine = "megatron"
-    config.offload = OffloadConfig()
-    config.precision.fp8 = "none"
-    config.precision.dtype = dtype or run.precision.dtype
-    config.precision.grad_reduce_dtype = "fp32"
-    config.train.recompute = RecomputeConfig()
-    config.train.compile = "none"
-    config.data = run.data
+    config = for_inference(stored, ParallelConfig(**parallel), dtype or run.precision.dtype)
+    config.batch, config.data = run.batch, run.data
     config.model.make_vocab_size_divisible_by = run.model.make_vocab_size_divisible_by
     try:
         check(config)

@@ -1,26 +1,22 @@
 """The training loop: steps, validation, checkpoints, and what happens when the loss is not finite."""
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.checkpoint.read import shared_list
 from megalm.dataset.cursor import Cursor
-from megalm.engine.base import Engine, Loss, Metrics, MicroBatch
+from megalm.engine.base import Engine, Loss, Metrics
 from megalm.engine.parameter_groups import rates_by_name
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 from megalm.train.data import TrainingData, ValidationData
+from megalm.train.evaluation import Evaluation
 from megalm.train.selection import Selection
 from megalm.train.stop import StopRequest
-from megalm.train.tally import Tally, WithTally
 from megalm.train.tasks import Preparation
 
 logger = logging.getLogger(__name__)
@@ -41,17 +37,17 @@ class Loop:
         data: TrainingData,
         validation: ValidationData | None,
         callbacks: Sequence[Callback],
-        tally: Tally | None = None,
+        evaluation: Evaluation,
         prepare: Preparation | None = None,
     ) -> None:
         self.run = run
         self.config = run.config
         self.engine = engine
         self.loss = loss
-        self.validation_loss = loss if tally is None else WithTally(loss, tally)
         self.data = data
         self.validation = validation
         self.callbacks = callbacks
+        self.evaluation = evaluation
         self.prepare = prepare
         self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
         self.selection = Selection(run.config)
@@ -228,22 +224,11 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
-        batches = [self._evaluate(microbatches) for microbatches in self.validation]
-        total, weight = np.sum(batches, axis=0)
-        count = len(self.loss.parts) or 1
-        parts = (total[:count] / np.maximum(weight[:count], 1e-30)).tolist()
-        validation = Validation(
-            {"loss": sum(parts), "perplexity": math.exp(min(parts[0], 700.0))},
-            tally=total[count:] if len(total) > count else None,
-        )
+        values, tally = self.evaluation.measure(self.validation)
+        validation = Validation(values, tally=tally)
         for callback in self.callbacks:
             callback.on_validation(self.run, validation)
         return validation.values
-
-    def _evaluate(self, microbatches: list[MicroBatch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if self.prepare:
-            self.prepare(microbatches, training=False)
-        return self.engine.evaluate(microbatches, self.validation_loss)
 
     def _report_save(self, step: int) -> None:
         self._tell(f"checkpoint of step {step} saved")

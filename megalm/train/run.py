@@ -1,8 +1,6 @@
 """From a configuration to a finished run: directory, tokenizer, layout, engine, data, loop."""
 
-import hashlib
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +8,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-import megalm
 from megalm import atomic
 from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, newest_intact, read_config
 from megalm.checkpoint.directory import refuse_adapters
@@ -39,14 +36,15 @@ from megalm.train.callbacks.base import Run
 from megalm.train.callbacks.samples import answering
 from megalm.train.callbacks.sources import source_losses
 from megalm.train.data import TrainingData, ValidationData, open_stream, open_validation
+from megalm.train.evaluation import Evaluation
+from megalm.train.lineage import FILE_NAME as LINEAGE
+from megalm.train.lineage import compare_lineage, lineage_of, recorded_lineage
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
 from megalm.train.samples import open_prompts
 from megalm.train.sft import carry_template
 from megalm.train.student import take_teacher_layers
 from megalm.train.tasks import task_of
-
-logger = logging.getLogger(__name__)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -71,8 +69,8 @@ def main(config: Config) -> dict[str, Any]:
     directory = Path(config.run.dir)
     _check_directory(config, directory)
     _settle_base(config, directory)
-    before, lineage = _recorded_lineage(directory), _lineage(config, tokenizer)
-    notices = _compare_lineage(directory, before, lineage)
+    before, lineage = recorded_lineage(directory), lineage_of(config, tokenizer)
+    notices = compare_lineage(directory, before, lineage)
     if config.run.load and (config.lora.rank or not before):
         check_base_tokenizer(config, tokenizer)
     lineage["tokenizer"] = lineage["tokenizer"] or before.get("tokenizer")
@@ -91,12 +89,13 @@ def main(config: Config) -> dict[str, Any]:
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
         task = task_of(config)
         loss, tally = task.make_loss(config), task.tally(config) if task.tally else None
+        evaluation = Evaluation(engine, loss, tally, prepare)
         callbacks = [
-            *source_losses(engine, config, tokenizer, loss, prepare),
+            *source_losses(config, layout, tokenizer, evaluation),
             *answering(engine, config, tokenizer, prompts),
             *standard_callbacks(config),
         ]
-        loop = Loop(run, engine, loss, data, validation, callbacks, tally, prepare)
+        loop = Loop(run, engine, loss, data, validation, callbacks, evaluation, prepare)
         if checkpoint is not None:
             loop.resume(checkpoint)
             notices += _resumed(run)
@@ -124,6 +123,11 @@ def _check_budget(config: Config, samples: int | None) -> list[str]:
 
 def resolve(config: Config) -> tuple[Config, Tokenizer | None]:
     """Take the vocabulary from the tokenizer (else from the data) and refuse a configuration whose data do not fit it."""
+    if config.quantization.method != "none":
+        raise UserError(
+            f"quantization.method {config.quantization.method}: weights that are trained are not quantised; leave the section "
+            "out, for adapters on a quantised model set lora.quantize_base"
+        )
     if not config.data.train:
         raise UserError("data.train is empty: name token files, e.g. 'data.train=[{path: data/books_train}]'")
     if config.train.eval_interval and not config.data.valid:
@@ -156,10 +160,6 @@ def _sidecars(sources: list[DataSource]) -> dict[str, dict[str, Any]]:
     return {source.path: read_sidecar(source.path) or {} for source in sources}
 
 
-def _hashes(sources: list[DataSource]) -> dict[str, str | None]:
-    return {path: sidecar.get("bin_sha256") for path, sidecar in _sidecars(sources).items()}
-
-
 def _vocabulary_of(sidecars: dict[str, dict[str, Any]]) -> int:
     """Size of the vocabulary that the sources were made with, 0 where none records it; it must be one tokenizer's."""
     known = {path: sidecar for path, sidecar in sidecars.items() if "tokenizer_hash" in sidecar}
@@ -182,13 +182,18 @@ def _check_directory(config: Config, directory: Path) -> None:
         raise UserError(f"{directory} holds checkpoints and run.resume is `never`: choose another run.dir")
     if config.run.resume == "always" and not found:
         raise UserError(f"{directory} holds no checkpoint to resume from: check run.dir")
-    for path in reversed(found.values()):
+    if before := _config_before(directory):
+        _check_same_run(directory, before, config)
+
+
+def _config_before(directory: Path) -> Config | None:
+    """The configuration in the newest checkpoint of a run that can be read, None where there is none."""
+    for path in reversed(list_checkpoints(directory).values()):
         try:
-            before = read_config(path)
+            return read_config(path)
         except UserError:
             continue  # resuming will come to the one before it, too
-        _check_same_run(directory, before, config)
-        return
+    return None
 
 
 def _settle_base(config: Config, directory: Path) -> None:
@@ -198,13 +203,8 @@ def _settle_base(config: Config, directory: Path) -> None:
     """
     if not config.lora.rank:
         return
-    for path in reversed(list_checkpoints(directory).values()):
-        try:
-            config.run.load = read_config(path).run.load
-            return
-        except UserError:
-            continue  # resuming will come to the one before it, too
-    config.run.load = str(find_checkpoint(str(config.run.load)).resolve())
+    before = _config_before(directory)
+    config.run.load = before.run.load if before else str(find_checkpoint(str(config.run.load)).resolve())
 
 
 def _same_base(before: Config, now: Config) -> bool:
@@ -241,59 +241,12 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values["run.load"] = config.run.load
     else:
         values["lora.rank"] = 0
-    if config.task == "sft":
-        values |= {f"sft.{key}": value for key, value in config.sft.model_dump().items()}
-    if config.task == "classify":
-        values |= {f"classify.{key}": value for key, value in config.classify.model_dump().items()}
-    if config.task == "mlm":
-        values |= {f"mlm.{key}": value for key, value in config.mlm.model_dump().items()}
-    if config.task == "distill":
-        # a cache knows what it was made of
-        without = {"teacher", "cache"} if config.distill.cache else {"cache"}
-        values |= {f"distill.{key}": v for key, v in config.distill.model_dump(exclude=without).items()}
+    if config.task != "pretrain":
+        values |= {f"{config.task}.{key}": v for key, v in getattr(config, config.task).model_dump().items()}
+        values.pop("distill.cache", None)
+    if config.distill.cache:
+        values.pop("distill.teacher", None)  # a cache knows what it was made of
     return values
-
-
-def _recorded_lineage(directory: Path) -> dict[str, Any]:
-    """What the run in `directory` was made of, nothing where there is no run to go on with."""
-    path = directory / "lineage.json"
-    if not list_checkpoints(directory) or not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}): delete it to resume without comparing the data"
-        ) from None
-
-
-def _compare_lineage(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Refuse another tokenizer than the run began with; return what else differs, to be told."""
-    old, new = before.get("tokenizer"), now["tokenizer"]
-    if old and new and old != new:
-        raise UserError(
-            f"{directory} holds a run with the tokenizer {old}, this one has {new}: use {directory / 'tokenizer'} "
-            "or choose another run.dir"
-        )
-    before = {
-        "shares": now["shares"],
-        "validation": now["validation"],
-        **before,
-    }  # not in the records of earlier versions
-    if "data" not in before or _data_of(before) == _data_of(now):
-        return []
-    told = "the data are not those that this run was trained on before: the curve goes on with others"
-    if int(os.environ.get("RANK", 0)) == 0:
-        logger.warning("%s: %s (%s was %s)", directory, told, _data_of(now), _data_of(before))
-    return [told]
-
-
-def _data_of(lineage: dict[str, Any]) -> list[str]:
-    """Hashes of the token files in their order, wherever they lie now (the path of those without a record), and shares."""
-    training, validation = (
-        [digest or path for path, digest in lineage[part].items()] for part in ("data", "validation")
-    )
-    return [*training, f"shares {lineage['shares']}", *(f"validation {found}" for found in validation)]
 
 
 def _prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
@@ -305,7 +258,7 @@ def _prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
         if config.tokenizer.path:
             _copy_tokenizer(Path(config.tokenizer.path), directory / "tokenizer")
             carry_template(config, directory / "tokenizer")
-        atomic.write_text(directory / "lineage.json", json.dumps(lineage, indent=1))
+        atomic.write_text(directory / LINEAGE, json.dumps(lineage, indent=1))
     dist.barrier()
 
 
@@ -315,27 +268,6 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in tokenizer_files(source):
         shutil.copyfile(file, target / file.name)
-
-
-def _lineage(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Hashes of what the run is made of, and each training source's share in the blend."""
-    resolved = json.dumps(config.model_dump(), sort_keys=True)
-    return {
-        "megalm": megalm.__version__,
-        "config": hashlib.sha256(resolved.encode()).hexdigest(),
-        "tokenizer": tokenizer.hash if tokenizer else None,
-        "data": _hashes(config.data.train),
-        "validation": _hashes(config.data.valid),
-        "shares": _shares(config.data.train),
-        "parent": config.run.load,
-    }
-
-
-def _shares(sources: list[DataSource]) -> list[Any]:
-    """Each source's weight as a part of all, or its budget."""
-    weights = [1.0 if source.weight is None else source.weight for source in sources]
-    budgets = [source.model_dump(include={"tokens", "epochs"}, exclude_none=True) for source in sources]
-    return budgets if any(budgets) else [weight / sum(weights) for weight in weights]
 
 
 def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from megalm.config.schema import Config
-from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
+from megalm.generate.chat import trained_template
 from megalm.generate.decode import context_length
 from megalm.generate.request import GenerationOptions
 from megalm.tokenizer import Tokenizer
-from megalm.tokenizer.chat import ChatTemplate, load_chat_template
+from megalm.tokenizer.chat import ChatTemplate
+from megalm.tokenizer.conversations import BadRecord, ChatShape, conversation_of
 
 Messages = list[dict[str, Any]]
 
@@ -62,13 +63,13 @@ def open_prompts(config: Config, tokenizer: Tokenizer) -> Prompts:
     if missing := next((prompt.where for prompt in asked if not prompt.references), None):
         _refuse_metrics(config, missing)
     is_chat = [config.task == "sft" or not isinstance(prompt.content, str) for prompt in asked]
-    template = _template(config, tokenizer) if any(is_chat) else None
+    template = trained_template(config, tokenizer, config.samples.chat_template) if any(is_chat) else None
     encoded = [
         _encode(prompt, template if chat else None, tokenizer)
         for prompt, chat in zip(asked, is_chat, strict=True)
     ]
     kept, notices = _fitting(config, encoded, [prompt.where for prompt in asked])
-    stop = [*samples.stop, *(_end_of_turn(template, tokenizer) if template else [])]
+    stop = [*samples.stop, *(template.end_of_turn() if template else [])]
     options = GenerationOptions(
         max_new_tokens=samples.max_new_tokens,
         temperature=samples.temperature or 1.0,
@@ -109,6 +110,8 @@ def _parse(value: Any, where: str) -> _Asked:
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise UserError(f"{where}: `reference` is {references!r}; give a text or several")
     content = _first(value, _PROMPT_KEYS)
+    if content is None:
+        content = _conversation(value)
     if isinstance(content, list) and content:
         _check_messages(content, where)
         if content[-1]["role"] == "assistant":
@@ -122,6 +125,14 @@ def _parse(value: Any, where: str) -> _Asked:
 
 def _first(value: dict[str, Any], keys: tuple[str, ...]) -> Any:
     return next((value[key] for key in keys if key in value), None)
+
+
+def _conversation(value: dict[str, Any]) -> Messages | None:
+    """The messages of a record in another of the shapes of instruction data: Alpaca, ShareGPT."""
+    try:
+        return conversation_of(value, ChatShape()).messages
+    except BadRecord:
+        return None
 
 
 def _check_messages(messages: list[Any], where: str) -> None:
@@ -139,17 +150,6 @@ def _refuse_metrics(config: Config, where: str) -> None:
         )
 
 
-def _template(config: Config, tokenizer: Tokenizer) -> ChatTemplate:
-    """The template that `samples` names, else that of the training data, else the tokenizer's own."""
-    path, given = config.tokenizer.path, config.samples.chat_template
-    assert path is not None
-    for source in config.data.train:
-        chat = (read_sidecar(source.path) or {}).get("chat")
-        if chat and not given:
-            return ChatTemplate(chat["template"], tokenizer, chat["variables"], chat["template_name"])
-    return load_chat_template(given or path, tokenizer, config=path)
-
-
 def _encode(prompt: _Asked, template: ChatTemplate | None, tokenizer: Tokenizer) -> Prompt:
     content = prompt.content
     if template is None:
@@ -162,17 +162,6 @@ def _encode(prompt: _Asked, template: ChatTemplate | None, tokenizer: Tokenizer)
     except UserError as error:
         raise UserError(f"{prompt.where}: {error}") from None
     return Prompt(encoded.text, encoded.ids, prompt.references)
-
-
-def _end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> list[str]:
-    """The special token with which the template ends what the assistant says, unless it ends documents as well."""
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    encoded = template.encode(chat)
-    said = [token for token, counts in zip(encoded.ids, encoded.loss_mask, strict=True) if counts]
-    special = {
-        number: text for text, number in tokenizer.special_tokens.items() if number != tokenizer.eod_id
-    }
-    return [special[said[-1]]] if said and said[-1] in special else []
 
 
 def _fitting(config: Config, prompts: list[Prompt], where: Iterable[str]) -> tuple[list[Prompt], list[str]]:

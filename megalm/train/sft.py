@@ -52,7 +52,8 @@ def template_of(config: Config) -> dict[str, str] | None:
     own = stored_template(config.tokenizer.path) if config.tokenizer.path else None
     if own is None and set(template) != {"default"}:
         raise UserError(
-            f"{path} was made with the chat templates {', '.join(template)} of another tokenizer: set tokenizer.path to that one"
+            f"{path} was made with the chat templates {', '.join(template)} of another tokenizer: set tokenizer.path to "
+            "that one"
         )
     of_run = Path(config.run.dir) / "tokenizer"
     written = stored_template(of_run) if of_run.exists() else None

@@ -78,7 +78,7 @@ TASKS = {
         complete=complete,
         tally=confusion_tally,
     ),
-    "distill": Task(("gpt",), open_samples, DistillationLoss, prepare=prepare),
+    "distill": Task(("gpt",), open_samples, DistillationLoss, open_validation=open_windows, prepare=prepare),
 }
 
 

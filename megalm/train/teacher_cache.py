@@ -90,7 +90,7 @@ class TeacherCache:
             except (OSError, ValueError) as error:
                 raise UserError(f"{path} is damaged ({error}): delete it to have it written again") from None
             expected = (self.rows(number), self.seq_length, self.top_k)
-            if content.shape[1:] != expected[1:] or content.dtype != self.dtype:
+            if content.shape != expected or content.dtype != self.dtype:
                 raise UserError(
                     f"{path} holds {content.shape} of {content.dtype}, expected {expected} of {self.dtype}: delete it to "
                     "have it written again"
@@ -134,6 +134,7 @@ def open_cache(config: Config, samples_in_budget: int | None) -> TeacherCache:
     # as many steps more as rollbacks may pass over
     spare = config.train.max_nonfinite_steps * config.train.max_rollbacks
     samples = (config.train.steps + spare) * config.batch.global_batch_size
+    samples += -samples % SAMPLES_A_FILE  # the last file serves a longer run, too
     if samples_in_budget is not None:
         samples = min(samples, samples_in_budget)
     folder, made_of = Path(settings.cache), _made_of(config)

@@ -1,6 +1,7 @@
 """From a tree of source code and a base model to an adapted one, in one process; the same call again does nothing twice."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import pytest
 import yaml
 
 from megalm import cli
+from megalm.adapt.data import general_blends
+from megalm.adapt.recipe import load_adapt_recipe
 from megalm.adapt.run import main
+from megalm.checkpoint.directory import write_manifest
 from megalm.cli_adapt import adapt
-from megalm.config import load_config
+from megalm.config import dump_config, load_config, parse_config
 from megalm.dataset import build_dataset
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
@@ -95,12 +99,38 @@ def test_the_command_can_stop_before_the_training_and_refuses_to_be_a_rank(
     config = load_config(tmp_path / "train.yaml")
     assert [Path(source.path).name for source in config.data.train] == ["domain_train", "text_train"]
     assert config.run.load and not (tmp_path / "run").exists()
+    assert cli.main(["adapt", RECIPE, str(base / "run"), "replay=0.1"]) == 2
+    assert "no files of the domain given" in capsys.readouterr().err
+    other = ["adapt", RECIPE, str(base / "run"), str(base / "code" / "part0"), "--output", str(tmp_path)]
+    assert cli.main([*other, *SMALL, "fim_rate=0", "--workers", "1", "--prepare"]) == 2
+    assert "other files or another recipe need another --output" in capsys.readouterr().err
+    few = [*other[:-1], str(tmp_path / "few"), *SMALL, "fim_rate=0", "--workers", "1", "--prepare"]
+    assert cli.main([*few, "splits=99,1,0"]) == 2
+    assert "splits 99,1,0 left no document for valid" in capsys.readouterr().err
+    assert cli.main([*few, "splits=60,40,0"]) == 0
+    capsys.readouterr()
     assert cli.main([*command, "replay=2"]) == 2
     assert "`replay` = 2" in capsys.readouterr().err
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "0")
     with pytest.raises(UserError, match="starts its own processes"):
         adapt(RECIPE, "base", ["file"])
+
+
+def test_sources_that_the_base_took_by_budgets_are_replayed_in_proportion_to_these(base: Path) -> None:
+    paths = [str(base / name) for name in ("text_train", "text_valid")]
+    sizes = [(read_sidecar(path) or {})["tokens"] for path in paths]
+    budgets: list[tuple[dict[str, float], list[float]]] = [
+        ({"epochs": 2}, [2 * size for size in sizes]),
+        ({"tokens": 99}, [99, 99]),
+        ({"weight": 3}, [3, 3]),
+        ({}, [1, 1]),
+    ]
+    for budget, weights in budgets:
+        sources = [{"path": path, **budget} for path in paths]
+        config = parse_config({"data": {"train": sources, "valid": sources[:1]}})
+        found, guarded = general_blends(config, [], base, base, load_adapt_recipe(RECIPE)[0])
+        assert [source["weight"] for source in found] == weights and guarded == [{"path": paths[0]}]
 
 
 def test_replay_without_general_text_is_refused_before_anything_is_made(base: Path, tmp_path: Path) -> None:
@@ -111,3 +141,26 @@ def test_replay_without_general_text_is_refused_before_anything_is_made(base: Pa
     finally:
         (base / "gone.idx").rename(base / "text_train.idx")
     assert not (tmp_path / "out").exists()
+
+
+def test_filling_in_the_middle_without_its_tokens_is_refused_before_anything_is_made(
+    base: Path, tmp_path: Path
+) -> None:
+    (base / "run" / "tokenizer").rename(base / "kept")
+    try:
+        train_bpe([base / "text.jsonl"], 290, base / "run" / "tokenizer")
+        with pytest.raises(RankError, match="tokens such as .* lacks: give fim_rate=0"):
+            run_distributed(_adapt, 1, base, tmp_path / "out")
+    finally:
+        shutil.rmtree(base / "run" / "tokenizer")
+        (base / "kept").rename(base / "run" / "tokenizer")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_predicts_no_next_tokens_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    (base / "tensors").mkdir(parents=True)
+    dump_config(parse_config({"task": "mlm", "model": {"architecture": "bert"}}), base / "config.yaml")
+    write_manifest(base, {})
+    with pytest.raises(UserError, match="base predicts no next tokens"):
+        main(RECIPE, str(base), ["file"], str(tmp_path / "out"))

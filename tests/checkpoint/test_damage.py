@@ -139,7 +139,7 @@ def test_weights_of_a_damaged_checkpoint_are_not_loaded(tmp_path: Path, data: Pa
     ("override", "message"),
     [
         ("model.vocab_size=300", "vocabulary 509, this one has 300"),
-        ("model.hidden_size=32", "has shape"),
+        ("model.hidden_size=32", "it is another model; take the section `model` of"),
         ("model.num_layers=4", "has shape"),
         ("model.position_embedding=learned", "no tensor embedding.position_embeddings.weight"),
     ],

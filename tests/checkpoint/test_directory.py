@@ -17,6 +17,7 @@ from megalm.checkpoint.directory import (
     read_config,
     read_state,
     set_aside,
+    tokenizer_of,
     verify,
     write_manifest,
 )
@@ -54,13 +55,29 @@ def test_a_checkpoint_is_found_by_its_path_its_run_and_its_step(tmp_path: Path) 
     first, second = make_checkpoint(tmp_path, 1), make_checkpoint(tmp_path, 2)
     assert find_checkpoint(tmp_path) == find_checkpoint(str(second)) == second
     assert find_checkpoint(tmp_path, step=1) == first
+    with pytest.raises(UserError, match="is one checkpoint, and a step chooses among those of a run"):
+        find_checkpoint(first, "best")
     assert read_state(first) == {"step": 1} and read_config(first) == Config()
+
+
+def test_a_tokenizer_lies_beside_a_converted_model_or_in_the_run(tmp_path: Path) -> None:
+    """What lies above a converted model is of something else."""
+    of_run = make_checkpoint(tmp_path, 1)
+    (tmp_path / "tokenizer").mkdir()
+    assert tokenizer_of(of_run, Config()) == tmp_path / "tokenizer"
+    alone = tmp_path / "models" / "alone"
+    alone.parent.mkdir()
+    of_run.rename(alone)
+    assert tokenizer_of(alone, Config()) is None
+    (alone / "tokenizer").mkdir()
+    assert tokenizer_of(alone, Config()) == alone / "tokenizer"
 
 
 @pytest.mark.parametrize(
     ("path", "step", "message"),
     [
         ("absent", None, "no such run"),
+        ("hub", None, "is a model of Hugging Face's: convert it first, megalm convert .*hub DEST"),
         (".", None, "neither a checkpoint .* nor a run directory"),
         ("run", 7, "no checkpoint of step 7; there are 1, 2"),
     ],
@@ -70,6 +87,8 @@ def test_what_is_no_checkpoint_is_explained(
 ) -> None:
     for made in (1, 2):
         make_checkpoint(tmp_path / "run", made)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")
     with pytest.raises(UserError, match=message):
         find_checkpoint(tmp_path / path, step)
 

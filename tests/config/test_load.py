@@ -36,6 +36,17 @@ def test_wrong_value_names_field_and_value():
     assert "model.num_layers" in text and "many" in text
 
 
+def test_a_field_of_several_kinds_says_all_of_them_under_its_own_name():
+    with pytest.raises(
+        UserError, match=r"`classify.class_weights` = 'foo': input should be 'balanced' or a valid dict"
+    ):
+        parse_config({"classify": {"class_weights": "foo"}})
+    with pytest.raises(
+        UserError, match=r"`samples.prompts` = 5: input should be a valid string or a valid list"
+    ):
+        parse_config({"samples": {"prompts": 5}})
+
+
 def test_mistake_of_an_override_is_not_blamed_on_the_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("model: {num_layers: 2}\n")

@@ -31,7 +31,9 @@ def tokens(seed: int = 0) -> Tensor:
     return torch.randint(VOCABULARY, (2, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
 
 
-def train_adapters(base: Path, run_directory: Path, layout: dict[str, int], lora: dict[str, Any]) -> None:
+def train_adapters(
+    base: Path, run_directory: Path, layout: dict[str, int], lora: dict[str, Any], dtype: str = "fp32"
+) -> None:
     """Two steps, large enough to show, then a checkpoint."""
     model = read_config(base).model.model_dump()
     config = parse_config(
@@ -41,6 +43,7 @@ def train_adapters(base: Path, run_directory: Path, layout: dict[str, int], lora
             "lora": {"rank": 4, "alpha": 12, **lora},
             "batch": {"seq_length": LENGTH, "micro_batch_size": 2, "global_batch_size": 2},
             "parallel": layout,
+            "precision": {"dtype": dtype},
         }
     )
     engine = build_engine(config, create_layout(config.parallel))
@@ -123,6 +126,25 @@ def test_merged_logits_are_those_beside_the_quantised_base(form: str, tmp_path: 
     torch.testing.assert_close(hub_logits(tmp_path / "merged"), expected, rtol=0, atol=2e-5)
     convert(tmp_path / "run", tmp_path / "peft", to="peft", like=hub)
     assert float((hub_logits(hub, tmp_path / "peft") - expected).abs().max()) > 1e-3
+
+
+def test_what_runs_in_bf16_wrote_is_compared_in_its_own_precision(tmp_path: Path) -> None:
+    """Their optimizer keeps the weights in fp32, too, and merging rounds once more: neither is a wrong conversion."""
+    convert(save("llama3", tmp_path / "hf"), tmp_path / "base", compare=False)
+    run_distributed(train_adapters, 1, tmp_path / "base", tmp_path / "run", {}, {"rank": 0}, "bf16")
+    base = find_checkpoint(tmp_path / "run")
+    run_distributed(train_adapters, 1, base, tmp_path / "lora", {}, {}, "bf16")
+    assert convert(tmp_path / "run", tmp_path / "hub")["difference"] <= 1e-5
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("run", {"dtype": "fp16"}),
+        ("run", {"dtype": "fp32"}),
+        ("run", {"to": "megatron-lm"}),
+        ("lora", {}),
+        ("lora", {"to": "megatron-lm"}),
+        ("lora", {"to": "peft", "like": tmp_path / "hub"}),
+    ]
+    for number, (run, options) in enumerate(asked):
+        assert convert(tmp_path / run, tmp_path / f"out{number}", **options)["difference"] <= 1e-5, options
 
 
 def test_base_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megalm.checkpoint import find_checkpoint, load_weights, read_config
+from megalm.checkpoint.directory import write_manifest
 from megalm.checkpoint.write import CheckpointWriter
 from megalm.convert.run import convert
 from megalm.engine.build import build_engine
@@ -19,6 +20,7 @@ from megalm.generate.request import ModelRequest
 from megalm.parallel.layout import create_layout
 from megalm.testing import run_distributed
 from megalm.tokenizer import load_tokenizer
+from megalm.tokenizer.training.train import train_tokenizer
 from tests.convert.hub import MODELS, VOCABULARY, make, save
 
 
@@ -85,6 +87,26 @@ def test_bf16_stays_and_other_formats_are_made_on_demand(tmp_path: Path) -> None
     for name, tensor in tensors_in(tmp_path / "wide").items():
         assert torch.equal(tensor, tensors_in(source)[name].float())
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_logits_are_compared_in_the_format_asked_for(tmp_path: Path) -> None:
+    convert(save("mixtral", tmp_path / "hf"), tmp_path / "ours", compare=False)
+    assert convert(tmp_path / "ours", tmp_path / "narrow", dtype="bf16")["difference"] <= 1e-5
+
+
+def test_transformers_is_told_where_a_text_ends(tmp_path: Path) -> None:
+    """A tokenizer of ours says it in its own file; config.json's default for a LLaMA is another token."""
+    convert(save("llama3", tmp_path / "hf"), tmp_path / "ours", compare=False)
+    (tmp_path / "ours" / "hugging_face" / "config.json").unlink()  # as of a run that began here
+    (tmp_path / "ours" / "manifest.json").unlink()
+    write_manifest(tmp_path / "ours", {})
+    (tmp_path / "a.txt").write_text("one text of some words\n")
+    train_tokenizer([tmp_path / "a.txt"], tmp_path / "ours" / "tokenizer", "character")
+    convert(tmp_path / "ours", tmp_path / "back", compare=False)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "back"), load_tokenizer(tmp_path / "back")
+    assert theirs.eos_token_id == ours.eod_id
+    assert theirs("words of text")["input_ids"] == ours.encode("words of text")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["eos_token_id"] == ours.eod_id
 
 
 def test_files_of_bounded_size_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

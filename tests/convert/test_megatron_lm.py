@@ -19,6 +19,7 @@ from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.parallel.layout import Layout, create_layout
 from megalm.testing import run_distributed
+from megalm.tokenizer.training.train import train_tokenizer
 from tests.convert.hub import VOCABULARY, save
 
 PADDED, LENGTH = 136, 24
@@ -278,7 +279,7 @@ def test_comparing_finds_other_weights_and_other_arguments(tmp_path: Path) -> No
             compare_with_library(tmp_path / "ours", {**args, **changed}, source, model)
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_one_line_and_the_tokenizer_comes_back(tmp_path: Path) -> None:
     source = save("llama3", tmp_path / "hf")
     convert(source, tmp_path / "ours", compare=False)
     for arguments, said in (
@@ -286,8 +287,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ({"to": "megalm"}, "is in the form megalm already"),
         ({"to": "hf", "dtype": "int8"}, "--dtype 'int8' is unknown"),
         ({"to": "hf", "tensor_ranks": 2}, "--tensor-ranks does nothing in a conversion from megalm to hf"),
-        ({"to": "megatron-lm", "tensor_ranks": 3}, "num_attention_heads 4 cannot be cut into 3"),
-        ({"to": "megatron-lm", "pipeline_ranks": 3}, "2 layers cannot be cut into 3"),
+        ({"to": "megatron-lm", "tensor_ranks": 3}, "num_attention_heads 4 is not a multiple"),
+        ({"to": "megatron-lm", "pipeline_ranks": 3}, "num_layers 2 is not a multiple"),
         ({"to": "megatron-lm", "transformer_impl": "te"}, "--transformer-impl 'te' is unknown"),
         ({"to": "hf", "family": "gpt2"}, "a model of gpt2 has no activation swiglu"),
     ):
@@ -295,7 +296,13 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
             convert(tmp_path / "ours", tmp_path / "out", **arguments)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="convert it to megalm first"):
         convert(source, tmp_path / "out", to="megatron-lm")
+    (tmp_path / "a.txt").write_text("some words")
+    train_tokenizer([tmp_path / "a.txt"], tmp_path / "ours" / "tokenizer", "character")
     convert(tmp_path / "ours", tmp_path / "theirs", to="megatron-lm", tensor_ranks=2)
+    convert(tmp_path / "theirs", tmp_path / "again", compare=False)
+    assert (tmp_path / "again" / "tokenizer" / "tokenizer.json").is_file()
+    with pytest.raises(UserError, match="absent: no such tokenizer"):
+        convert(tmp_path / "theirs", tmp_path / "out", tokenizer=tmp_path / "absent")
     (tmp_path / "theirs" / "release" / "mp_rank_01" / "model_optim_rng.pt").write_bytes(b"PK")
     with pytest.raises(UserError, match="mp_rank_01/model_optim_rng.pt: not a rank's file"):
         convert(tmp_path / "theirs", tmp_path / "out")

@@ -11,13 +11,14 @@ from typer.testing import CliRunner
 from megalm.cli import app
 from megalm.dataset import IndexedDataset, merge, verify
 from megalm.dataset import build as building
-from megalm.dataset.chat import without_oldest
+from megalm.dataset.chat import ChatFile, ChatSettings, without_oldest
 from megalm.dataset.plan import Plan
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 from megalm.tasks import run_tasks
 from megalm.tokenizer.chat import BUNDLED
 from megalm.tokenizer.conversations import Conversation
+from megalm.tokenizer.load import load_tokenizer
 from tests.chats import build_chats, make_chats, make_tokenizer, write_chats
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -180,6 +181,17 @@ def test_every_bad_record_is_counted_by_its_reason_and_named(tokenizer, tmp_path
         build_chats([path], tokenizer, tmp_path / "none", max_rejected=1)
 
 
+def test_a_sample_without_a_label_that_counts_is_left_out(tokenizer, tmp_path):
+    """The first token is the label of none."""
+    answer = "{% generation %}{{ messages[1].content }}{% endgeneration %}"
+    templates = {"{{ messages[0].content }}": 0, answer: 0, "{{ messages[0].content }}" + answer: 1}
+    path = write_records(tmp_path / "a.jsonl", [{"messages": TURNS}])
+    for source, count in templates.items():
+        file = ChatFile(path, ChatSettings({"default": source}, "t", "t", {}), load_tokenizer(tokenizer))
+        assert len(list(file.samples())) == count
+        assert [note.reason for note in file.notes] == ["nothing_counts"] * (1 - count)
+
+
 def test_a_sample_that_is_cut_keeps_its_beginning_unless_no_answer_is_in_it(tokenizer, tmp_path):
     chats = [
         [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "dog " * 50}],
@@ -225,6 +237,12 @@ def test_the_command_says_what_was_left_out_and_refuses_options_without_chat(tok
     assert isinstance(result.exception, UserError) and "--train-on is for conversations" in str(
         result.exception
     )
+    for more, said in (
+        (["--sample-by", "line"], "--sample-by does nothing with --chat"),
+        (["--too-long", "cut"], "too_long 'cut' needs max_length"),
+    ):
+        result = CliRunner().invoke(app, [*arguments, *rest, *more])
+        assert isinstance(result.exception, UserError) and said in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--chat", "auto"])
     assert isinstance(result.exception, UserError) and "has no chat template" in str(result.exception)
 

@@ -7,7 +7,7 @@ import pytest
 
 from megalm.dataset.framing import Framing
 from megalm.dataset.label_stream import EveryDocument, LabelStream
-from megalm.dataset.labelled import build_labelled
+from megalm.dataset.labelled import Columns, build_labelled
 from megalm.tokenizer import load_tokenizer
 from tests.bert_text import WORDS, write_bert_data
 
@@ -32,6 +32,8 @@ def test_long_texts_lose_what_is_not_kept(keep: str, kept: list[int]) -> None:
     assert found.tolist() == [CLS, *kept, SEP]
     (found,) = framing(encoder=False, length=7, keep=keep).frame([ids(1, 10)])
     assert found.tolist() == [*kept, SEP]
+    (found,) = framing(encoder=False, length=4, keep="both").frame([ids(1, 10)])
+    assert found.tolist() == [1, 2, 10, SEP], "of an odd number of places the start has one more"
     assert framing().is_long([ids(1, 7)]) and not framing().is_long([ids(1, 6)])
 
 
@@ -87,3 +89,17 @@ def test_streams_give_each_document_once_with_its_class(tmp_path: Path) -> None:
         tuple(row) for row in batch.tokens_BS[:size].tolist()
     }
     assert first.tokens_BS.tolist() != batch.tokens_BS[:size].tolist()
+
+
+@pytest.mark.parametrize(("pair", "long"), [(None, 4), ("other", 6)], ids=["texts", "pairs"])
+def test_how_many_documents_are_cut_is_told(tmp_path: Path, pair: str | None, long: int) -> None:
+    """Of 1 to 10 words; beside a pair's other word and another [SEP] there is room for one less each."""
+    write_bert_data(tmp_path)
+    lines = [f"{'ab'[n % 2]}\t{' '.join(WORDS[:1] * n)}\t{WORDS[1]}" for n in range(1, 11)]
+    (tmp_path / "rows.tsv").write_text("\n".join(["label\ttext\tother", *lines]) + "\n")
+    columns = Columns(pair=pair)
+    build_labelled(
+        [tmp_path / "rows.tsv"], tmp_path / "vocab.txt", tmp_path / "rows", columns, splits="100,0,0"
+    )
+    stream = LabelStream([(tmp_path / "rows_train", 1.0)], 1, framing(), ["a", "b"])
+    assert f"10 documents, {long} of them longer than a sample of 8 tokens" in stream.describe()[0]

@@ -59,6 +59,10 @@ def test_every_class_has_its_share_in_every_split_and_no_text_is_in_two(tmp_path
         {"false": 16, "true": 4},
     ]
     assert len({sample.texts for part in parts for sample in part}) == 100
+    # shares of a few are rounded to whole texts: 5.6 and 0.7 of seven
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows[1:5] + rows[6:9]))
+    assert [len(part) for part in labelled_splits([few], splits="80,10,10")[0]] == [6, 0, 1]
     # not by the rows' order
     file.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
     assert labelled_splits([file], splits="60,20,20")[0] == parts

@@ -157,10 +157,15 @@ def test_what_cannot_be_packed_is_named(prefix, write_dataset):
         PackStream([(prefix, 1)], 0, seed=0)
 
 
-def test_the_share_of_padding_is_told(prefix):
+def test_the_share_of_padding_and_what_is_cut_are_told(prefix):
     stream = PackStream([(prefix, 1)], 16, seed=3)
     (told,) = stream.describe()
+    long = sum(length > 17 for length in LENGTHS)
     padding = 1 - (sum(LENGTHS) - sum(length > 0 for length in LENGTHS)) / (16 * stream.windows[0])
     assert told == f"{prefix}: {stream.windows[0]} packs of 16 tokens, {100 * padding:.2f}% padding, " + (
-        "2 of 16 documents left out"
+        f"2 of 16 documents left out, {long} cut into several"
     )
+    (told,) = PackStream([(prefix, 1)], 16, seed=3, long_documents="truncate", one_document=True).describe()
+    assert told.endswith(f"2 of 16 documents left out, {long} without their end")
+    (told,) = PackStream([(prefix, 1)], 16, seed=3, long_documents="drop").describe()
+    assert told.endswith(f"{2 + long} of 16 documents left out")

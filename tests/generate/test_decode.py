@@ -1,4 +1,4 @@
-"""Generation gives the same tokens with and without the cache, in any batch and under every layout."""
+"""Generation gives what the training model's forward pass gives, in any batch and under every layout."""
 
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,23 @@ def greedy(model: str) -> list[list[int]]:
     return found
 
 
-def test_greedy_without_cache_is_the_same(model: str, greedy: list[list[int]]) -> None:
-    assert in_one_process(model, cache=False) == greedy
+def by_whole_passes(model: str) -> list[list[int]]:
+    """Greedy continuations by the training model's own forward pass over the whole text, again for each token."""
+    network = make_generator(model).chunks[0].eval()
+    texts = []
+    for prompt in PROMPTS:
+        text = list(prompt)
+        for _ in range(20):
+            with torch.no_grad():
+                text.append(network(torch.tensor([text]))[0, -1].argmax().item())
+        texts.append(text[len(prompt) :])
+    return texts
+
+
+def test_greedy_equals_whole_forward_passes_of_the_training_model(
+    model: str, greedy: list[list[int]]
+) -> None:
+    assert run_distributed(by_whole_passes, 1, model)[0] == greedy
 
 
 def test_prompts_alone_give_what_they_give_in_a_batch(model: str, greedy: list[list[int]]) -> None:
@@ -79,12 +94,11 @@ def test_prompts_alone_give_what_they_give_in_a_batch(model: str, greedy: list[l
     assert alone == greedy
 
 
-@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("parallel", [TP2, PP2])
 def test_greedy_under_two_ranks_is_the_same_on_each(
-    model: str, greedy: list[list[int]], parallel: str, cache: bool
+    model: str, greedy: list[list[int]], parallel: str
 ) -> None:
-    assert run_distributed(tokens, 2, model, (parallel,), {"cache": cache}, PROMPTS) == [greedy] * 2
+    assert run_distributed(tokens, 2, model, (parallel,), {}, PROMPTS) == [greedy] * 2
 
 
 def test_greedy_under_tp2_pp2_is_the_same_on_each(model: str, greedy: list[list[int]]) -> None:
@@ -129,32 +143,26 @@ def test_equal_prompts_are_sampled_apart() -> None:
 
 
 @in_world(1)
-@pytest.mark.parametrize("pass_tokens", [8192, 8])
+@pytest.mark.parametrize("prompt_tokens", [1024, 8])
 @pytest.mark.parametrize("name", MODELS)
-def test_cached_logits_of_one_token_a_pass_equal_the_full_forward(name: str, pass_tokens: int) -> None:
-    from megalm.generate.forward import NextToken
-
-    generator = make_generator(name, "precision.dtype=fp32", "model.init_method_std=0.05")
+def test_logprobs_are_those_of_the_training_model(name: str, prompt_tokens: int) -> None:
+    """Of sampled texts of unlike lengths, whose prompts are read in one pass or in several, beside texts that grow."""
+    generator = make_generator(
+        name, "precision.dtype=fp32", "model.init_method_std=0.05", prompt_tokens=prompt_tokens
+    )
     network = generator.chunks[0].eval()
-    tokens_BS = torch.randint(VOCABULARY, (3, 30), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        full_BSV = network(tokens_BS)
-        cached = NextToken([network], generator.layout, 5, 30, cache=True, pass_tokens=pass_tokens)
-        widths: list[int] = []
-        network.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
-        lengths, slots = [9, 4, 21], [4, 0, 2]
-        while lengths:
-            sequences = [
-                tokens_BS[slot // 2, :length].tolist() for slot, length in zip(slots, lengths, strict=True)
-            ]
-            logits_BV = cached.logits(sequences, slots)
-            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
-                torch.testing.assert_close(logits_BV[row], full_BSV[slot // 2, length - 1], rtol=0, atol=1e-5)
-            left = [(slot, length + 1) for slot, length in zip(slots, lengths, strict=True) if length < 30]
-            slots, lengths = [slot for slot, _ in left], [length for _, length in left]
-    prompt_passes = 1 if pass_tokens > 3 * 21 else 11  # two tokens of each of three rows
-    assert max(widths[:prompt_passes]) > 1
-    assert widths[prompt_passes:] == [1] * (30 - 4)
+    options = GenerationOptions(max_new_tokens=20, logprobs=2, temperature=2.0, top_k=50)
+    rows = generator.generate(PROMPTS, options)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        whole = torch.tensor([prompt + row.tokens])
+        with torch.no_grad():
+            logprobs_SV = network(whole)[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+        expected = logprobs_SV.gather(-1, torch.tensor(row.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(row.logprobs).double(), expected, rtol=0, atol=1e-5)
+        likeliest = logprobs_SV.topk(2)
+        for place, top in enumerate(row.top_logprobs):
+            assert list(top) == likeliest.indices[place].tolist()
+            assert list(top.values()) == pytest.approx(likeliest.values[place].tolist(), abs=1e-5)
 
 
 @in_world(1)
@@ -206,7 +214,7 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @in_world(1)
 def test_rows_that_end_leave_the_batch_and_the_others_go_on(tokenizer_path: str) -> None:
-    from megalm.generate.forward import NextToken
+    from megalm.generate.forward import Network
     from megalm.tokenizer import load_tokenizer
 
     options = GenerationOptions(greedy=True, max_new_tokens=20)
@@ -219,17 +227,17 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on(tokenizer_path: str)
     # a token of the first text becomes the one that ends documents
     last = free[0].tokens[6]
     sizes = []
-    original = NextToken.logits
-    NextToken.logits = lambda self, sequences, slots: (
-        sizes.append(len(slots)),
-        original(self, sequences, slots),
+    original = Network.run
+    Network.run = lambda self, pass_, cache, wanted: (
+        sizes.append(len(wanted)),
+        original(self, pass_, cache, wanted),
     )[1]
     try:
         name = plain.tokenizer._backend.id_to_token(last)
         ending = make_generator("rope", tokenizer=load_tokenizer(tokenizer_path + "/tokenizer.json", name))
         rows = ending.generate(PROMPTS[:3], options)
     finally:
-        NextToken.logits = original
+        Network.run = original
     for row, whole in zip(rows, free, strict=True):
         end = whole.tokens.index(last) + 1 if last in whole.tokens else 20
         assert row.tokens == whole.tokens[:end]
@@ -266,6 +274,37 @@ def test_stop_strings_end_the_text_on_every_rank(tokenizer_path: str, overrides:
         assert text == whole[: whole.index(middle)] == pieces
         assert reason == "stop"
         assert count < 20
+
+
+@in_world(1)
+def test_beams_end_at_stop_strings_and_at_the_end_of_a_document(tokenizer_path: str) -> None:
+    from megalm.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_path)
+    generator = make_generator("rope", tokenizer=tokenizer)
+    settings: dict[str, Any] = {"beams": 3, "n": 3, "max_new_tokens": 12, "length_penalty": 0.5}
+    free = generator.generate(PROMPTS[:1], GenerationOptions(**settings))
+    assert all(done.text == tokenizer.decode(done.tokens) for done in free)
+    stop = free[0].text[4:6]
+    eod = {tokenizer.eod_id: 12.0}
+    reasons = []
+    for options in (
+        GenerationOptions(**settings, stop=[stop]),
+        GenerationOptions(**settings, logit_bias=eod),
+    ):
+        for done in generator.generate(PROMPTS[:1], options):
+            tokens, ends = list(done.tokens), done.tokens[-1] == tokenizer.eod_id
+            text = tokenizer.decode(tokens[:-1] if ends else tokens)
+            assert tokenizer.eod_id not in tokens[:-1]
+            if options.stop:
+                assert stop not in tokenizer.decode(tokens[:-1]), "it ends with the first"
+                ends |= stop in text
+                text = text.partition(stop)[0]
+            assert done.text == text
+            assert done.finish_reason == ("stop" if ends else "length")
+            assert len(tokens) == 12 or ends
+            reasons.append((bool(options.stop), done.finish_reason))
+    assert {(True, "stop"), (False, "stop")} <= set(reasons)
 
 
 @in_world(1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from megalm.cli import main
 from megalm.config import Config
 from megalm.errors import UserError
 from megalm.generate.request import GenerateRequest, GenerationOptions
@@ -183,6 +184,18 @@ def test_a_checkpoint_directory_and_bf16_work_too(run_directory: Path) -> None:
 def test_mistakes_are_explained(run_directory: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         generate(run_directory, changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cache-gib", "inf"], "--cache-gib is inf: it must be above 0 and finite"),
+        (["--logprobs", "2"], "only --json shows log-probabilities"),
+    ],
+)
+def test_options_that_cannot_have_an_effect_are_refused(capsys: Any, arguments: list[str], said: str) -> None:
+    assert main(["generate", "run", "--prompt", "a", *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 @in_world(1)

@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from megalm.generate import sampling
 from megalm.generate.request import GenerationOptions
 from megalm.generate.sampling import (
+    TokenCounts,
+    adjust_logits,
     choose,
     draw,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
     penalize_repetition,
@@ -18,6 +22,7 @@ from megalm.generate.sampling import (
 )
 
 VOCABULARY = 97
+CPU = torch.device("cpu")
 CHI_SQUARE_7_DEGREES_999 = 24.32
 
 
@@ -49,15 +54,22 @@ def test_top_k_equals_hugging_face(k: int) -> None:
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
-def test_top_p_equals_hugging_face(p: float) -> None:
+@pytest.mark.parametrize("likely", [8, 512])
+def test_top_p_equals_hugging_face(p: float, likely: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import TopPLogitsWarper
 
+    monkeypatch.setattr(sampling, "LIKELY", likely)
     expected = TopPLogitsWarper(p)(torch.zeros(6, 1), random_logits().double())
     torch.testing.assert_close(keep_top_p(random_logits().double(), p), expected, rtol=0, atol=0)
 
 
 def test_all_together_in_hugging_face_order() -> None:
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        LogitsProcessorList,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     warpers = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(20), TopPLogitsWarper(0.8)])
     logits_BV = random_logits() / 3
@@ -70,16 +82,20 @@ def test_all_together_in_hugging_face_order() -> None:
 
 def test_greedy_takes_the_likeliest_after_the_penalty() -> None:
     logits_BV = torch.tensor([[1.0, 3.0, 2.9], [1.0, 3.0, 2.9]])
-    seen_BV = torch.tensor([[False, True, False], [False, False, False]])
     options = GenerationOptions(greedy=True, repetition_penalty=1.5)
-    assert choose(logits_BV, options, [0, 1], [0, 0], seen_BV).tolist() == [2, 1]
-    assert choose(logits_BV, GenerationOptions(greedy=True), [0, 1], [0, 0], None).tolist() == [1, 1]
+    assert [
+        adjust_logits(logits_V, options, counts).argmax().item()
+        for logits_V, counts in zip(
+            logits_BV, (TokenCounts([1], 3, CPU), TokenCounts([0], 3, CPU)), strict=True
+        )
+    ] == [2, 1]
+    assert choose(logits_BV, [GenerationOptions(greedy=True)] * 2, ["0", "1"], [0, 0]).tolist() == [1, 1]
 
 
 def test_draws_follow_the_distribution() -> None:
     draws = 20_000
     logits_V = torch.tensor([0.0, 1.0, -math.inf, 2.0, 0.5, -1.0, 1.5, 0.2, 0.9])
-    uniform_B = torch.tensor([uniform(7, i, 0) for i in range(draws)], dtype=torch.float64)
+    uniform_B = torch.tensor([uniform(7, str(i), 0) for i in range(draws)], dtype=torch.float64)
     counts_V = draw(logits_V.expand(draws, -1), uniform_B).bincount(minlength=9).double()
     expected_V = logits_V.double().softmax(-1) * draws
     real = expected_V > 0
@@ -89,7 +105,7 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_steps_of_one_sequence_are_drawn_apart() -> None:
-    pairs = torch.tensor([[uniform(7, 3, step), uniform(7, 3, step + 1)] for step in range(4000)])
+    pairs = torch.tensor([[uniform(7, "3", step), uniform(7, "3", step + 1)] for step in range(4000)])
     assert len(set(pairs[:, 0].tolist())) == 4000
     assert abs(torch.corrcoef(pairs.T)[0, 1]) < 0.05
     assert abs(pairs.mean() - 0.5) < 0.02
@@ -103,32 +119,69 @@ def test_no_draw_picks_an_excluded_token() -> None:
 
 def test_a_row_is_drawn_the_same_in_any_batch() -> None:
     logits_BV = random_logits()
-    options = GenerationOptions(seed=5, top_p=0.95, temperature=2.0)
-    together = choose(logits_BV, options, [0, 1, 2, 3, 4, 5], [9] * 6, None).tolist()
-    alone = [choose(logits_BV[i : i + 1], options, [i], [9], None).item() for i in range(6)]
+    options = [GenerationOptions(seed=5, top_p=0.95, temperature=2.0)] * 6
+    names = list("012345")
+    together = choose(logits_BV, options, names, [9] * 6).tolist()
+    alone = [choose(logits_BV[i : i + 1], options[:1], [names[i]], [9]).item() for i in range(6)]
     assert together == alone
-    assert together != choose(logits_BV, options, [0, 1, 2, 3, 4, 5], [10] * 6, None).tolist()
-    assert together != choose(logits_BV, options, [6, 7, 8, 9, 10, 11], [9] * 6, None).tolist()
-    assert (
-        together
-        != choose(
-            logits_BV, GenerationOptions(seed=6, top_p=0.95, temperature=2.0), range(6), [9] * 6, None
-        ).tolist()
-    )
+    assert together != choose(logits_BV, options, names, [10] * 6).tolist()
+    assert together != choose(logits_BV, options, list("abcdef"), [9] * 6).tolist()
+    other_seed = [GenerationOptions(seed=6, top_p=0.95, temperature=2.0)] * 6
+    assert together != choose(logits_BV, other_seed, names, [9] * 6).tolist()
+
+
+def test_each_row_is_drawn_by_its_own_options() -> None:
+    logits_BV = random_logits()
+    options = [
+        GenerationOptions(greedy=True),
+        GenerationOptions(temperature=3.0),
+        GenerationOptions(top_k=2, seed=4),
+        GenerationOptions(greedy=True),
+        GenerationOptions(temperature=3.0, seed=9),
+        GenerationOptions(min_p=0.3, top_p=0.9),
+    ]
+    together = choose(logits_BV, options, list("012345"), [0] * 6).tolist()
+    alone = [choose(logits_BV[i : i + 1], [options[i]], [str(i)], [0]).item() for i in range(6)]
+    assert together == alone
+
+
+@pytest.mark.parametrize("p", [0.01, 0.3, 1.0])
+def test_min_p_equals_hugging_face(p: float) -> None:
+    from transformers import MinPLogitsWarper
+
+    expected = MinPLogitsWarper(p)(torch.zeros(6, 1), random_logits().double())
+    torch.testing.assert_close(keep_min_p(random_logits().double(), p), expected, rtol=0, atol=0)
+
+
+def test_presence_and_frequency_count_the_text_and_biases_add() -> None:
+    counts = TokenCounts([0, 1], 5, CPU)
+    for token in (2, 2, 3):
+        counts.add(token)
+    other = counts.copy()
+    other.add(4)
+    options = GenerationOptions(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={1: -2.0, 3: 1.0})
+    assert adjust_logits(torch.zeros(5), options, counts).tolist() == [0.0, -2.0, -1.0, 0.25, 0.0]
+    assert adjust_logits(torch.zeros(5), options, other).tolist() == [0.0, -2.0, -1.0, 0.25, -0.75]
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}])
 def test_each_filter_alone_can_make_sampling_greedy(narrow: dict[str, float]) -> None:
     logits_BV = random_logits()
     for step in range(20):
-        drawn = choose(logits_BV, GenerationOptions(**narrow), range(6), [step] * 6, None)
+        drawn = choose(logits_BV, [GenerationOptions(**narrow)] * 6, list("012345"), [step] * 6)
         assert drawn.equal(logits_BV.argmax(-1))
 
 
 def test_near_ties_that_change_places_leave_the_draw() -> None:
-    numbers = torch.tensor([uniform(7, i, 0) for i in range(200)], dtype=torch.float64)
+    numbers = torch.tensor([uniform(7, str(i), 0) for i in range(200)], dtype=torch.float64)
     tied = torch.tensor([1.0, 1.0 + 1e-12, 1.0 - 1e-12, 0.5], dtype=torch.float64)
     swapped = torch.tensor([1.0, 1.0 - 1e-12, 1.0 + 1e-12, 0.5], dtype=torch.float64)
     options = GenerationOptions(top_p=0.99, top_k=4)
     first = draw(shape_logits(tied.expand(200, -1), options), numbers)
     assert first.equal(draw(shape_logits(swapped.expand(200, -1), options), numbers))
+
+
+def test_no_token_is_drawn_from_behind_the_vocabulary_whatever_the_logits() -> None:
+    rows = [[0.0, 1.0, math.nan], [math.nan] * 3, [-math.inf] * 3, [math.inf, 1.0, math.inf]]
+    drawn_B = draw(torch.tensor(rows), torch.tensor([0.3, 0.0, 0.9, 0.5], dtype=torch.float64))
+    assert all(0 <= token < 3 for token in drawn_B.tolist())

@@ -37,7 +37,7 @@ def mask_of(kind: str) -> Tensor | None:
         return None
     if kind == "documents":
         return ForwardState(segments_BS=random_segments()).mask(TOKENS, TOKENS, torch.device("cpu"))
-    bias = alibi_bias(alibi_slopes(HEADS), ForwardState(), TOKENS, TOKENS)
+    bias = alibi_bias(alibi_slopes(HEADS), TOKENS, TOKENS)
     return bias.masked_fill(torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1), -math.inf)
 
 

@@ -25,15 +25,15 @@ def test_alibi_slopes_of_12_heads_are_those_of_8_and_every_other_of_16() -> None
 
 
 def test_alibi_bias_is_minus_slope_times_distance() -> None:
-    bias = alibi_bias(alibi_slopes(8), ForwardState(), 5, 5)
+    bias = alibi_bias(alibi_slopes(8), 5, 5)
     assert bias.shape == (1, 8, 5, 5)
     assert bias[0, 0, 4].tolist() == [-2.0, -1.5, -1.0, -0.5, 0.0]
     assert bias[0, 2, 3, 1] == -2 / 8
 
 
 def test_alibi_bias_of_the_last_tokens_is_that_of_all_tokens_there() -> None:
-    whole = alibi_bias(alibi_slopes(8), ForwardState(), 7, 7)
-    assert torch.equal(alibi_bias(alibi_slopes(8), ForwardState(), 3, 7), whole[:, :, 4:])
+    whole = alibi_bias(alibi_slopes(8), 7, 7)
+    assert torch.equal(alibi_bias(alibi_slopes(8), 3, 7), whole[:, :, 4:])
 
 
 def test_sinusoidal_table_is_the_papers_formula() -> None:

@@ -1,17 +1,21 @@
 """Weights in few bits: torchao's and the paper's numbers, the same by parts as whole, and as small as they should be."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchao.quantization import IntxUnpackedToInt8Tensor, MappingType, NF4Tensor
+from torchao.quantization.quant_primitives import choose_qparams_affine, dequantize_affine, quantize_affine
 
 from megalm.config import parse_config
-from megalm.config.lora import LoraConfig
 from megalm.errors import UserError
 from megalm.model import quantized
 from megalm.model.build import build_model
-from megalm.model.quantized import QuantizedWeight, round_trip
+from megalm.model.quantized import QuantizedWeight, WeightForm, round_trip
 from megalm.parallel.layout import create_layout
 from tests.tiny import tiny_config, tiny_model
 from tests.worlds import in_world
@@ -20,8 +24,8 @@ FORMS = ("int8", "int4", "nf4")
 CPU = torch.device("cpu")
 
 
-def settings(form: str, group_size: int = 16) -> LoraConfig:
-    return LoraConfig(rank=4, quantize_base=form, quantize_group_size=group_size)  # type: ignore[arg-type]
+def settings(form: str, group_size: int = 16) -> WeightForm:
+    return WeightForm(form, group_size)
 
 
 def matrix(outputs: int = 12, inputs: int = 64) -> Tensor:
@@ -77,6 +81,68 @@ def test_gradient_is_that_of_the_dequantised_weight_and_keeps_none(form: str) ->
     (F.linear(plain, weight.dequantize().double()) ** 2).sum().backward()
     assert x.grad is not None and torch.equal(x.grad, plain.grad)  # type: ignore[arg-type]
     assert not any(t.is_floating_point() and t.shape == (12, 64) for t in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_whole_rows_in_int8_multiply_as_torchaos_numbers(dtype: torch.dtype, tokens: int) -> None:
+    """Activations too: by its primitives, with the range that leaves none between two codes."""
+    weight, x = matrix(), torch.randn(2, tokens, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    torchaos = IntxUnpackedToInt8Tensor.from_hp(weight, (1, 64), torch.int8)
+    theirs = torchaos.qdata.double() * torchaos.scale.double()
+    alone = QuantizedWeight(12, 64, WeightForm("int8", None), CPU)
+    alone.copy_(weight)
+    with torch.no_grad():
+        found = alone(x)
+    close = {torch.float32: 1e-5, torch.bfloat16: 0.2, torch.float64: 1e-12}[dtype]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), F.linear(x.double(), theirs), rtol=0, atol=close)
+
+    both = QuantizedWeight(12, 64, WeightForm("int8", None, dynamic=True), CPU)
+    both.copy_(weight)
+    precise = x.float()
+    block = (1, 1, 64)
+    scale, zero = choose_qparams_affine(precise, MappingType.SYMMETRIC, block, torch.int8, -127, 127)
+    codes = quantize_affine(precise, block, scale, zero, torch.int8, -127, 127)
+    rounded = dequantize_affine(codes, block, scale, zero, torch.int8, -127, 127).double()
+    expected = F.linear(rounded, theirs)
+    assert float((expected - F.linear(x.double(), theirs)).abs().max()) > 1e-3
+    torch.testing.assert_close(both(x).double(), expected, rtol=0, atol=max(close, 1e-5))
+    assert both(x[:, :0]).shape == (2, 0, 12)
+
+
+def test_stored_int4_in_bf16_is_packed_at_first_use_and_stays_as_close_as_bf16_is() -> None:
+    weight, x = matrix(32, 128), torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(1))
+    for size in (32, 64):
+        for stored in (True, False):
+            module = QuantizedWeight(32, 128, WeightForm("int4", size, stored=stored), CPU)
+            module.copy_(weight)
+            expected = F.linear(x, module.dequantize())
+            before = module.codes.clone()
+            with torch.no_grad():
+                found = module(x.bfloat16()).float()
+                torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+                again = module(x[:1].bfloat16()).float()
+            torch.testing.assert_close(again, found[:1], rtol=0, atol=0.02)
+            # a frozen base's codes stay: training goes on with them
+            assert torch.equal(module.codes, before) != stored
+            assert module.codes.nbytes == before.nbytes
+
+
+LARGEST_CODES = """
+import torch
+from megalm.model.quantized_products import dynamic_int8
+codes, scale = torch.full((16, 64), -128, dtype=torch.int8), torch.ones(16, 1)
+print(dynamic_int8(torch.full((32, 64), 127.0), codes, scale, None).unique().tolist())
+"""
+
+
+def test_integer_products_are_exact_also_without_the_cpus_own() -> None:
+    """Where the CPU has no VNNI, or may not use it, pairs of the largest codes overflow in torch's product."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", LARGEST_CODES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([-128.0 * 127 * 64])
 
 
 @in_world(2)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from megalm.config.lora import LoraConfig
-from megalm.model.quantized import is_quantized, round_trip
+from megalm.model.quantized import WeightForm, form_of_base, is_linear_weight, round_trip
 from megalm.train.pretrain import NextTokenLoss
 from tests.parity.runs import FP64, assert_same_run, load_drawn_base, run
 from tests.parity.test_lora import comparable
@@ -42,8 +41,11 @@ def test_adapters_train_as_beside_the_dequantised_base() -> None:
         plain = tiny_config("llama-tiny", *LORA)
         quantized, dequantized = tiny_engine(config), tiny_engine(plain)
 
-        def through(name: str, weight: torch.Tensor, lora: LoraConfig = config.lora) -> torch.Tensor:
-            return round_trip(weight, lora).double() if is_quantized(name, lora) else weight
+        form = form_of_base(config.lora)
+        assert form is not None
+
+        def through(name: str, weight: torch.Tensor, form: WeightForm = form) -> torch.Tensor:
+            return round_trip(weight, form).double() if is_linear_weight(name) else weight
 
         load_drawn_base(quantized, config)
         load_drawn_base(dequantized, plain, through)

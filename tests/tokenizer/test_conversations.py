@@ -115,7 +115,8 @@ BAD = {
     ),
     "no content": ({"messages": [USER, {"role": "assistant"}]}, "missing_field", "message 2 has no text"),
     "no messages": ({"messages": []}, "missing_field", "an empty list of messages"),
-    "number": ({"prompt": "x", "completion": 5}, "not_text", "a int under 'completion'"),
+    "messages are none": ({"messages": "x"}, "missing_field", "a text in place of a list under 'messages'"),
+    "number": ({"prompt": "x", "completion": 5}, "not_text", "a number under 'completion'"),
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, ASSISTANT]},
         "not_text",
@@ -124,6 +125,11 @@ BAD = {
     "empty answer": ({"instruction": "x", "output": " \n"}, "empty_answer", "message 2 is empty"),
     "empty question": ({"prompt": "", "completion": "x"}, "empty_question", "message 1 is empty"),
     "role": ({"messages": [{"role": "cat", "content": "x"}]}, "unknown_role", "message 1 is of 'cat'"),
+    "weight": (
+        {"messages": [USER, {**ASSISTANT, "weight": "0"}]},
+        "unknown_weight",
+        "message 2 has weight '0', not 0 or 1",
+    ),
     "twice": ({"messages": [USER, USER, ASSISTANT]}, "turn_order", "message 2 of user comes after user"),
     "late system": (
         {"messages": [*TURNS, SYSTEM]},

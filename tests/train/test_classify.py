@@ -63,7 +63,8 @@ def configuration(directory: Path, text: Path, *overrides: str) -> Config:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
     directory: Path = tmp_path_factory.mktemp("trained")
-    train_in_world(1, configuration(directory, text, "classify.class_weights=balanced"))
+    options = ("classify.class_weights=balanced", "train.eval_by_source=true")
+    train_in_world(1, configuration(directory, text, *options))
     return directory
 
 
@@ -74,14 +75,21 @@ def validation(directory: Path) -> dict[str, float]:
 def test_a_classifier_is_learned_and_every_text_validated_once(trained: Path, text: Path) -> None:
     found = validation(trained)
     assert found["valid_accuracy"] > 0.9 and found["valid_loss"] < 0.3
+    assert found["valid_loss_rows_valid"] == found["valid_loss"]
+    assert not any("perplexity" in name for name in found), "no tokens are predicted"
     report = json.loads((trained / "classification.json").read_text())
-    counts = json.loads((text / "rows_valid.json").read_text())["label_counts"]
+    counts = held_out_counts(text)
     assert sum(counts.values()) % 16, "the last batch is to be filled up"
     assert {label: of["support"] for label, of in report["classes"].items()} == counts
     assert np.array(report["confusion"]).sum(1).tolist() == [counts[label] for label in LABELS]
     assert found["valid_accuracy"] == report["accuracy"]
     assert found["valid_f1_land"] == report["classes"]["land"]["f1"]
     assert (trained / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def held_out_counts(text: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads((text / "rows_valid.json").read_text())["label_counts"]
+    return found
 
 
 def classify(directory: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +150,9 @@ def test_validation_is_the_same_under_every_layout(
 ) -> None:
     train_in_world(2, configuration(tmp_path, text, *EXACT, *layout))
     assert validation(tmp_path) == pytest.approx(in_one_process, rel=1e-10)
+    report = json.loads((tmp_path / "classification.json").read_text())
+    rows = np.sum(report["confusion"], axis=1).tolist()
+    assert dict(zip(LABELS, rows, strict=True)) == held_out_counts(text), "each text once, by its class"
     assert 0 < in_one_process["valid_accuracy"] < 1
 
 

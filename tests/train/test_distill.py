@@ -12,7 +12,17 @@ from megalm.convert.source import open_source
 from megalm.errors import UserError
 from megalm.testing import RankError
 from megalm.train import run
-from tests.train.runs import TP2, VOCABULARY, run_config, step_lines, train_in_world, validation_losses
+from megalm.train.callbacks.metrics import read_metrics
+from tests.train.runs import (
+    GLOBAL_BATCH,
+    PP2,
+    SEQUENCE,
+    TP2,
+    VOCABULARY,
+    run_config,
+    step_lines,
+    train_in_world,
+)
 
 STEPS, FILES = 4, 2  # 4 steps and 9 to spare of 8 samples each lie in two files
 SMALL = ("model.num_layers=1", "model.hidden_size=32", "model.ffn_hidden_size=64")
@@ -21,8 +31,9 @@ REFUSED = (UserError, RankError)
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """Trained under a layout that a model of fewer layers cannot have."""
     directory: Path = tmp_path_factory.mktemp("teacher")
-    train_in_world(1, run_config(directory, data, "train.steps=6"))
+    train_in_world(2, run_config(directory, data, "train.steps=6", PP2))
     return directory
 
 
@@ -54,12 +65,31 @@ def test_all_logits_cached_train_like_the_teacher_itself(
     train_in_world(1, student(tmp_path, data, teacher, *overrides))
     assert losses(tmp_path) == pytest.approx(losses(cached / "run"), rel=1e-6)
     # a validation is of the student alone: no more than random guessing, whatever the teacher's part in the loss
-    assert validation_losses(tmp_path)[4] < np.log(VOCABULARY)
+    (line,) = (line for line in read_metrics(tmp_path / "metrics.jsonl") if "valid_loss" in line)
+    assert line["valid_loss"] < np.log(VOCABULARY)
+    assert line["valid_perplexity"] == pytest.approx(np.exp(line["valid_loss"]))
 
 
 def test_a_complete_cache_needs_no_teacher(tmp_path: Path, data: Path, cached: Path) -> None:
     train_in_world(1, student(tmp_path, data, None, *whole_cache(cached / "cache")))
     assert losses(tmp_path) == losses(cached / "run")
+
+
+def test_a_longer_run_reads_the_files_of_a_shorter_one(
+    tmp_path: Path, data: Path, teacher: Path, cached: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (cached / "cache").glob("*.npy")}
+    longer = ("train.steps=14", "optimizer.schedule=constant", "train.max_rollbacks=0")
+    train_in_world(1, student(tmp_path, data, None, *whole_cache(cached / "cache"), *longer))
+    assert len(losses(tmp_path)) == 14
+    assert {path: path.stat().st_mtime_ns for path in (cached / "cache").glob("*.npy")} == before
+
+
+def test_a_cache_ends_with_the_budget_of_the_data(tmp_path: Path, data: Path, teacher: Path) -> None:
+    budget = f"data.train=[{{path: {data / 'train'}, tokens: {STEPS * GLOBAL_BATCH * SEQUENCE}}}]"
+    train_in_world(1, student(tmp_path / "run", data, teacher, *whole_cache(tmp_path / "cache"), budget))
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    assert len(np.load(file)) == STEPS * GLOBAL_BATCH
 
 
 def test_what_is_missing_of_a_cache_is_written_alike_under_another_layout(
@@ -102,6 +132,13 @@ def test_a_cache_refuses_what_it_was_not_made_of(
         "teacher": student(tmp_path, data, cached / "run", *whole, "model.vocab_size=509"),
         "seed": student(tmp_path, data, teacher, *whole, "run.seed=9"),
         "top_k": student(tmp_path, data, teacher, *whole, "distill.cache_top_k=7"),
+        "dtype": student(tmp_path, data, teacher, *whole, "distill.cache_dtype=fp16"),
+        "seq_length": student(tmp_path, data, teacher, *whole, "batch.seq_length=16"),
+        "packing": student(tmp_path, data, teacher, *whole, "data.packing=cut"),
+        "reset_at_document_end": student(tmp_path, data, teacher, *whole, "data.reset_at_document_end=true"),
+        "shares": student(
+            tmp_path, data, teacher, *whole, f"data.train=[{{path: {data / 'train'}, epochs: 9}}]"
+        ),
         "data": student(tmp_path, data, teacher, *whole, f"data.train=[{{path: {data / 'valid'}}}]"),
         "teacher_dtype": student(tmp_path, data, teacher, *whole, "distill.teacher_dtype=fp64"),
     }

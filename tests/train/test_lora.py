@@ -9,7 +9,7 @@ import torch
 from megalm.checkpoint import find_checkpoint, load_weights, read_config
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
-from megalm.model.quantized import round_trip
+from megalm.model.quantized import WeightForm, round_trip
 from megalm.parallel.layout import create_layout
 from megalm.testing import RankError
 from tests.checkpoint.stored import stored_tensors
@@ -95,4 +95,6 @@ def test_quantised_base_is_the_checkpoint_s_whatever_the_run_s_format(tmp_path: 
     for number, layer in enumerate(engine.model.decoder.layers):
         weight = stored["decoder.layers.mlp.linear_fc2.weight"][number]
         assert weight.dtype == torch.bfloat16
-        assert torch.equal(layer.mlp.linear_fc2.quantized.dequantize(), round_trip(weight, config.lora))
+        assert torch.equal(
+            layer.mlp.linear_fc2.quantized.dequantize(), round_trip(weight, WeightForm("nf4", 8))
+        )

@@ -193,6 +193,24 @@ def opened(data: Path, *overrides: str, prompts: Any) -> Any:
     )
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "the sea", "input": "", "output": "and the hand"},
+        {"conversations": [{"from": "human", "value": "the sea"}, {"from": "gpt", "value": "and the hand"}]},
+    ],
+    ids=["alpaca", "sharegpt"],
+)
+def test_records_of_other_shapes_serve_as_prompts_with_their_answers(
+    text_data: Path, record: dict[str, Any]
+) -> None:
+    plain = {"prompt": [{"role": "user", "content": "the sea"}], "reference": "and the hand"}
+    found, expected = (
+        opened(text_data, "samples.chat_template=chatml", prompts=[one]).prompts for one in (record, plain)
+    )
+    assert found == expected
+
+
 def test_messages_go_through_the_chat_template_and_end_with_its_turn(text_data: Path) -> None:
     messages = [{"role": "user", "content": "the sea"}, {"role": "assistant", "content": "and the hand"}]
     found = opened(text_data, "samples.chat_template=chatml", prompts=[{"messages": messages}])
@@ -222,6 +240,10 @@ def test_prompts_come_from_a_file_up_to_a_limit(tmp_path: Path, text_data: Path)
 def test_prompts_without_room_for_an_answer_are_left_out_and_told(tmp_path: Path, text_data: Path) -> None:
     found = opened(text_data, prompts=["the sea", "0 1 2 3 " * 10])
     assert [prompt.text for prompt in found.prompts] == ["the sea"]
+    room = 48 - len(found.prompts[0].ids)
+    assert opened(text_data, f"samples.max_new_tokens={room}", prompts=["the sea"]).prompts
+    with pytest.raises(UserError, match="1 of 1 prompts leave no room"):
+        opened(text_data, f"samples.max_new_tokens={room + 1}", prompts=["the sea"])
     [notice] = found.notices
     assert (
         "1 of 2 prompts leave no room" in notice and "samples.prompts.1" in notice and "48 tokens" in notice

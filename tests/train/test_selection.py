@@ -1,6 +1,7 @@
 """Validations choose the best checkpoint, which is kept and found, and end a run that gets no better."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -76,6 +77,13 @@ def test_what_was_seen_survives_a_stop_and_a_return_to_an_older_checkpoint(
     assert read_state(find_checkpoint(parts)) == read_state(find_checkpoint(whole))
     assert result["best_step"] == 7 and link(parts) == link(whole) == "step_00000007"
     assert list(list_checkpoints(parts)) == list(list_checkpoints(whole)) == [7, 8]
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path: Path, data: Path) -> None:
+    options = (*BEST, "train.steps=4")
+    assert start(tmp_path, data, *options, "train.exit_after_steps=3")["best_step"] == 2
+    shutil.rmtree(find_checkpoint(tmp_path, "best"))
+    assert start(tmp_path, data, *options)["best_step"] == 4 and link(tmp_path) == "step_00000004"
 
 
 def test_a_run_that_gets_no_better_ends_and_stays_ended_until_it_may_go_on(

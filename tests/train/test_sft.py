@@ -15,6 +15,8 @@ from megalm.dataset import build_dataset
 from megalm.dataset.pack_stream import PackStream
 from megalm.errors import UserError
 from megalm.tokenizer.chat import BUNDLED, stored_template
+from megalm.tokenizer.load import load_tokenizer
+from megalm.train.base_model import check_base_tokenizer
 from megalm.train.sft import template_of
 from tests.chats import build_chats, make_chats, make_tokenizer, write_chats
 from tests.tokenizer.test_bpe import make_texts, write_jsonl
@@ -143,6 +145,13 @@ def test_another_chat_template_than_the_tokenizers_or_the_other_datas_is_refused
     config = sft_config(folder, "no", f"tokenizer.path={own}", prefix="plain_train")
     with pytest.raises(UserError, match="another chat template than that of the tokenizer"):
         template_of(config)
+    # a run that has begun has the template of its first data, also where the tokenizer has none
+    begun = tmp_path / "run"
+    config = sft_config(folder, "no", f"run.dir={begun}", prefix="plain_train")
+    assert template_of(config) is not None
+    shutil.copytree(own, begun / "tokenizer")
+    with pytest.raises(UserError, match=f"that of the tokenizer {begun / 'tokenizer'}"):
+        template_of(config)
 
 
 def test_a_base_model_of_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -155,3 +164,7 @@ def test_a_base_model_of_another_tokenizer_is_refused(folder: Path, tmp_path: Pa
         path.unlink()
     said = refusal(sft_config(folder, "no", f"run.load={other}"))
     assert "was trained with another tokenizer" in said
+    for path in other.rglob("tokenizer.json"):
+        path.write_text(content.replace("<|im_start|>", "<|spare_0|>"))
+    config = sft_config(folder, "no", f"run.load={other}")
+    check_base_tokenizer(config, load_tokenizer(folder / "tokenizer"))  # a spare token was taken over

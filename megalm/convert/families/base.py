@@ -15,7 +15,8 @@ class Family(ABC):
     """A `model_type` of Hugging Face's transformers.
 
     ours: fields of the section `model` that every model of the family has. theirs: entries of its config.json that our
-    model computes for one value only; another value, where the entry is there, is refused.
+    model computes for one value only; another value, where the entry is there, is refused. defaults: what transformers takes
+    for entries that are not there, where families differ in it.
     """
 
     model_type: ClassVar[str]
@@ -25,6 +26,7 @@ class Family(ABC):
     """What the names of the body's tensors begin with; directories saved from the bare body lack it."""
     ours: ClassVar[Fixed]
     theirs: ClassVar[Fixed]
+    defaults: ClassVar[Fixed] = {}
     has_experts: ClassVar[bool] = False
     ignored: ClassVar[tuple[str, ...]] = ()
     """Endings of names of tensors that hold no weights: masks, positions."""
@@ -48,7 +50,7 @@ class Family(ABC):
             if found != value:
                 raise UserError(f"{where}: {name} is {found!r}, and only {value!r} has a counterpart here")
         try:
-            return {**self.ours, **self.fields(config)}
+            return {**self.ours, **self.fields({**self.defaults, **config})}
         except KeyError as error:
             raise UserError(f"{where}: {error.args[0]} is missing; is it a config.json of a model?") from None
 
@@ -66,10 +68,10 @@ class Family(ABC):
     def difference(self, model: ModelConfig) -> str | None:
         """What every model of this family has and this one has not; None if it can be one."""
         defaults = ModelConfig()
-        fixed = {name: getattr(defaults, name) for name in _ARCHITECTURE} | dict(self.ours)
-        for name, value in fixed.items():
-            if name in _ARCHITECTURE and getattr(model, name) != value:
-                return f"{name} {value}, this one {getattr(model, name)}"
+        for name in _ARCHITECTURE:
+            value, found = self.ours.get(name, getattr(defaults, name)), getattr(model, name)
+            if found != value:
+                return f"{name} {value}, this one {found}"
         if bool(model.moe.num_experts) != self.has_experts:
             return "experts" if self.has_experts else "no experts"
         return None

@@ -23,9 +23,6 @@ class Llama(Family):
     }
     theirs: ClassVar[Fixed] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     ignored = (".rotary_emb.inv_freq",)
-    default_theta: ClassVar[float] = 10000.0
-    slides_by_default: ClassVar[bool] = True
-    """Whether `sliding_window` holds where config.json has no `use_sliding_window`."""
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""
@@ -42,7 +39,7 @@ class Llama(Family):
             "layernorm_epsilon": config.get("rms_norm_eps", 1e-6),
             "tie_embeddings": config.get("tie_word_embeddings", False),
             "attention_dropout": config.get("attention_dropout") or 0.0,
-            **rotary_fields(config, self.default_theta),
+            **rotary_fields(config),
         }
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
@@ -91,7 +88,7 @@ class Llama(Family):
     def _longest(self, config: Mapping[str, Any]) -> int:
         """Tokens up to which a sliding window, if there is one, changes nothing."""
         longest, window = config["max_position_embeddings"], config.get("sliding_window")
-        slides = config.get("use_sliding_window", self.slides_by_default)
+        slides = config.get("use_sliding_window", True)
         return min(longest, window) if window and slides else longest
 
     def mlp_rules(self, model: ModelConfig, ours: str, theirs: str) -> list[Rule]:
@@ -110,6 +107,7 @@ class Mistral(Llama):
     model_type = "mistral"
     architecture = "MistralForCausalLM"
     theirs: ClassVar[Fixed] = {"hidden_act": "silu"}
+    defaults: ClassVar[Fixed] = {"sliding_window": 4096, "num_key_value_heads": 8}
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         """See Family."""
@@ -123,7 +121,7 @@ class Qwen2(Llama):
     architecture = "Qwen2ForCausalLM"
     ours: ClassVar[Fixed] = {**Llama.ours, "add_qkv_bias": True}
     theirs: ClassVar[Fixed] = {"hidden_act": "silu"}
-    slides_by_default = False
+    defaults: ClassVar[Fixed] = {"use_sliding_window": False}
 
 
 class Qwen3(Llama):
@@ -132,13 +130,13 @@ class Qwen3(Llama):
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
     ours: ClassVar[Fixed] = {**Llama.ours, "qk_layernorm": True}
-    slides_by_default = False
+    defaults: ClassVar[Fixed] = {"use_sliding_window": False}
 
 
-def rotary_fields(config: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
+def rotary_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary positions, in the spelling of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`)."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.get("rope_theta", config.get("rope_theta", default_theta))
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(

@@ -1,9 +1,10 @@
 """Mixtral (arXiv:2401.04088): a Mistral whose MLPs are experts behind a router."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from megalm.config.model import ModelConfig
+from megalm.convert.families.base import Fixed
 from megalm.convert.families.llama import Mistral
 from megalm.convert.rules import Rule, stacked
 
@@ -14,6 +15,7 @@ class Mixtral(Mistral):
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"
     has_experts = True
+    defaults: ClassVar[Fixed] = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """See Family."""

@@ -51,10 +51,10 @@ class Answer:
 
 @dataclass
 class Validation:
-    """One validation, the same on every rank. values: `loss`, `perplexity` and what callbacks add, by name.
+    """One validation, the same on every rank.
 
-    answers: what a callback had the model write. tally: what the task counted over all samples (see `Task.tally`), None where
-    it counts nothing.
+    values: `loss`, `perplexity` of tasks that predict tokens, and what callbacks add, by name. answers: what a callback had
+    the model write. tally: what the task counted over all samples (see `Task.tally`), None where it counts nothing.
     """
 
     values: dict[str, float]

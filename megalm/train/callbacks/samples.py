@@ -5,7 +5,8 @@ import json
 from megalm.config.schema import Config
 from megalm.engine.base import Engine
 from megalm.evaluate.metrics import text_metrics
-from megalm.generate.decode import Completion, Generator, context_length
+from megalm.generate.decode import Generator, context_length
+from megalm.generate.rows import Completion
 from megalm.generate.share import generate_shared
 from megalm.tokenizer import Tokenizer
 from megalm.train.callbacks.base import Answer, Callback, Run, StepRecord, Validation
@@ -43,8 +44,9 @@ class Samples(Callback):
         self._engine.gather_weights()
         prompts = self._prompts.prompts
         completions = generate_shared(
-            self._generator, [prompt.ids for prompt in prompts], self._prompts.options, samples.batch_size
+            self._generator, [prompt.ids for prompt in prompts], self._prompts.options
         )
+        self._generator.forget()  # training wants the memory, and changes the weights
         texts = [completion.text.strip() for completion in completions]
         if samples.metrics:
             references = [prompt.references for prompt in prompts]
@@ -76,5 +78,11 @@ def answering(
     """The callback that answers `prompts`, if there are any."""
     if prompts is None:
         return []
-    generator = Generator(engine.chunks, engine.layout, context_length(config), tokenizer)
+    generator = Generator(
+        engine.chunks,
+        engine.layout,
+        context_length(config),
+        tokenizer,
+        max_rows=config.samples.batch_size,
+    )
     return [Samples(engine, generator, prompts)]

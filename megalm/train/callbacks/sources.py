@@ -1,62 +1,41 @@
 """Looks at each source of the validation blend by itself, so that gains on one do not hide losses on another."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from megalm.config.schema import Config, DataSource
-from megalm.engine.base import Engine, Loss, MicroBatch
+from megalm.parallel.layout import Layout
 from megalm.tokenizer import Tokenizer
 from megalm.train.callbacks.base import Callback, Run, Validation
 from megalm.train.data import ValidationData, open_validation
-from megalm.train.tasks import Preparation
+from megalm.train.evaluation import Evaluation
 
 
 class SourceLosses(Callback):
-    """Adds `loss_NAME` and `perplexity_NAME` of each source to a validation, over as many batches as that has itself.
+    """Adds to a validation its figures of each source, e.g. `loss_NAME`, over as many batches as that has itself.
 
     Comes before the callbacks that write a validation down.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        loss: Loss,
-        sources: Mapping[str, ValidationData],
-        prepare: Preparation | None = None,
-    ) -> None:
-        self._engine, self._loss, self._sources, self._prepare = engine, loss, sources, prepare
+    def __init__(self, evaluation: Evaluation, sources: Mapping[str, ValidationData]) -> None:
+        self._evaluation, self._sources = evaluation, sources
 
     def on_validation(self, run: Run, validation: Validation) -> None:
         for name, batches in self._sources.items():
-            total, weight = np.sum([self._evaluate(microbatches) for microbatches in batches], axis=0)
-            parts = (total / np.maximum(weight, 1e-30)).tolist()
-            validation.values[f"loss_{name}"] = sum(parts)
-            validation.values[f"perplexity_{name}"] = math.exp(min(parts[0], 700.0))
-
-    def _evaluate(self, microbatches: list[MicroBatch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if self._prepare:
-            self._prepare(microbatches, training=False)
-        return self._engine.evaluate(microbatches, self._loss)
+            values, _ = self._evaluation.measure(batches)
+            validation.values |= {f"{figure}_{name}": value for figure, value in values.items()}
 
 
 def source_losses(
-    engine: Engine,
-    config: Config,
-    tokenizer: Tokenizer | None,
-    loss: Loss,
-    prepare: Preparation | None = None,
+    config: Config, layout: Layout, tokenizer: Tokenizer | None, evaluation: Evaluation
 ) -> list[Callback]:
     """The callback that `train.eval_by_source` asks for."""
     if not config.train.eval_by_source:
         return []
     sources = config.data.valid
     streams = [open_validation(config, [source], tokenizer) for source in sources]
-    each = [ValidationData(config, engine.layout, stream) for stream in streams]
-    return [SourceLosses(engine, loss, dict(zip(source_names(sources), each, strict=True)), prepare)]
+    each = [ValidationData(config, layout, stream) for stream in streams]
+    return [SourceLosses(evaluation, dict(zip(source_names(sources), each, strict=True)))]
 
 
 def source_names(sources: Sequence[DataSource]) -> list[str]:

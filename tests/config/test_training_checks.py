@@ -21,6 +21,10 @@ EVAL = "train.eval_interval=5"
             "keep_best.metric accuracy: say whether .*mode=min or max",
         ),
         ([EVAL, "train.early_stopping={patience: 1, metric: rouge_l}"], "early_stopping.metric rouge_l: say"),
+        (
+            [EVAL, "checkpoint.keep_best={metric: rougeL, mode: max}"],
+            "keep_best.metric rougeL is measured on answers: add it to samples.metrics",
+        ),
         (["run.load_optimizer=true"], "takes the optimizer of the checkpoint in run.load"),
         (["run.load_optimizer=true", "run.load=x", "lora.rank=2"], "lora.rank 2: the loaded weights are not"),
         (["optimizer.groups=[{name: a, match: [x]}, {name: a, match: [y]}]"], "the name a stands 2 times"),

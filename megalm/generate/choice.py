@@ -1,0 +1,138 @@
+"""Picks the next tokens on one rank of a copy of the model and tells the others, so that none can go its own way."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megalm.generate.rows import Request, Row
+from megalm.generate.sampling import TokenCounts, adjust_logits, choose
+from megalm.parallel.layout import Layout
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row's next token; as far as asked for its log-probability, and the likeliest tokens with theirs."""
+
+    token: int
+    logprob: float | None = None
+    top: dict[int, float] = field(default_factory=dict)
+
+
+Continuations: TypeAlias = tuple[list[float], list[int], list[int]]
+"""Scores, parents, tokens of the likeliest continuations of a request's beams."""
+
+
+class Chooser:
+    """Chooses for all ranks of a copy of the model under `layout`, among the first `vocab_size` tokens."""
+
+    def __init__(self, layout: Layout, vocab_size: int) -> None:
+        self.layout, self.vocab_size = layout, vocab_size
+        # the first tensor-parallel rank of the last stage: the group's ranks are ordered by stage
+        self.source = dist.get_global_rank(layout.groups.mp, (layout.pp_size - 1) * layout.tp_size)
+        self.chooses = layout.rank == self.source
+
+    def counts(self, prompt: Sequence[int]) -> TokenCounts | None:
+        """A row's counts of tokens, where they are needed."""
+        return TokenCounts(prompt, self.vocab_size, self.layout.device) if self.chooses else None
+
+    def choose(
+        self, logits_RV: Tensor | None, ready: list[list[Row]]
+    ) -> tuple[list[tuple[Row, Choice]], list[tuple[Request, Continuations]]]:
+        """The next token of each sampled row, and the likeliest continuations of each request that is searched.
+
+        ready: of each row of logits the rows that go on from it. Collective over the copy's ranks.
+        """
+        sampled = [
+            (number, row) for number, rows in enumerate(ready) for row in rows if not row.request.search
+        ]
+        searched: dict[int, tuple[Request, list[tuple[int, Row]]]] = {}
+        for number, rows in enumerate(ready):
+            request = rows[0].request
+            if (
+                request.search is not None
+            ):  # the first step goes on from one row, the others from as many as there are
+                searched.setdefault(request.number, (request, []))[1].append((number, rows[0]))
+        size = sum(1 + 2 * _logprobs(row) for _, row in sampled)
+        size += sum(2 * request.search.candidates for request, _ in searched.values() if request.search)
+        numbers: list[float] = []
+        if self.chooses:
+            assert logits_RV is not None
+            logits_RV = logits_RV[:, : self.vocab_size]
+            if logits_RV.dtype != torch.float64:
+                logits_RV = logits_RV.float()
+            numbers = self._sample(logits_RV, sampled)
+            for request, beams in searched.values():
+                numbers += self._continue(logits_RV, request, beams)
+        if self.layout.tp_size * self.layout.pp_size > 1:
+            told = torch.tensor(numbers or [0.0] * size, dtype=torch.float64, device=self.layout.device)
+            dist.broadcast(told, self.source, group=self.layout.groups.mp)
+            numbers = told.tolist()
+        rest = iter(numbers)
+        choices = [(row, _read_choice(row, rest)) for _, row in sampled]
+        return choices, [(request, self._read(request, rest)) for request, _ in searched.values()]
+
+    def _sample(self, logits_RV: Tensor, sampled: list[tuple[int, Row]]) -> list[float]:
+        """Of each row its token and what `_read_choice` expects behind it."""
+        if not sampled:
+            return []
+        places = [number for number, _ in sampled]
+        raw_BV = logits_RV if places == list(range(len(logits_RV))) else logits_RV[places]
+        shaped_BV, options = raw_BV, [row.request.options for _, row in sampled]
+        if any(one.logit_bias or one.counts_tokens for one in options):
+            shaped_BV = torch.stack(
+                [
+                    adjust_logits(logits_V, one, row.counts)
+                    for logits_V, one, (_, row) in zip(raw_BV, options, sampled, strict=True)
+                ]
+            )
+        names, steps = [row.name for _, row in sampled], [row.steps for _, row in sampled]
+        tokens = choose(shaped_BV, options, names, steps).tolist()
+        numbers: list[float] = []
+        for place, ((_, row), token) in enumerate(zip(sampled, tokens, strict=True)):
+            numbers.append(token)
+            if count := _logprobs(row):
+                logprobs_V = raw_BV[place].double().log_softmax(-1)
+                values, indices = logprobs_V.topk(count - 1)
+                numbers += [logprobs_V[token].item(), 0.0, *values.tolist(), *indices.tolist()]
+        return numbers
+
+    def _continue(self, logits_RV: Tensor, request: Request, beams: list[tuple[int, Row]]) -> list[float]:
+        """Scores of the likeliest continuations, then parent x vocabulary + token of each."""
+        search = request.search
+        assert search is not None
+        options = request.options
+        totals = [
+            adjust_logits(logits_RV[number].log_softmax(-1), options, row.counts) + beam.score
+            for (number, row), beam in zip(beams, search.growing, strict=False)
+        ]
+        scores, places = torch.cat(totals).topk(search.candidates)
+        return [*scores.tolist(), *places.tolist()]
+
+    def _read(self, request: Request, numbers: Iterator[float]) -> Continuations:
+        assert request.search is not None
+        scores, places = ([next(numbers) for _ in range(request.search.candidates)] for _ in "ab")
+        return (
+            scores,
+            [int(place) // self.vocab_size for place in places],
+            [int(place) % self.vocab_size for place in places],
+        )
+
+
+def _logprobs(row: Row) -> int:
+    """Pairs of numbers that go with a row's token: its own log-probability and those of the likeliest tokens."""
+    wanted = row.request.options.logprobs
+    return 0 if wanted is None else 1 + wanted
+
+
+def _read_choice(row: Row, numbers: Iterator[float]) -> Choice:
+    token = int(next(numbers))
+    count = _logprobs(row)
+    if not count:
+        return Choice(token)
+    logprob, _ = next(numbers), next(numbers)
+    values, tokens = ([next(numbers) for _ in range(count - 1)] for _ in "ab")
+    return Choice(token, logprob, {int(one): value for one, value in zip(tokens, values, strict=True)})

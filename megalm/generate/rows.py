@@ -1,0 +1,126 @@
+"""Requests on their way through the engine, and the sequences that each is continued as."""
+
+from dataclasses import dataclass, field
+
+from megalm.generate.beams import Beam, BeamSearch
+from megalm.generate.request import GenerationOptions
+from megalm.generate.sampling import TokenCounts
+from megalm.generate.text import GrowingText
+from megalm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a prompt was continued with.
+
+    tokens: all that were generated, with the token that ended the text. text: without it and cut before a stop string;
+    empty where the generator has no tokenizer. finish_reason: `stop` (end of document or stop string), `length` or
+    `cancelled`. logprobs: of each token, as far as asked for. top_logprobs: at each place the likeliest tokens. score: of a
+    text that beam search found.
+    """
+
+    tokens: list[int]
+    text: str
+    finish_reason: str
+    logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step brought: a piece of a text, at its end the whole of it. sample: which of the request's `n` texts it is of."""
+
+    request: int
+    sample: int
+    text: str
+    completion: Completion | None = None
+
+
+@dataclass
+class Request:
+    """A prompt that is being continued. sequence: a name that tells its draws from those of other prompts."""
+
+    number: int
+    prompt: list[int]
+    options: GenerationOptions
+    sequence: str
+    limit: int
+    search: BeamSearch | None = None
+
+
+@dataclass
+class Row:
+    """One of a request's sequences. cached: how many of `tokens` have their keys and values in the row's slot."""
+
+    request: Request
+    sample: int
+    tokens: list[int]
+    text: GrowingText | None
+    cached: int = 0
+    counts: TokenCounts | None = field(default=None, repr=False)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether all but its last token has been read."""
+        return self.cached == len(self.tokens) - 1 >= len(self.request.prompt)
+
+    @property
+    def steps(self) -> int:
+        """Tokens generated."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def name(self) -> str:
+        """Tells its draws from those of all others."""
+        return f"{self.request.sequence}.{self.sample}" if self.sample else self.request.sequence
+
+    def add(self, token: int, eod_id: int | None) -> str:
+        """Append a token, see whether the row ends with it, and return the text that it settles."""
+        self.tokens.append(token)
+        piece = ""
+        if token == eod_id:
+            self.finish_reason = "stop"
+        elif self.text is not None:
+            piece = self.text.push(token)
+            if self.text.stopped:
+                self.finish_reason = "stop"
+        if self.finish_reason is None and len(self.tokens) == self.request.limit:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self.text is not None:
+            piece += self.text.finish()
+            if self.text.stopped:  # the last held-back bytes may complete a stop string
+                self.finish_reason = "stop"
+        return piece
+
+    def completion(self) -> Completion:
+        """The text as it stands."""
+        wanted = self.request.options.logprobs
+        return Completion(
+            self.tokens[len(self.request.prompt) :],
+            "" if self.text is None else self.text.text,
+            self.finish_reason or "cancelled",
+            None if wanted is None else self.logprobs,
+            self.top_logprobs if wanted else None,
+        )
+
+
+def beam_completion(request: Request, beam: Beam, tokenizer: Tokenizer | None) -> Completion:
+    """The text of a beam."""
+    text = ""
+    if tokenizer is not None:
+        tokens = beam.tokens[:-1] if beam.tokens[-1:] == [tokenizer.eod_id] else beam.tokens
+        text, _ = written(tokenizer, request, tokens)
+    return Completion(beam.tokens, text, beam.finish_reason or "cancelled", score=beam.score)
+
+
+def written(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> tuple[str, bool]:
+    """The text of tokens behind a prompt, and whether a stop string has ended it."""
+    text = GrowingText(tokenizer, request.prompt, request.options.stop)
+    for token in tokens:
+        text.push(token)
+    text.finish()
+    return text.text, text.stopped

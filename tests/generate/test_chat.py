@@ -1,0 +1,103 @@
+"""A conversation sees its earlier turns, forgets the oldest where the context is full, and says the same on every layout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megalm.errors import UserError
+from megalm.generate.request import ChatRequest, GenerationOptions
+from megalm.testing import run_distributed
+from megalm.tokenizer import load_tokenizer, train_bpe
+from megalm.tokenizer.chat import load_chat_template
+from tests.generate.test_run import save_random_model
+from tests.worlds import in_world
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory: Path = tmp_path_factory.mktemp("run")
+    (directory / "text.txt").write_text("the end of the text, and of the hand\n" * 10, encoding="utf-8")
+    tokenizer = train_bpe(
+        [directory / "text.txt"], 290, directory / "tokenizer", special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    run_distributed(save_random_model, 2, directory, tokenizer.vocab_size)
+    return directory
+
+
+def conversation(directory: Path, context: int = 400, **options: Any) -> Any:
+    from megalm.generate.chat import Conversation
+    from megalm.generate.decode import Generator
+    from tests.generate.test_run import config_of
+    from tests.tiny import tiny_model
+
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    config = config_of(tokenizer.vocab_size, f"model.max_sequence_length={context}")
+    from megalm.parallel.layout import create_layout
+
+    generator = Generator(
+        [tiny_model(config)], create_layout(config.parallel), context, tokenizer, prefix_share=0.5
+    )
+    template = load_chat_template("chatml", tokenizer, config=directory / "tokenizer")
+    settings = GenerationOptions(greedy=True, max_new_tokens=12, stop=template.end_of_turn())
+    return Conversation(generator, template, settings, **options)
+
+
+@in_world(1)
+def test_each_answer_follows_from_all_messages_before(run_directory: Path) -> None:
+    chat = conversation(run_directory, system="of the end")
+    for said in ("the hand", "and the text"):
+        before = [{"role": "system", "content": "of the end"}, *chat.messages]
+        prompt = chat.template.encode(
+            [*before, {"role": "user", "content": said}], add_generation_prompt=True
+        ).ids
+        pieces: list[str] = []
+        done = chat.answer(said, lambda _, piece, into=pieces: into.append(piece))
+        other = conversation(run_directory).generator.generate([prompt], chat.options)[0]
+        assert done.tokens == other.tokens
+        assert "".join(pieces) == done.text == chat.messages[-1]["content"]
+    assert chat.generator.prefixes.hits >= 32, "the first turn is not read again"
+
+
+@in_world(1)
+def test_old_turns_leave_a_full_context_and_what_is_too_long_is_not_said(run_directory: Path) -> None:
+    chat = conversation(run_directory, context=100, system="the end")
+    for _ in range(6):
+        chat.answer("the text of the hand, the end of the text")
+    assert 0 < chat.forgotten < len(chat.messages) == 12
+    assert chat.forgotten % 2 == 0
+    before = list(chat.messages)
+    with pytest.raises(
+        UserError, match="context of 100 has room for 88 beside an answer: say it shorter, or"
+    ):
+        chat.answer("xyz " * 60)
+    assert chat.messages == before
+    chat.forget()
+    assert not chat.messages and not chat.forgotten
+
+
+def test_the_command_talks_line_by_line_on_one_and_two_ranks(run_directory: Path) -> None:
+    command = [sys.executable, "-m", "megalm", "chat", str(run_directory), "--greedy", "--dtype", "fp64"]
+    command += ["--chat-template", "chatml", "--max-new-tokens", "9"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""}
+    said = "the end\n\n" + "xyz " * 400 + "\nof the text\n"
+    texts = []
+    for more in (["--json"], ["--json", "--nproc", "2", "--tensor-model-parallel-size", "2"]):
+        done = subprocess.run(
+            command + more, input=said, capture_output=True, text=True, timeout=300, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert "say it shorter" in done.stderr
+        texts.append(json.loads(done.stdout)["messages"])
+    assert texts[0] == texts[1]
+    assert [message["content"] for message in texts[0][::2]] == ["the end", "of the text"]
+
+
+def test_more_processes_than_parts_of_the_model_are_refused() -> None:
+    request = ChatRequest(checkpoint="run", tensor_model_parallel_size=2)
+    with pytest.raises(UserError, match="4 processes for a model in 2 parts"):
+        request.check_world_size(4)
