@@ -21,7 +21,9 @@ class MicroBatch:
     tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
     ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
     token_types_BS: which segment of a pair a token belongs to. classes_B: class of the text or pair, -1 where it has none.
-    teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. scores: what frozen models say of the
+    teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. values_B, lengths_B: what is said of an
+    answer, and its tokens. reference_B: its log-probability under a reference. rows_per_sample: so many rows in a row are the
+    answers to one prompt. mismatched: the same prompts with others' answers. scores: what frozen models say of the
     microbatch, by name, on the stage that needs it (`megalm.train.frozen`).
     """
 
@@ -35,6 +37,11 @@ class MicroBatch:
     classes_B: Tensor | None = None
     teacher_ids_BSK: Tensor | None = None
     teacher_logits_BSK: Tensor | None = None
+    values_B: Tensor | None = None
+    lengths_B: Tensor | None = None
+    reference_B: Tensor | None = None
+    rows_per_sample: int = 1
+    mismatched: "MicroBatch | None" = None
     scores: dict[str, Any] = field(default_factory=dict)
 
     def forward_state(self) -> ForwardState:
@@ -50,6 +57,8 @@ class Loss(Protocol):
 
     parts: tuple[str, ...]
     """Names of the parts, () where there is one; with them weights and sums are vectors, an entry a part."""
+    measures: tuple[str, ...]
+    """Names of figures that are not minimised; their sums and weights stand behind the parts' in the vectors."""
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """The microbatch's share of the divisor, a scalar (or vector) known before the forward pass."""
@@ -139,6 +148,17 @@ def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int)
     )
 
 
+def loss_parts(loss: Loss) -> int:
+    """How many of the first entries of its vectors are minimised."""
+    return len(loss.parts) or 1
+
+
+def named_figures(loss: Loss, quotients: Sequence[float]) -> dict[str, float]:
+    """What a step tells of parts and measures, by name."""
+    parts = {f"{name}_loss": value for name, value in zip(loss.parts, quotients, strict=False)}
+    return parts | dict(zip(loss.measures, quotients[loss_parts(loss) :], strict=False))
+
+
 def quotients(sums: Tensor, weights: Tensor) -> Tensor:
     """Each part's sum / weight; a part that nothing counts in is zero."""
     return sums / torch.where(weights > 0, weights, 1.0).to(sums.dtype)
@@ -147,20 +167,28 @@ def quotients(sums: Tensor, weights: Tensor) -> Tensor:
 def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
     """Turn samples as numpy arrays, under the names of MicroBatch's fields, into this rank's microbatches.
 
-    They are of its tokens and on its device.
+    They are of its tokens and on its device. A batch may say that it has several `rows_per_sample`, and have another one of
+    as many rows for each microbatch's `mismatched`.
     """
     context = context_share(layout, batch.tokens_BS.shape[1])
-    arrays = {name: array for name, array in vars(batch).items() if array is not None}
+    rows_per_sample = getattr(batch, "rows_per_sample", 1)
+    arrays = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
     if "segments_BS" not in arrays:
         # without document resets positions are 0 ... S-1 in every row: the model's fast path
         arrays.pop("positions_BS", None)
     if context is not None:
         order_S = context.order(torch.device("cpu")).numpy()
-        whole = ("segments_BS", "classes_B")
+        whole = ("segments_BS", "classes_B", "values_B", "lengths_B", "reference_B")
         # `take`, not an index: that would leave rows that are not contiguous, and the library sums no such tensors
         arrays = {name: a if name in whole else a.take(order_S, 1) for name, a in arrays.items()}
-    tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays.values()]
-    return [
-        MicroBatch(**dict(zip(arrays, parts, strict=True)), context=context)
+    rows = micro_batch_size * rows_per_sample
+    tensors = [torch.from_numpy(array).to(layout.device).split(rows) for array in arrays.values()]
+    microbatches = [
+        MicroBatch(**dict(zip(arrays, parts, strict=True)), context=context, rows_per_sample=rows_per_sample)
         for parts in zip(*tensors, strict=True)
     ]
+    if getattr(batch, "mismatched", None) is not None:
+        others = split_samples(batch.mismatched, layout, micro_batch_size)
+        for microbatch, other in zip(microbatches, others, strict=True):
+            microbatch.mismatched = other
+    return microbatches

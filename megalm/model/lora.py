@@ -1,7 +1,8 @@
 """Low-rank adapters beside the linear layers, cut over the tensor-parallel ranks as these are (arXiv:2106.09685)."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class Adapter(nn.Module):
 
     cut: str
     """The factor of which each rank holds a part."""
+    active = True
+    """Whether it adds to the layer's output (see `without_adapters`)."""
 
     def __init__(self, layer: Any, lora: LoraConfig, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -120,6 +123,19 @@ def attach_adapters(model: nn.Module, lora: LoraConfig) -> None:
     if isinstance(embedding, nn.Module):
         # recomputed layers have gradients only if their input asks for one, which a frozen embedding's output does not
         embedding.register_forward_hook(ask_for_gradient)
+
+
+@contextmanager
+def without_adapters(chunks: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block the models compute as they did before they were adapted."""
+    adapters = [module for chunk in chunks for module in chunk.modules() if isinstance(module, Adapter)]
+    for adapter in adapters:
+        adapter.active = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.active = True
 
 
 def linear_layers(model: nn.Module) -> list[tuple[str, Any]]:

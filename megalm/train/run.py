@@ -20,6 +20,7 @@ from megalm.config.schema import DataSource
 from megalm.dataset.inspect import verify_all
 from megalm.dataset.label_stream import LabelStream
 from megalm.dataset.pack_stream import PackStream
+from megalm.dataset.preference_stream import PreferenceStream
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
@@ -56,7 +57,11 @@ def main(config: Config) -> dict[str, Any]:
     check_kernels(config)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
-    packed = train_stream.describe() if isinstance(train_stream, PackStream | LabelStream) else []
+    packed = (
+        train_stream.describe()
+        if isinstance(train_stream, PackStream | LabelStream | PreferenceStream)
+        else []
+    )
     if config.data.verify:
         sources = [source.path for source in [*config.data.train, *config.data.valid]]
         verify_all(sources, int(os.environ.get("RANK", 0)), world_size())
@@ -77,7 +82,6 @@ def main(config: Config) -> dict[str, Any]:
 
     layout = create_layout(config.parallel, config.run.seed)
     with run_lock(directory):
-        prepare = task_of(config).prepare(config, layout, train_stream)
         engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
         if layout.pp_size > 1:
@@ -85,9 +89,10 @@ def main(config: Config) -> dict[str, Any]:
         checkpoint = newest_intact(directory, layout)
         if checkpoint is None or config.lora.rank:
             notices += _first_weights(run, engine, has_checkpoint=checkpoint is not None)
+        task = task_of(config)
+        prepare = task.prepare(config, layout, train_stream, engine)
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
-        task = task_of(config)
         loss, tally = task.make_loss(config), task.tally(config) if task.tally else None
         evaluation = Evaluation(engine, loss, tally, prepare)
         callbacks = [
@@ -243,7 +248,7 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values["lora.rank"] = 0
     if config.task != "pretrain":
         values |= {f"{config.task}.{key}": v for key, v in getattr(config, config.task).model_dump().items()}
-        values.pop("distill.cache", None)
+        values.pop(f"{config.task}.cache", None)
     if config.distill.cache:
         values.pop("distill.teacher", None)  # a cache knows what it was made of
     return values
@@ -282,8 +287,8 @@ def _first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
         take_teacher_layers(engine, config, find_checkpoint(config.distill.teacher), run.directory)
         return [f"weights taken from the layers {layers} of {config.distill.teacher}"]
     if not config.run.load:
-        alone = config.task == "sft" and not has_checkpoint
-        return ["task sft without run.load: the model begins with random weights"] if alone else []
+        alone = config.task in ("sft", "reward", "dpo") and not has_checkpoint
+        return [f"task {config.task} without run.load: the model begins with random weights"] if alone else []
     base = find_checkpoint(config.run.load)
     if run.config.lora.rank:
         refuse_adapters(base)
