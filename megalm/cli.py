@@ -23,7 +23,7 @@ from megalm.cli_generate import chat, embed, generate
 from megalm.cli_model import Nproc, print_json, start_world
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
-from megalm.cli_preferences import build_preferences
+from megalm.cli_preferences import build_preferences, score
 from megalm.cli_tokenizer import tokenizer_app
 from megalm.errors import UserError
 
@@ -58,6 +58,7 @@ app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("embed")(embed)
 app.command("classify")(classify)
+app.command("score")(score)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,7 +53,8 @@ def kto(
     an estimate of KL(model || reference), which no gradient is to go through (see `kto_baseline`).
     """
     towards_B = torch.where(wanted_B, ratio_B - baseline, baseline - ratio_B)
-    weight_B = torch.where(wanted_B, desirable_weight, undesirable_weight).to(ratio_B.dtype)
+    wide_B = wanted_B.to(ratio_B.dtype)
+    weight_B = desirable_weight * wide_B + undesirable_weight * (1 - wide_B)
     return weight_B * (1 - torch.sigmoid(beta * towards_B))
 
 
