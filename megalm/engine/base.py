@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from megalm.config.schema import Config
 from megalm.model.state import ForwardState
 from megalm.parallel.context import ContextShare, context_share
 from megalm.parallel.layout import Layout
@@ -83,6 +84,7 @@ class Metrics:
 class Engine(Protocol):
     """Runs steps of one model under one layout."""
 
+    config: Config
     layout: Layout
     chunks: list[Any]
     """This process's parts of the model in the order of its layers: one, unless the pipeline is interleaved."""

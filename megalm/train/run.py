@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
 from megalm.train.samples import open_prompts
 from megalm.train.sft import carry_template
+from megalm.train.steps import BatchSteps
 from megalm.train.student import take_teacher_layers
 from megalm.train.tasks import task_of
 
@@ -95,7 +97,9 @@ def main(config: Config) -> dict[str, Any]:
             *answering(engine, config, tokenizer, prompts),
             *standard_callbacks(config),
         ]
-        loop = Loop(run, engine, loss, data, validation, callbacks, evaluation, prepare)
+        steps = BatchSteps(engine, loss, data, prepare)
+        validate = partial(evaluation.measure, validation) if validation else None
+        loop = Loop(run, engine, steps, validate, callbacks)
         if checkpoint is not None:
             loop.resume(checkpoint)
             notices += _resumed(run)
