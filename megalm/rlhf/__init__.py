@@ -1,0 +1,1 @@
+"""Alignment by reinforcement learning: prompts, answers of the model, rewards, and what it learns from them."""
