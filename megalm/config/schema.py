@@ -11,6 +11,7 @@ from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
 from megalm.config.quantization import QuantizationConfig
+from megalm.config.rlhf import RlhfConfig
 from megalm.config.samples import SamplesConfig
 from megalm.config.section import Section
 from megalm.config.selection import EarlyStoppingConfig, KeepBestConfig
@@ -346,11 +347,11 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain", "mlm", "sft", "classify", "distill"] = Field(
+    task: Literal["pretrain", "mlm", "sft", "classify", "distill", "ppo", "grpo", "rloo"] = Field(
         "pretrain",
         description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `sft` the assistant's answers "
         "(data of `megalm dataset build --chat`), `classify` labels of texts (`megalm dataset build-labelled`), `distill` the "
-        "next token as a larger model sees it.",
+        "next token as a larger model sees it, `ppo`, `grpo` and `rloo` from rewards for its own answers.",
     )
     engine: Literal["megatron", "deepspeed"] = Field(
         "megatron",
@@ -365,6 +366,7 @@ class Config(Section):
     sft: SftConfig = Field(default_factory=SftConfig)
     classify: ClassifyConfig = Field(default_factory=ClassifyConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
+    rlhf: RlhfConfig = Field(default_factory=RlhfConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     offload: OffloadConfig = Field(default_factory=OffloadConfig)

@@ -14,6 +14,7 @@ from megalm.checkpoint.metadata import read_tensors
 from megalm.checkpoint.read import shared_list
 from megalm.config import Config, dump_config
 from megalm.config.model import MAY_CHANGE
+from megalm.config.rlhf import RL_TASKS
 from megalm.engine.base import Engine
 from megalm.errors import UserError
 from megalm.model.sequence_head import OUTPUT
@@ -90,7 +91,9 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values["run.load"] = config.run.load
     else:
         values["lora.rank"] = 0
-    if config.task != "pretrain":
+    if config.task in RL_TASKS:
+        values |= {f"rlhf.{key}": value for key, value in config.rlhf.model_dump().items()}
+    elif config.task != "pretrain":
         values |= {f"{config.task}.{key}": v for key, v in getattr(config, config.task).model_dump().items()}
         values.pop("distill.cache", None)
     if config.distill.cache:

@@ -112,7 +112,7 @@ class Loop:
         stopped = False
         if config.eval_at_start and run.step == 0:
             result |= {f"valid_{name}": value for name, value in self._validate().items()}
-        while run.step < last and not (stopped or self.selection.says_stop()):
+        while run.step < last and not (stopped or self._stop_reason()):
             metrics = self._step()
             result |= {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
             self.writer.poll()
@@ -126,10 +126,13 @@ class Loop:
         self.writer.finish()
         if stopped:
             self._tell(f"stopped on request after step {run.step}, saved: the same command goes on")
-        elif reason := self.selection.says_stop():
+        elif reason := self._stop_reason():
             self._tell(f"stopped early after step {run.step}: {reason}")
         best = self.selection.best
         return result | ({"best_step": best.step, f"best_{best.metric}": best.value} if best else {})
+
+    def _stop_reason(self) -> str | None:
+        return self.selection.says_stop() or self.steps.stop_reason
 
     def _after_step(self) -> dict[str, float]:
         """Validate and save where it is time to, or worth it; return the validation's figures if there is one."""
@@ -173,6 +176,8 @@ class Loop:
         record = StepRecord(step=run.step, metrics=metrics, lr=lr, tokens=self.steps.tokens, seconds=seconds)
         for callback in self.callbacks:
             callback.on_step(run, record)
+        for message in self.steps.told:
+            self._tell(message)
         self.skipped_steps += metrics.skipped
         if metrics.overflow:
             self._tell(

@@ -14,6 +14,10 @@ class Steps(Protocol):
 
     tokens: int
     """Of the step made last."""
+    told: list[str]
+    """What there is to tell of the step made last."""
+    stop_reason: str | None
+    """Why the run is to end before its last step, if it is."""
 
     @property
     def cursor(self) -> Cursor:
@@ -45,6 +49,8 @@ class BatchSteps:
         self.engine, self.loss, self.data, self.prepare = engine, loss, data, prepare
         config = engine.config
         self.tokens = config.batch.global_batch_size * config.batch.seq_length
+        self.told: list[str] = []
+        self.stop_reason: str | None = None
 
     @property
     def cursor(self) -> Cursor:
