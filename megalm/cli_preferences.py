@@ -8,9 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from megalm import atomic, launch
-from megalm.cli_chat_data import ChatTemplateOption
 from megalm.cli_model import Checkpoint, DType, Nproc, PipelineParallel, Step, TensorParallel, start_world
 from megalm.cli_options import AsJson, Overwrite, TokenizerOption
+
+TemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        help="A .jinja file or a bundled template (alpaca, chatml, llama-2, llama-3, plain, zephyr); by default that of "
+        "the model's training data, else the tokenizer's own.",
+    ),
+]
 
 
 def build_preferences(
@@ -19,7 +27,7 @@ def build_preferences(
     output_prefix: Annotated[
         Path, typer.Option("--output-prefix", "-o", help="Gives PREFIX_train, _valid and _test.")
     ],
-    chat_template: ChatTemplateOption = None,
+    chat_template: TemplateOption = None,
     system: Annotated[str | None, typer.Option(help="The system's text of prompts that have none.")] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Leave out records with more tokens of prompt and answer.")
@@ -69,7 +77,7 @@ def score(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What the answers of --text are to.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="An answer to --prompt; repeatable.")] = None,
-    chat_template: ChatTemplateOption = None,
+    chat_template: TemplateOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the rewards there as JSON lines.")
     ] = None,

@@ -6,8 +6,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from megalm.config import Config, parse_config
 from megalm.dataset.chat import ChatSettings
 from megalm.dataset.preferences import build_preferences
+from megalm.train.callbacks.metrics import read_metrics
 from tests.chats import make_tokenizer
 from tests.tokenizer.test_bpe import WORDS
 
@@ -49,3 +51,28 @@ def preference_data(
     file = write_records(folder / "records.jsonl", records)
     build_preferences([file], tokenizer, folder / "data", chat, splits=splits, overwrite=True)
     return folder / "data"
+
+
+LENGTH = 96
+
+
+def preference_run(task: str, directory: Path, prefix: Path, *overrides: str) -> Config:
+    """A run of task `reward` or `dpo` on what `preference_data` made, silent."""
+    sections: dict[str, Any] = {
+        "run": {"dir": str(directory)},
+        "task": task,
+        "model": {"preset": "llama-tiny", "max_sequence_length": LENGTH},
+        "tokenizer": {"path": str(prefix.parent / "tokenizer")},
+        "data": {split: [{"path": f"{prefix}_{split}"}] for split in ("train", "valid")},
+        "batch": {"seq_length": LENGTH, "micro_batch_size": 4, "global_batch_size": 16},
+        "optimizer": {"lr": 3e-3, "min_lr": 3e-4, "warmup_steps": 4},
+        "train": {"steps": 40, "eval_interval": 40},
+        "logging": {"tensorboard": False, "progress": False, "plot": True},
+    }
+    return parse_config(sections, overrides)
+
+
+def validation(directory: Path) -> dict[str, float]:
+    """The last validation's figures."""
+    lines = read_metrics(directory / "metrics.jsonl")
+    return {k: v for line in lines if "valid_loss" in line for k, v in line.items() if k.startswith("valid")}

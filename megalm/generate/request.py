@@ -24,7 +24,7 @@ class GenerationOptions:
     `stop`: strings that end a text. `n`: texts of each prompt. `beams`: more than 1 searches that many texts side by side for
     the likeliest ones, by the sum of log-probabilities / length ^ `length_penalty`; `early_stopping` ends as soon as so many
     have ended. `logprobs`: keep the log-probability of each token under the model's own distribution, and of that many of
-    the likeliest ones beside it; None: none.
+    the likeliest ones beside it; None: none. `logprobs_at_temperature`: under that distribution at `temperature`.
     """
 
     max_new_tokens: int = 128
@@ -44,6 +44,7 @@ class GenerationOptions:
     length_penalty: float = 1.0
     early_stopping: bool = False
     logprobs: int | None = None
+    logprobs_at_temperature: bool = False
 
     def __post_init__(self) -> None:
         require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")

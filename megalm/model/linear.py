@@ -115,7 +115,7 @@ class ColumnLinear(ColumnParallelLinear):
     ) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
         output, bias = self._base(input_, weight, runtime_gather_output)
-        return (output if self.lora is None or not self.lora.active else output + self.lora(input_)), bias
+        return (output if self.lora is None else output + self.lora(input_)), bias
 
     def _base(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
@@ -167,7 +167,7 @@ class RowLinear(RowParallelLinear):
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return (output, bias still to be added or None)."""
         output, bias = self._base(input_)
-        return (output if self.lora is None or not self.lora.active else output + self.lora(input_)), bias
+        return (output if self.lora is None else output + self.lora(input_)), bias
 
     def _base(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.quantized is None and _alone(self):

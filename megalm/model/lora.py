@@ -1,8 +1,9 @@
 """Low-rank adapters beside the linear layers, cut over the tensor-parallel ranks as these are (arXiv:2106.09685)."""
 
+import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,8 +40,6 @@ class Adapter(nn.Module):
 
     cut: str
     """The factor of which each rank holds a part."""
-    active = True
-    """Whether it adds to the layer's output (see `without_adapters`)."""
 
     def __init__(self, layer: Any, lora: LoraConfig, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -125,17 +124,18 @@ def attach_adapters(model: nn.Module, lora: LoraConfig) -> None:
         embedding.register_forward_hook(ask_for_gradient)
 
 
-@contextmanager
-def without_adapters(chunks: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block the models compute as they did before they were adapted."""
+@contextlib.contextmanager
+def without_adapters(chunks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it the models compute as if their adapters were not there."""
     adapters = [module for chunk in chunks for module in chunk.modules() if isinstance(module, Adapter)]
-    for adapter in adapters:
-        adapter.active = False
+    scales = [adapter.scale for adapter in adapters]
     try:
+        for adapter in adapters:
+            adapter.scale = 0.0
         yield
     finally:
-        for adapter in adapters:
-            adapter.active = True
+        for adapter, scale in zip(adapters, scales, strict=True):
+            adapter.scale = scale
 
 
 def linear_layers(model: nn.Module) -> list[tuple[str, Any]]:

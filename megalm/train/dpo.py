@@ -76,7 +76,7 @@ def prepare_reference(
 class PreferenceLoss:
     """Mean of the loss of `dpo.loss` over the pairs, or the answers, of the global batch (see `engine.base.Loss`).
 
-    measures: an answer's reward is beta x log(model / reference). accuracy: of pairs whose chosen answer has the larger one;
+    figures: an answer's reward is beta x log(model / reference). accuracy: of pairs whose chosen answer has the larger one;
     in `kto` of answers whose reward lies on the right side of the baseline.
     """
 
@@ -85,7 +85,7 @@ class PreferenceLoss:
     def __init__(self, settings: DpoConfig) -> None:
         self.settings = settings
         last = "baseline" if settings.loss == "kto" else "margin"
-        self.measures: tuple[str, ...] = ("accuracy", "chosen_reward", "rejected_reward", last)
+        self.figures: tuple[str, ...] = ("accuracy", "chosen_reward", "rejected_reward", last)
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """Number of pairs; in `kto` of answers, of wanted and of unwanted ones."""
@@ -102,7 +102,7 @@ class PreferenceLoss:
         return run_token_losses(model, microbatch)
 
     def sum(self, output: Tensor, microbatch: MicroBatch) -> Tensor:
-        """Sums of losses and of what is measured."""
+        """Sums of losses and of figures."""
         ratio_B = answer_logprobs(output, microbatch)
         if not self.settings.reference_free:
             ratio_B = ratio_B - reference_logprobs(microbatch).to(ratio_B.dtype)

@@ -41,7 +41,7 @@ class MaskedLanguageLoss:
     (see `engine.base.Loss`). parts: their names, ("mlm",) for a model without sentence head.
     """
 
-    measures: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
 
     def __init__(self, parts: tuple[str, ...] = ("mlm", "sop")) -> None:
         self.parts = parts

@@ -66,14 +66,14 @@ class PairLoss:
     """Mean of the Bradley-Terry loss over the pairs of the global batch (see `engine.base.Loss`)."""
 
     parts: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ("accuracy", "margin")
+    figures: tuple[str, ...] = ("accuracy", "margin")
 
     def __init__(self, center_weight: float = 0.0) -> None:
         self.center_weight = center_weight
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """Number of pairs."""
-        return counted_pairs(microbatch).sum().double().repeat(1 + len(self.measures))
+        return counted_pairs(microbatch).sum().double().repeat(1 + len(self.figures))
 
     def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
         """The last stage's output is the rewards (B, 1)."""
@@ -95,7 +95,7 @@ class RatingLoss:
     """Mean squared error of rewards beside ratings, over the answers of the global batch (see `engine.base.Loss`)."""
 
     parts: tuple[str, ...] = ()
-    measures: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """Number of answers."""

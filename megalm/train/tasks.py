@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megalm.config.rlhf import RL_TASKS
 from megalm.config.schema import Config, DataSource
 from megalm.engine.base import Engine, Loss, MicroBatch
 from megalm.errors import UserError
@@ -89,6 +90,8 @@ TASKS = {
         complete=complete,
         tally=confusion_tally,
     ),
+    # what the answers of these are worth, and what is learned of it, `megalm.rlhf` knows; this is the text beside them
+    **dict.fromkeys(RL_TASKS, Task(("gpt",), open_windows, lambda config: NextTokenLoss())),
     "distill": Task(("gpt",), open_samples, DistillationLoss, open_validation=open_windows, prepare=prepare),
     "reward": Task(
         ("gpt",),

@@ -1,0 +1,1 @@
+"""Reinforcement learning from rewards: a model answers prompts and learns from what its answers are worth."""
