@@ -121,50 +121,33 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ = 0b1101  # execute, read file, read directory
 _READ_FILE, _WRITE_FILE, _REMOVE_FILE, _MAKE_FILE, _TRUNCATE = 1 << 2, 1 << 1, 1 << 5, 1 << 8, 1 << 14
 
-_PARENT_DEATH_SIGNAL, _DUMPABLE, _GET_SECCOMP, _SET_SECCOMP, _SUBREAPER, _NO_NEW_PRIVILEGES = (
-    1,
-    4,
-    21,
-    22,
-    36,
-    38,
-)
+_PARENT_DEATH_SIGNAL, _DUMPABLE, _GET_SECCOMP, _SET_SECCOMP, _NO_NEW_PRIVILEGES = 1, 4, 21, 22, 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def missing() -> list[str]:
-    """What this machine's kernel cannot take away, in words for a log."""
-    lacking = []
-    if not can_refuse_system_calls():
-        lacking.append("seccomp (network, signals to other processes of the same user)")
-    if _landlock_version() < 1:
-        lacking.append("Landlock (files that the user may read or write)")
-    return lacking
+def can_refuse_system_calls() -> bool:
+    """Whether there is seccomp, and a table of system calls for this processor: without it nothing is contained."""
+    return sys.platform == "linux" and platform.machine() in _ARCHITECTURES and _prctl(_GET_SECCOMP) >= 0
+
+
+def can_close_files() -> bool:
+    """Whether there is Landlock."""
+    return sys.platform == "linux" and _landlock_version() >= 1
 
 
 def confine(seconds: int, memory_bytes: int, file_bytes: int, readable: Sequence[str], folder: str) -> None:
     """Take all rights that can be taken; OSError where one should be taken and is not."""
-    if sys.platform == "linux":
-        _prctl(_PARENT_DEATH_SIGNAL, 9)
-    if _prctl(_NO_NEW_PRIVILEGES, 1) == 0 and _landlock_version() >= 1:
+    _checked(_prctl(_PARENT_DEATH_SIGNAL, 9), "the signal at the parent's end")
+    _checked(_prctl(_NO_NEW_PRIVILEGES, 1), "the flag that no new privileges can be had")
+    if can_close_files():
         _close_files(readable, folder)
-    filtered = can_refuse_system_calls()
-    _limit(seconds, memory_bytes, file_bytes, filtered)
-    if filtered:
-        _refuse_system_calls()
+    _limit(seconds, memory_bytes, file_bytes)
+    _refuse_system_calls()
 
 
-def can_refuse_system_calls() -> bool:
-    """Whether there is seccomp, and a table of system calls for this processor."""
-    return sys.platform == "linux" and platform.machine() in _ARCHITECTURES and _prctl(_GET_SECCOMP) >= 0
-
-
-def _limit(seconds: int, memory_bytes: int, file_bytes: int, filtered: bool) -> None:
-    """Bound this process's time on the CPU, address space, size of a file and open files; no core dumps.
-
-    filtered: system calls that make processes will be refused; else none may be made, threads included.
-    """
+def _limit(seconds: int, memory_bytes: int, file_bytes: int) -> None:
+    """Bound this process's time on the CPU, address space, size of a file and open files; no core dumps."""
     limits = {
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: file_bytes,
@@ -172,8 +155,6 @@ def _limit(seconds: int, memory_bytes: int, file_bytes: int, filtered: bool) -> 
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_AS: memory_bytes,
     }
-    if not filtered:
-        limits[resource.RLIMIT_NPROC] = 0
     for kind, value in limits.items():
         _, most = resource.getrlimit(kind)
         value = value if most == resource.RLIM_INFINITY else min(value, most)
@@ -221,7 +202,7 @@ def _close_files(readable: Sequence[str], folder: str) -> None:
 
 
 def _landlock_version() -> int:
-    return int(_libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)) if sys.platform == "linux" else 0
+    return int(_libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
@@ -234,11 +215,9 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 
 def guard_supervisor() -> None:
-    """End this process with the one that began it, take its orphans in, and keep its memory from other processes."""
-    if sys.platform == "linux":
-        _prctl(_PARENT_DEATH_SIGNAL, 9)
-        _prctl(_SUBREAPER, 1)
-        _prctl(_DUMPABLE, 0)
+    """End this process with the one that began it, and keep its memory from other processes."""
+    _prctl(_PARENT_DEATH_SIGNAL, 9)
+    _prctl(_DUMPABLE, 0)
 
 
 def _prctl(option: int, *arguments: int) -> int:

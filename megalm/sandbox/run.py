@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from megalm.sandbox.confine import missing
+from megalm.errors import UserError
+from megalm.sandbox.confine import can_close_files, can_refuse_system_calls
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Verdict(NamedTuple):
 def run_tests(task: Task, limits: Limits = Limits()) -> list[Verdict]:
     """Run each test in a process of its own, after the code.
 
-    A process has no network, makes no others, sees no files but Python's own and writes to an empty folder alone, as far as
-    the kernel can keep it from more (`warn_of_what_is_missing`). Of what is patched, built-in names and modules that the
+    A process has no network, makes no others and, where the kernel has Landlock, sees no files but Python's own and writes to
+    an empty folder alone (see `check_sandbox`). Of what is patched, built-in names and modules that the
     tests import are put back before a test; a test of code that looks for the sandbox's own variables can still be fooled.
     """
     request = {**task._asdict(), **vars(limits), "tests": list(task.tests)}
@@ -84,11 +85,15 @@ def run_tests_of(tasks: Sequence[Task], limits: Limits = Limits(), workers: int 
         return list(pool.map(lambda task: run_tests(task, limits), tasks))
 
 
-def warn_of_what_is_missing() -> None:
-    """Log what this machine's kernel cannot keep code in the sandbox from, if there is anything."""
-    if lacking := missing():
+def check_sandbox() -> None:
+    """Raise UserError where this machine cannot contain code; log where it cannot keep code from files."""
+    if not can_refuse_system_calls():
+        raise UserError(
+            "code of responses can be run on Linux with seccomp alone (x86-64 or AArch64), which this system lacks: "
+            "train there, or leave out rewards that run code"
+        )
+    if not can_close_files():
         logger.warning(
-            "the sandbox of unit tests is open: this system lacks %s; run it as a user who may do nothing else, or in a "
-            "container of its own",
-            " and ".join(lacking),
+            "the sandbox of unit tests cannot keep code from files: the kernel has no Landlock (Linux 5.13); run as a user who "
+            "may read and write nothing of worth, or in a container of its own"
         )

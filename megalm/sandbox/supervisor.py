@@ -49,7 +49,6 @@ def judge(request: dict[str, Any], test: str, folder: str, seconds: float) -> tu
     child = os.fork()
     if child == 0:
         try:
-            os.setpgid(0, 0)
             enter(request, folder, seconds, writer)
             serve(request, test, secret, writer)
         finally:
@@ -59,7 +58,8 @@ def judge(request: dict[str, Any], test: str, folder: str, seconds: float) -> tu
         report, in_time = read_report(reader, seconds)
     finally:
         os.close(reader)
-        status = end(child)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     given, passed, reason = [*report.decode("utf-8", "replace").split(" ", 2), "", ""][:3]
     if given == secret:
         return passed == "1", reason
@@ -81,30 +81,6 @@ def read_report(reader: int, seconds: float) -> tuple[bytes, bool]:
         report += piece
         if not piece or len(report) > MOST_REPORT:
             return report, True
-
-
-def end(child: int) -> int:
-    """Kill the child and whatever else it left behind; how the child ended."""
-    for kill in (os.kill, os.killpg):
-        with suppress(ProcessLookupError, PermissionError):
-            kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    while orphans := children():
-        for orphan in orphans:
-            with suppress(ProcessLookupError, ChildProcessError):
-                os.kill(orphan, signal.SIGKILL)
-                os.waitpid(orphan, 0)
-    return status
-
-
-def children() -> list[int]:
-    """Processes whose parent this one is, be it because theirs ended."""
-    found = []
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
-        with suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-            if name.isdigit() and int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
-                found.append(int(name))
-    return found
 
 
 def enter(request: dict[str, Any], folder: str, seconds: float, writer: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from megalm.config.rewards import UnitTestsConfig
 from megalm.errors import UserError
 from megalm.rlhf.rewards.base import Sample
-from megalm.sandbox import Limits, Task, run_tests_of, warn_of_what_is_missing
+from megalm.sandbox import Limits, Task, check_sandbox, run_tests_of
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S | re.I)
 ENTRY_POINT = "entry_point"
@@ -23,7 +23,7 @@ class UnitTests:
     def __init__(self, config: UnitTestsConfig) -> None:
         self.config = config
         self.limits = Limits(config.seconds, config.memory_mb << 20)
-        warn_of_what_is_missing()
+        check_sandbox()
 
     def check(self, record: Mapping[str, Any]) -> None:
         """See Reward."""

@@ -6,6 +6,9 @@ from megalm.config.rewards import UnitTestsConfig
 from megalm.errors import UserError
 from megalm.rlhf.rewards import Sample, TotalReward
 from megalm.rlhf.rewards.unit_tests import UnitTests, code_of
+from megalm.sandbox.confine import can_refuse_system_calls
+
+pytestmark = pytest.mark.skipif(not can_refuse_system_calls(), reason="needs seccomp")
 
 RIGHT = "def double(x):\n    return 2 * x\n"
 WRONG = "def double(x):\n    return x + 2\n"
