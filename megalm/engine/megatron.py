@@ -50,6 +50,7 @@ class MegatronEngine:
         self.steps_begun = 0
         self.updates = 0
         self.routing = Routing(self.chunks, config, layout)
+        self.loss_scale: LossScale | None = None
         self.ddp_chunks: list[DistributedDataParallel] = []
         if train:
             self._make_trainable()
@@ -237,7 +238,9 @@ class MegatronEngine:
 
     @counters.setter
     def counters(self, values: Mapping[str, float]) -> None:
-        self.updates = self.optimizer_state.updates = int(values["updates"])
+        self.updates = int(values["updates"])
+        if self.ddp_chunks:
+            self.optimizer_state.updates = self.updates
         self.steps_begun = int(values["steps_begun"])
         if self.loss_scale:
             self.loss_scale.load(values)
