@@ -58,7 +58,8 @@ def parse_config(data: dict[str, Any], overrides: Sequence[str] = (), where: str
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        location = ".".join(str(part) for part in error.errors(include_url=False)[0]["loc"])
+        _, field = _resolve(Config, error.errors(include_url=False)[0]["loc"])
+        location = ".".join(map(str, field))
         keys = {change.partition("=")[0]: f"override {change!r}" for change in overrides}
         raise UserError(f"{keys.get(location, where)}: {explain(error)}") from None
     check(config)
@@ -155,9 +156,13 @@ def explain(error: ValidationError, section: type[BaseModel] = Config) -> str:
     errors = error.errors(include_url=False)
     first = errors[0]
     field = tuple(takewhile(lambda part: not _KIND.fullmatch(str(part)), first["loc"]))
-    location = ".".join(map(str, field))
+    _, named = _resolve(section, field)
+    location = ".".join(map(str, named))
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return _explain_tag(location, first, section)
     if first["type"] == "extra_forbidden":
-        known = _known_keys(section, first["loc"][:-1])
+        inner, _ = _resolve(section, first["loc"][:-1])
+        known = list(inner[0].model_fields)
         return f"unknown key `{location}`{nearest(str(first['loc'][-1]), known)} (known: {', '.join(known)})"
     if first["type"] == "missing":
         return f"`{location}` is missing"
@@ -169,19 +174,43 @@ def explain(error: ValidationError, section: type[BaseModel] = Config) -> str:
     return f"`{location}` = {first['input']!r}: {told[:1].lower()}{told[1:]}"
 
 
-def _known_keys(section: Any, location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `location` within `section`."""
+def _explain_tag(location: str, error: Any, section: Any) -> str:
+    """What is wrong with the field that tells sections of several kinds apart."""
+    kinds, _ = _resolve(section, error["loc"])
+    field = error["ctx"]["discriminator"].strip("'")
+    known = [tag_of(kind) for kind in kinds]
+    if error["type"] == "union_tag_not_found":
+        return f"`{location}.{field}` is missing (known: {', '.join(known)})"
+    found = error["ctx"]["tag"]
+    return f"`{location}.{field}` = {found!r} is unknown{nearest(found, known)} (known: {', '.join(known)})"
+
+
+def _resolve(section: Any, location: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]]:
+    """Sections that may stand at `location` within `section`, and the location as a user writes it.
+
+    Of sections of several kinds pydantic puts the kind into the location.
+    """
+    kinds, written = [section], []
     for part in location:
-        if isinstance(part, str) and part in getattr(section, "model_fields", {}):
-            section = section_in(section.model_fields[part].annotation)
-    return list(section.model_fields)
+        if len(kinds) > 1 and (chosen := [kind for kind in kinds if tag_of(kind) == part]):
+            kinds = chosen
+            continue
+        written.append(part)
+        if isinstance(part, str) and part in getattr(kinds[0], "model_fields", {}):
+            kinds = sections_in(kinds[0].model_fields[part].annotation) or kinds
+    return kinds, tuple(written)
 
 
-def section_in(annotation: Any) -> Any:
-    """The section inside an annotation such as `list[Section]`, or None."""
+def sections_in(annotation: Any) -> list[Any]:
+    """The sections inside an annotation such as `list[Section]`; several where it is of several kinds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := section_in(arg)) is not None), None)
+        return [annotation]
+    return [found for arg in get_args(annotation) for found in sections_in(arg)]
+
+
+def tag_of(section: type[BaseModel]) -> str:
+    """The name that tells a section from others that may stand in its place."""
+    return str(section.model_fields["name"].default)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from megalm.config.load import section_in
+from megalm.config.load import sections_in, tag_of
 from megalm.config.schema import Config
 
 _HEAD = """# Configuration
@@ -29,9 +29,9 @@ def inner_sections(section: type[BaseModel], prefix: str = "") -> list[str]:
     """Heading, description and table of each section within `section`; titles begin with `prefix`."""
     parts = []
     for name, field in section.model_fields.items():
-        inner = section_in(field.annotation)
-        if inner is not None:
-            title = f"{prefix}{name}"
+        kinds = sections_in(field.annotation)
+        for inner in kinds:
+            title = f"{prefix}{name}" + (f" (name: {tag_of(inner)})" if len(kinds) > 1 else "")
             doc = " ".join((inner.__doc__ or "").split())
             parts.append(f"## {title}\n\n{doc}\n\n{table(inner)}")
             parts += inner_sections(inner, f"{title}.")
@@ -42,7 +42,7 @@ def table(section: type[BaseModel], plain_only: bool = False) -> str:
     """Markdown table of a section's fields; `plain_only` leaves out those that are sections themselves."""
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        if plain_only and section_in(field.annotation) is not None:
+        if plain_only and sections_in(field.annotation):
             continue
         default = _default(field)
         meaning = (field.description or "").replace("|", "\\|")
@@ -59,8 +59,7 @@ def _default(field: Any) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    inner = section_in(annotation)
-    if inner is not None:
+    if sections_in(annotation):
         return "list of sections" if getattr(annotation, "__origin__", None) is list else "section"
     text = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
     text = str(text).replace("typing.", "").replace("NoneType", "None").replace(" | None", "")

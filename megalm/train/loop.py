@@ -2,22 +2,22 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.checkpoint.read import shared_list
 from megalm.dataset.cursor import Cursor
-from megalm.engine.base import Engine, Loss, Metrics
-from megalm.engine.parameter_groups import rates_by_name
+from megalm.engine.base import Engine, Metrics
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
-from megalm.train.data import TrainingData, ValidationData
-from megalm.train.evaluation import Evaluation
 from megalm.train.selection import Selection
+from megalm.train.steps import Steps
 from megalm.train.stop import StopRequest
-from megalm.train.tasks import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -26,30 +26,33 @@ class TrainingDiverged(RuntimeError):
     """The loss stayed NaN or infinite after every rollback that the configuration allows."""
 
 
+Validate: TypeAlias = Callable[[], tuple[dict[str, float], NDArray[np.float64] | None]]
+"""Measures held-out samples: figures by name, and what the task counts (see `Validation.tally`). Collective."""
+
+
 class Loop:
-    """Trains `engine` on `data` as `run.config.train` says."""
+    """Makes `steps`, and keeps their engines in checkpoints, as `run.config.train` says."""
 
     def __init__(
         self,
         run: Run,
         engine: Engine,
-        loss: Loss,
-        data: TrainingData,
-        validation: ValidationData | None,
+        steps: Steps,
+        validate: Validate | None,
         callbacks: Sequence[Callback],
-        evaluation: Evaluation,
-        prepare: Preparation | None = None,
+        companions: Mapping[str, Engine] | None = None,
     ) -> None:
+        """companions: engines that are saved and loaded beside `engine`, by name."""
         self.run = run
         self.config = run.config
         self.engine = engine
-        self.loss = loss
-        self.data = data
-        self.validation = validation
+        self.steps = steps
+        self.validate = validate
         self.callbacks = callbacks
-        self.evaluation = evaluation
-        self.prepare = prepare
-        self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
+        self.companions = companions or {}
+        self.writer = CheckpointWriter(
+            run.directory, run.config, engine, self._report_save, companions=self.companions
+        )
         self.selection = Selection(run.config)
         self.notices: list[str] = []
         """Told as events at the start."""
@@ -61,22 +64,26 @@ class Loop:
     def resume(self, checkpoint: Path) -> None:
         """Go on from an intact checkpoint: weights, optimizer, counters, data position. Newer ones are deleted."""
         state = load_training_state(self.engine, checkpoint, verified=True)
+        for name, engine in self.companions.items():
+            load_training_state(engine, checkpoint / name, verified=True)
         self.selection.load(state, shared_list(self.run.directory, self.engine.layout))
         best = self.selection.best
         self.writer.go_back_to(state["step"], best.step if best else None)
         self.run.step = state["step"]
         self.skipped_steps, self.rollbacks = state["skipped_steps"], state["rollbacks"]
-        self.data.move_to(Cursor.from_json(state["cursor"]))
+        self.steps.move_to(Cursor.from_json(state["cursor"]))
+        self.steps.load(state)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors."""
         return {
             "step": self.run.step,
-            "cursor": self.data.cursor.to_json(),
+            "cursor": self.steps.cursor.to_json(),
             "counters": self.engine.counters,
             "skipped_steps": self.skipped_steps,
             "rollbacks": self.rollbacks,
             **self.selection.state(),
+            **self.steps.state(),
         }
 
     def train(self) -> dict[str, Any]:
@@ -158,21 +165,12 @@ class Loop:
     def _step(self) -> Metrics:
         config, run = self.config, self.run
         begin = time.perf_counter()
-        first = self.data.next_sample
-        microbatches = self.data.next()
-        if self.prepare:
-            self.prepare(microbatches, training=True)
+        first = self.steps.next_sample
         lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
-        metrics = self.engine.step(microbatches, self.loss, lr)
-        metrics.more |= rates_by_name(config, lr)
+        metrics = self.steps.step(run.step + 1, lr)
         run.step += 1
-        record = StepRecord(
-            step=run.step,
-            metrics=metrics,
-            lr=lr,
-            tokens=config.batch.global_batch_size * config.batch.seq_length,
-            seconds=time.perf_counter() - begin,
-        )
+        seconds = time.perf_counter() - begin
+        record = StepRecord(step=run.step, metrics=metrics, lr=lr, tokens=self.steps.tokens, seconds=seconds)
         for callback in self.callbacks:
             callback.on_step(run, record)
         self.skipped_steps += metrics.skipped
@@ -181,7 +179,7 @@ class Loop:
                 f"step {run.step} skipped: gradients overflow at loss scale {metrics.more['loss_scale']:g}"
             )
         elif metrics.skipped:
-            self.bad_steps.append((first, self.data.cursor.next_sample))
+            self.bad_steps.append((first, self.steps.cursor.next_sample))
             self._tell(f"step {run.step} skipped: loss or gradient is not finite")
         else:
             self.bad_steps.clear()
@@ -212,19 +210,19 @@ class Loop:
         skipped_steps, rollbacks, skipped_samples = (
             self.skipped_steps,
             self.rollbacks,
-            self.data.cursor.skipped,
+            self.steps.cursor.skipped,
         )
         self.resume(checkpoint)
         self.skipped_steps, self.rollbacks = skipped_steps, rollbacks
-        cursor = Cursor(self.data.cursor.next_sample, list(skipped_samples))
+        cursor = Cursor(self.steps.cursor.next_sample, list(skipped_samples))
         for start, end in bad:
             cursor.skip(end - start, start)
-        self.data.move_to(cursor)
+        self.steps.move_to(cursor)
         self._tell(f"rolled back to step {self.run.step}, past samples {bad[0][0]} to {bad[-1][1] - 1}")
 
     def _validate(self) -> dict[str, float]:
-        assert self.validation is not None
-        values, tally = self.evaluation.measure(self.validation)
+        assert self.validate is not None
+        values, tally = self.validate()
         validation = Validation(values, tally=tally)
         for callback in self.callbacks:
             callback.on_validation(self.run, validation)

@@ -1,6 +1,5 @@
 """Prompts that a model answers while it trains: read, told apart from their answers, and encoded, before the run begins."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +12,9 @@ from megalm.generate.decode import context_length
 from megalm.generate.request import GenerationOptions
 from megalm.tokenizer import Tokenizer
 from megalm.tokenizer.chat import ChatTemplate
-from megalm.tokenizer.conversations import BadRecord, ChatShape, conversation_of
-
-Messages = list[dict[str, Any]]
+from megalm.train.asked import Messages, content_of, read_json_lines
 
 # the usual names, so that held-out data of instruction tuning serve as they are
-_PROMPT_KEYS = ("messages", "prompt", "question", "query")
 _ANSWER_KEYS = ("reference", "references", "completion", "response", "answer")
 
 
@@ -86,18 +82,8 @@ def _given(prompts: str | list[Any], limit: int) -> Iterator[tuple[Any, str]]:
     if not isinstance(prompts, str):
         yield from ((value, f"samples.prompts.{number}") for number, value in enumerate(prompts))
         return
-    path = Path(prompts)
-    try:
-        lines = path.read_bytes().split(b"\n")  # texts may hold other separators of lines
-    except OSError as error:
-        raise UserError(f"samples.prompts {path}: {error.strerror}; name a JSONL file") from None
-    filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    for _, (number, line) in zip(range(limit), filled, strict=False):
-        where = f"samples.prompts {path} line {number}"
-        try:
-            yield json.loads(line), where
-        except ValueError as error:
-            raise UserError(f"{where} is no JSON ({error}); write a prompt a line") from None
+    for _, line in zip(range(limit), read_json_lines(Path(prompts), "samples.prompts"), strict=False):
+        yield line.value, line.where
 
 
 def _parse(value: Any, where: str) -> _Asked:
@@ -105,42 +91,14 @@ def _parse(value: Any, where: str) -> _Asked:
         value = {"prompt": value}
     if not isinstance(value, dict):
         raise UserError(f"{where}: a text or an object is expected, found {type(value).__name__}")
-    references = _first(value, _ANSWER_KEYS)
+    references = next((value[key] for key in _ANSWER_KEYS if key in value), None)
     references = [references] if isinstance(references, str) else references or []
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise UserError(f"{where}: `reference` is {references!r}; give a text or several")
-    content = _first(value, _PROMPT_KEYS)
-    if content is None:
-        content = _conversation(value)
-    if isinstance(content, list) and content:
-        _check_messages(content, where)
-        if content[-1]["role"] == "assistant":
-            references, content = references or [content[-1]["content"]], content[:-1]
-    if not isinstance(content, str) and not (isinstance(content, list) and content):
-        raise UserError(
-            f"{where}: no text under `prompt` and no list under `messages` (keys {', '.join(value)})"
-        )
+    content, answer = content_of(value, where)
+    if answer is not None:
+        references = references or [answer]
     return _Asked(content, references, where)
-
-
-def _first(value: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((value[key] for key in keys if key in value), None)
-
-
-def _conversation(value: dict[str, Any]) -> Messages | None:
-    """The messages of a record in another of the shapes of instruction data: Alpaca, ShareGPT."""
-    try:
-        return conversation_of(value, ChatShape()).messages
-    except BadRecord:
-        return None
-
-
-def _check_messages(messages: list[Any], where: str) -> None:
-    for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise UserError(f"{where}: {message!r:.80} is no message; give each a role and a content")
 
 
 def _refuse_metrics(config: Config, where: str) -> None:
