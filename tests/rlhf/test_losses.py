@@ -7,7 +7,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megalm.rlhf.losses import Clip, log_ratio, policy_figures, policy_loss, token_weights, value_loss
+from megalm.rlhf.kl import KLEstimator
+from megalm.rlhf.losses import (
+    Clip,
+    kl_loss,
+    log_ratio,
+    policy_figures,
+    policy_loss,
+    token_weights,
+    value_loss,
+)
 from tests.rlhf import formulas
 from tests.rlhf.tensors import Draw, Shape, shapes
 
@@ -78,6 +87,23 @@ def test_before_the_first_update_the_gradient_is_the_policy_gradient(shape: Shap
         mean_B1 = wanted_BS.sum(1, keepdim=True) / mask_BS.sum(1, keepdim=True).clamp(min=1)
         wanted_BS = mean_B1.where(mask_BS, 0.0)
     torch.testing.assert_close(gradient_BS, wanted_BS, **CLOSE)
+
+
+@pytest.mark.parametrize(("estimator", "weighted"), [("k1", True), ("k3", True), ("k2", False)])
+def test_the_gradient_of_a_kl_loss_is_that_of_the_kl(estimator: KLEstimator, weighted: bool) -> None:
+    """Over all tokens that the policy may draw, each with its probability, as against the exact divergence."""
+    generator = torch.Generator().manual_seed(0)
+    logits_V, reference_V = (torch.randn(9, generator=generator, dtype=torch.float64) for _ in range(2))
+    logits_V.requires_grad_()
+    log_V, reference_V = logits_V.log_softmax(-1), reference_V.log_softmax(-1)
+    probability_V = log_V.exp()
+    (wanted,) = torch.autograd.grad(
+        (probability_V * (log_V - reference_V)).sum(), logits_V, retain_graph=True
+    )
+    rows_V1 = log_V[:, None], log_V.detach()[:, None], reference_V[:, None], torch.ones(9, 1)
+    loss_V1 = kl_loss(*rows_V1, estimator, weighted)
+    (found,) = torch.autograd.grad((loss_V1[:, 0] * probability_V.detach()).sum(), logits_V)
+    torch.testing.assert_close(found, wanted, **CLOSE)
 
 
 @given(shape=shapes, clip=clips)
