@@ -22,7 +22,9 @@ class MicroBatch:
     tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
     ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
     token_types_BS: which segment of a pair a token belongs to. classes_B: class of the text or pair, -1 where it has none.
-    teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. scores: what else is known of the samples, by
+    teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. values_B, lengths_B: what is said of an
+    answer, and its tokens. reference_B: its log-probability under a reference. rows_per_sample: so many rows in a row are the
+    answers to one prompt. mismatched: the same prompts with others' answers. scores: what else is known of the samples, by
     name: what frozen models say of them, on the stage that needs it (`megalm.train.frozen`), or what came with the batch.
     """
 
@@ -36,6 +38,11 @@ class MicroBatch:
     classes_B: Tensor | None = None
     teacher_ids_BSK: Tensor | None = None
     teacher_logits_BSK: Tensor | None = None
+    values_B: Tensor | None = None
+    lengths_B: Tensor | None = None
+    reference_B: Tensor | None = None
+    rows_per_sample: int = 1
+    mismatched: "MicroBatch | None" = None
     scores: dict[str, Any] = field(default_factory=dict)
 
     def forward_state(self) -> ForwardState:
@@ -162,11 +169,13 @@ def quotients(sums: Tensor, weights: Tensor) -> Tensor:
 def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
     """Turn samples as numpy arrays, under the names of MicroBatch's fields, into this rank's microbatches.
 
-    They are of its tokens and on its device. The batch may have `scores`, too: arrays (B, S), or (B), by name.
+    They are of its tokens and on its device. The batch may have `scores`, too: arrays (B, S), or (B), by name; it may
+    say that it has several `rows_per_sample`, and have another one of as many rows for each microbatch's `mismatched`.
     """
     context = context_share(layout, batch.tokens_BS.shape[1])
-    arrays = {name: array for name, array in vars(batch).items() if array is not None}
-    scores = arrays.pop("scores", {})
+    rows_per_sample = getattr(batch, "rows_per_sample", 1)
+    arrays = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
+    scores = getattr(batch, "scores", {})
     arrays |= scores
     if "segments_BS" not in arrays:
         # without document resets positions are 0 ... S-1 in every row: the model's fast path
@@ -178,10 +187,16 @@ def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[Mic
         arrays = {
             name: a if name in whole or a.ndim == 1 else a.take(order_S, 1) for name, a in arrays.items()
         }
-    tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays.values()]
+    rows = micro_batch_size * rows_per_sample
+    tensors = [torch.from_numpy(array).to(layout.device).split(rows) for array in arrays.values()]
     found = []
     for parts in zip(*tensors, strict=True):
         named = dict(zip(arrays, parts, strict=True))
         own = {name: named.pop(name) for name in scores}
-        found.append(MicroBatch(**named, context=context, scores=own))
+        found.append(MicroBatch(**named, context=context, rows_per_sample=rows_per_sample, scores=own))
+    if getattr(batch, "mismatched", None) is not None:
+        for microbatch, other in zip(
+            found, split_samples(batch.mismatched, layout, micro_batch_size), strict=True
+        ):
+            microbatch.mismatched = other
     return found

@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from megalm.errors import UserError
+
+if TYPE_CHECKING:
+    from megalm.generate.answers import Scored
 
 DTYPES = ("fp32", "bf16", "fp64")
 LARGEST = 1e9
@@ -205,6 +209,22 @@ class ClassifyRequest(ModelRequest):
     def __post_init__(self) -> None:
         if not self.texts:
             raise UserError("no text given; name files, use --text TEXT, or pipe texts in")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class ScoreRequest(ModelRequest):
+    """Records whose answers a reward model scores. `batch_size`: answers of one forward pass. `chat_template`: a name or file;
+    by default that of the model's training data."""
+
+    records: list["Scored"]
+    batch_size: int = 32
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.records:
+            raise UserError("no answer given; name a file with --file, or use --prompt TEXT and --text TEXT")
         require(self, "batch_size", self.batch_size >= 1, "at least 1")
         super().__post_init__()
 

@@ -95,7 +95,9 @@ def _fixed_values(config: Config) -> dict[str, Any]:
         values |= {f"rlhf.{key}": value for key, value in config.rlhf.model_dump().items()}
     elif config.task != "pretrain":
         values |= {f"{config.task}.{key}": v for key, v in getattr(config, config.task).model_dump().items()}
-        values.pop("distill.cache", None)
+        values.pop(f"{config.task}.cache", None)
+    if config.task == "dpo" and config.dpo.reference is None:
+        values["run.load"] = config.run.load  # what is compared with
     if config.distill.cache:
         values.pop("distill.teacher", None)  # a cache knows what it was made of
     return values
@@ -134,8 +136,8 @@ def first_weights(run: Run, engine: Engine, has_checkpoint: bool) -> list[str]:
         take_teacher_layers(engine, config, find_checkpoint(config.distill.teacher), run.directory)
         return [f"weights taken from the layers {layers} of {config.distill.teacher}"]
     if not config.run.load:
-        alone = config.task == "sft" and not has_checkpoint
-        return ["task sft without run.load: the model begins with random weights"] if alone else []
+        alone = config.task in ("sft", "reward", "dpo") and not has_checkpoint
+        return [f"task {config.task} without run.load: the model begins with random weights"] if alone else []
     base = find_checkpoint(config.run.load)
     if run.config.lora.rank:
         refuse_adapters(base)

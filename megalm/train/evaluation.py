@@ -26,7 +26,8 @@ class Evaluation:
     ) -> tuple[dict[str, float], NDArray[np.float64] | None]:
         """Figures over all of `batches`, this rank's part of a global batch each, the same on every rank; and the tally.
 
-        `loss` and the loss's figures, and of tasks that predict tokens, which tally nothing, `perplexity`. Collective.
+        `loss` and the loss's figures, and of tasks that predict tokens, which have no figures and tally
+        nothing, `perplexity`. Collective.
         """
         total, weight = np.sum([self._sums(microbatches) for microbatches in batches], axis=0)
         known = self._parts + len(self._figures)
@@ -35,6 +36,8 @@ class Evaluation:
         values |= zip(self._figures, numbers[self._parts :], strict=True)
         if len(total) > known:
             return values, total[known:]
+        if self._figures:
+            return values, None
         return values | {"perplexity": math.exp(min(numbers[0], 700.0))}, None
 
     def _sums(self, microbatches: Sequence[MicroBatch]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

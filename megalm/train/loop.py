@@ -54,6 +54,8 @@ class Loop:
             run.directory, run.config, engine, self._report_save, companions=self.companions
         )
         self.selection = Selection(run.config)
+        self.last_validation: dict[str, Any] | None = None
+        """Step and figures of the newest one."""
         self.notices: list[str] = []
         """Told as events at the start."""
         self.skipped_steps = 0
@@ -71,6 +73,7 @@ class Loop:
         self.writer.go_back_to(state["step"], best.step if best else None)
         self.run.step = state["step"]
         self.skipped_steps, self.rollbacks = state["skipped_steps"], state["rollbacks"]
+        self.last_validation = state.get("validation")
         self.steps.move_to(Cursor.from_json(state["cursor"]))
         self.steps.load(state)
 
@@ -82,6 +85,7 @@ class Loop:
             "counters": self.engine.counters,
             "skipped_steps": self.skipped_steps,
             "rollbacks": self.rollbacks,
+            "validation": self.last_validation,
             **self.selection.state(),
             **self.steps.state(),
         }
@@ -231,6 +235,7 @@ class Loop:
         validation = Validation(values, tally=tally)
         for callback in self.callbacks:
             callback.on_validation(self.run, validation)
+        self.last_validation = {"step": self.run.step, "values": validation.values}
         return validation.values
 
     def _report_save(self, step: int) -> None:

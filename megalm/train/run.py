@@ -14,6 +14,7 @@ from megalm.config.schema import DataSource
 from megalm.dataset.inspect import verify_all
 from megalm.dataset.label_stream import LabelStream
 from megalm.dataset.pack_stream import PackStream
+from megalm.dataset.preference_stream import PreferenceStream
 from megalm.dataset.sidecar import read_sidecar
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
@@ -47,7 +48,11 @@ def main(config: Config) -> dict[str, Any]:
     check_kernels(config)
     config, tokenizer = resolve(config)
     train_stream = open_stream(config, config.data.train, tokenizer)
-    packed = train_stream.describe() if isinstance(train_stream, PackStream | LabelStream) else []
+    packed = (
+        train_stream.describe()
+        if isinstance(train_stream, PackStream | LabelStream | PreferenceStream)
+        else []
+    )
     if config.data.verify:
         sources = [source.path for source in [*config.data.train, *config.data.valid]]
         verify_all(sources, int(os.environ.get("RANK", 0)), world_size())
@@ -68,7 +73,6 @@ def main(config: Config) -> dict[str, Any]:
 
     layout = create_layout(config.parallel, config.run.seed)
     with run_lock(directory):
-        prepare = task_of(config).prepare(config, layout, train_stream)
         engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
         if layout.pp_size > 1:
@@ -76,9 +80,10 @@ def main(config: Config) -> dict[str, Any]:
         checkpoint = newest_intact(directory, layout)
         if checkpoint is None or config.lora.rank:
             notices += first_weights(run, engine, has_checkpoint=checkpoint is not None)
+        task = task_of(config)
+        prepare = task.prepare(config, layout, train_stream, engine)
         data = TrainingData(config, layout, train_stream)
         validation = ValidationData(config, layout, valid_stream) if valid_stream else None
-        task = task_of(config)
         loss, tally = task.make_loss(config), task.tally(config) if task.tally else None
         evaluation = Evaluation(engine, loss, tally, prepare)
         callbacks = [

@@ -24,7 +24,9 @@ def make_base(folder: Path) -> Path:
     (folder / "text.txt").write_text(" ".join(WORDS) + "\n", encoding="utf-8")
     train_bpe([folder / "text.txt"], 280, folder / "tokenizer")
     for name, words in (("prompts", WORDS), ("held_out", ["hand wrote", "text of", "down all", "time it"])):
-        lines = [{"prompt": f"{word} {other}"} for word in words for other in dict.fromkeys(words) if word != other]
+        lines = [
+            {"prompt": f"{word} {other}"} for word in words for other in dict.fromkeys(words) if word != other
+        ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run_distributed(_save, 1, folder)
     return folder
@@ -97,5 +99,7 @@ def step_lines(directory: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl says of each step, without what depends on the clock."""
     lines = read_metrics(directory / "metrics.jsonl")
     return [
-        {name: value for name, value in line.items() if name not in UNCERTAIN} for line in lines if "loss" in line
+        {name: value for name, value in line.items() if name not in UNCERTAIN}
+        for line in lines
+        if "loss" in line
     ]

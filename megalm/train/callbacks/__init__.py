@@ -6,6 +6,7 @@ from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 from megalm.train.callbacks.classification import ClassificationReport
 from megalm.train.callbacks.metrics import MetricsFile
 from megalm.train.callbacks.plot import LearningCurve
+from megalm.train.callbacks.preferences import RewardReport
 from megalm.train.callbacks.progress import Progress
 from megalm.train.callbacks.tensorboard import TensorBoard
 from megalm.train.callbacks.throughput import Throughput
@@ -20,6 +21,8 @@ def standard_callbacks(config: Config) -> list[Callback]:
         callbacks.insert(0, Throughput())
     if config.task == "classify":
         callbacks.insert(0, ClassificationReport())
+    if config.task == "reward":
+        callbacks.insert(0, RewardReport())
     if config.logging.tensorboard:
         callbacks.append(TensorBoard())
     if config.logging.progress:
