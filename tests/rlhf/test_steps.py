@@ -44,7 +44,9 @@ def alone(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def assert_same_curve(found: list[dict[str, Any]], expected: list[dict[str, Any]], bound: float = BOUND) -> None:
+def assert_same_curve(
+    found: list[dict[str, Any]], expected: list[dict[str, Any]], bound: float = BOUND
+) -> None:
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     for left, right in zip(found, expected, strict=True):
         assert left.keys() == right.keys()
@@ -81,7 +83,12 @@ def test_rollout_and_training_give_a_token_the_same_log_probability(alone: Any, 
 def test_a_run_that_goes_on_is_the_run_that_went_through(
     tmp_path: Path, folder: Path, task: str, engine: str
 ) -> None:
-    settings = (f"engine={engine}", "rlhf.policy.ema_decay=0.5", "rlhf.normalize_rewards=true", "rlhf.kl.target=0.1")
+    settings = (
+        f"engine={engine}",
+        "rlhf.policy.ema_decay=0.5",
+        "rlhf.normalize_rewards=true",
+        "rlhf.kl.target=0.1",
+    )
     whole = rl_config(tmp_path / "whole", folder, task, *settings)
     learn_in_world(1, whole)
     for _ in range(3):
