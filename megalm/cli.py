@@ -23,6 +23,7 @@ from megalm.cli_generate import chat, embed, generate
 from megalm.cli_model import Nproc, print_json, start_world
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
+from megalm.cli_preferences import build_preferences, score
 from megalm.cli_tokenizer import tokenizer_app
 from megalm.errors import UserError
 
@@ -48,6 +49,7 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(compress_app, name="compress")
 dataset_app.command("build-labelled")(build_labelled)
+dataset_app.command("build-preferences")(build_preferences)
 app.command("plan")(plan)
 app.command("adapt")(adapt)
 app.command("convert")(convert)
@@ -56,6 +58,7 @@ app.command("generate")(generate)
 app.command("chat")(chat)
 app.command("embed")(embed)
 app.command("classify")(classify)
+app.command("score")(score)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,11 +157,17 @@ def train(
     Goes on from the run directory's last good checkpoint if there is one, also under another layout.
     """
     from megalm.config import data_parallel_size, load_config
+    from megalm.config.rlhf import RL_TASKS
 
     resolved = load_config(config, [*(overrides or []), *(["run.resume=always"] if resume else [])])
     if nproc is not None and not launch.in_world():
         data_parallel_size(resolved, nproc)
         start_world(context, nproc)
+    if resolved.task in RL_TASKS:
+        from megalm.rlhf import run as rlhf_run
+
+        print_json(rlhf_run.main(resolved), as_json)
+        return
     from megalm.train import run
 
     print_json(run.main(resolved), as_json)

@@ -310,6 +310,8 @@ def _title(entry: dict[str, Any]) -> str:
         title += f", {entry['counted']} count"
     if "label" in entry:
         title += f", label {entry['label']}"
+    if "value" in entry:
+        title += f", value {entry['value']:g}"
     if "origin" in entry:
         origin = entry["origin"]
         title += f", {origin['path']} byte {origin['offset']}" + (

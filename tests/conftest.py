@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # Several processes share the cores; set before torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+WAIT = 2400
+"""Seconds for a test that waits for a compiler beside all others."""
+
 # The same examples everywhere, however slow the machine is.
 settings.register_profile("megalm", deadline=None, derandomize=True)
 settings.load_profile("megalm")
@@ -27,8 +30,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that wait for a compiler come last."""
+    """Tests that wait for a compiler come last, and wait for as long as it takes on a busy machine."""
     items.sort(key=lambda item: "operators" in item.fixturenames)
+    for item in items:
+        if "operators" in item.fixturenames:
+            item.add_marker(pytest.mark.timeout(WAIT))
     wanted = bool(items) and "operators" in items[-1].fixturenames
     if wanted and not config.option.collectonly:
         compiled.start()

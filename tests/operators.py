@@ -1,6 +1,6 @@
 """Compiles DeepSpeed's C++ operators while other tests run; `python -m tests.operators` is the process that does.
 
-Compiling takes minutes the first time. Tests that need the operators ask for the fixture `operators`, come last, and wait.
+Compiling takes ten minutes of processor time the first time. Tests that need the operators ask for the fixture `operators`, come last, and wait.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BUILDERS = ("CPUAdamBuilder", "AsyncIOBuilder")
-NICE = 2  # the tests that run meanwhile go first
 JOBS = "2"  # files at once; each takes up to 1.5 GB
 RUN = "MEGALM_TEST_RUN"  # environment variable: which run of pytest this is
 
@@ -67,7 +66,6 @@ def end() -> None:
 
 
 def main() -> None:
-    os.nice(NICE)
     os.environ.setdefault("MAX_JOBS", JOBS)
     # torch takes its lock of the build folder away on the way out, so leave by an exception
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -56,6 +56,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ["embed"],
         ["classify"],
         ["dataset", "build-labelled"],
+        ["dataset", "build-preferences"],
+        ["score"],
         ["tokenizer", "train"],
         ["dataset", "build"],
         ["corpus", "build"],

@@ -4,7 +4,7 @@ import json
 import queue
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,21 @@ from megalm.engine.base import Engine
 
 
 @dataclass
+class _Part:
+    """An engine of a save; `folder` is where its tensors go, within the checkpoint."""
+
+    folder: str
+    request: Any
+    results: Any
+
+
+@dataclass
 class _Save:
     """A save under way: planned by all ranks, written by a thread of each."""
 
     step: int
     temporary: Path
-    request: Any
-    results: Any
+    parts: list[_Part]
     best: int | None
     thread: threading.Thread | None = None
     digests: dict[str, str] = field(default_factory=dict)
@@ -51,7 +59,8 @@ class _Save:
 class CheckpointWriter:
     """Writes, completes and prunes the checkpoints of one run. All methods are collective over the world.
 
-    on_saved: called on every rank with the step of each checkpoint that is complete.
+    on_saved: called on every rank with the step of each checkpoint that is complete. companions: further engines of the run, each of
+    which is in a folder of that name in the checkpoint, a checkpoint by itself.
     """
 
     def __init__(
@@ -60,11 +69,13 @@ class CheckpointWriter:
         config: Config,
         engine: Engine,
         on_saved: Callable[[int], None] = lambda step: None,
+        companions: Mapping[str, Engine] | None = None,
     ) -> None:
         self.run_directory = run_directory
         self.config = config
         self.engine = engine
         self.on_saved = on_saved
+        self.companions = companions or {}
         self.pending: _Save | None = None
         self.newest_step: int | None = None
         """Step of the newest checkpoint that this process knows to be good."""
@@ -86,9 +97,9 @@ class CheckpointWriter:
         temporary = self.run_directory / CHECKPOINTS / f".{checkpoint_name(step)}.tmp"
         if self.engine.layout.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-            (temporary / TENSORS).mkdir(parents=True)
-            dump_config(self.config, temporary / "config.yaml")
-            atomic.write_text(temporary / "state.json", json.dumps(state, indent=1))
+            _prepare(temporary, self.config, state)
+            for name, engine in self.companions.items():
+                _prepare(temporary / name, engine.config, {"step": step, "counters": engine.counters})
         dist.barrier()
         self.pending = self._plan(step, temporary, best_step_in(state))
         self.pending.thread = threading.Thread(
@@ -131,15 +142,20 @@ class CheckpointWriter:
         self.newest_step = step
 
     def _plan(self, step: int, temporary: Path, best: int | None) -> _Save:
-        # the library hands results back through a manager process that takes seconds to start; our writer is a thread
-        filesystem_async._results_queue = queue.Queue()
-        request = dist_checkpointing.save(
-            self.engine.state(),
-            str(temporary / TENSORS),
-            TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1),
-            async_sharded_save=True,
-        )
-        return _Save(step, temporary, request, filesystem_async._results_queue, best)
+        engines = {TENSORS: self.engine}
+        engines |= {f"{name}/{TENSORS}": engine for name, engine in self.companions.items()}
+        parts = []
+        for folder, engine in engines.items():
+            # the library hands results back through a manager process that takes seconds to start; our writer is a thread
+            filesystem_async._results_queue = queue.Queue()
+            request = dist_checkpointing.save(
+                engine.state(),
+                str(temporary / folder),
+                TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1),
+                async_sharded_save=True,
+            )
+            parts.append(_Part(folder, request, filesystem_async._results_queue))
+        return _Save(step, temporary, parts, best)
 
     def _complete(self) -> None:
         """Write the table and the manifest, then give the directory its name."""
@@ -150,8 +166,10 @@ class CheckpointWriter:
         for rank, (_, error) in enumerate(outcomes):
             if error:
                 raise OSError(f"rank {rank} could not write {save.temporary}: {error}")
-        for finalize in save.request.finalize_fns:
-            finalize()
+        for part in save.parts:
+            filesystem_async._results_queue = part.results
+            for finalize in part.request.finalize_fns:
+                finalize()
         failure: list[str | None] = [None]
         if self.engine.layout.rank == 0:
             try:
@@ -165,9 +183,18 @@ class CheckpointWriter:
         self.on_saved(save.step)
 
     def _publish(self, save: _Save, digests: dict[str, str]) -> None:
+        for name in self.companions:
+            within = {
+                file.removeprefix(f"{name}/"): digests[file]
+                for file in digests
+                if file.startswith(f"{name}/")
+            }
+            write_manifest(save.temporary / name, within)
         write_manifest(save.temporary, digests)
-        for directory in (save.temporary / TENSORS, save.temporary):
-            atomic.sync_directory(directory)
+        for part in save.parts:
+            atomic.sync_directory(save.temporary / part.folder)
+            atomic.sync_directory((save.temporary / part.folder).parent)
+        atomic.sync_directory(save.temporary)
         save.temporary.rename(save.temporary.with_name(checkpoint_name(save.step)))
         atomic.sync_directory(save.temporary.parent)
         point_to_best(self.run_directory, save.best)
@@ -175,26 +202,36 @@ class CheckpointWriter:
         prune(self.run_directory, keep.keep_last, keep.keep_every, save.best)
 
 
+def _prepare(folder: Path, config: Config, state: dict[str, Any]) -> None:
+    """Make a checkpoint's folder with all but its tensors and manifest."""
+    (folder / TENSORS).mkdir(parents=True)
+    dump_config(config, folder / "config.yaml")
+    atomic.write_text(folder / "state.json", json.dumps(state, indent=1))
+
+
 def _write(save: _Save) -> None:
     """Write this rank's tensors; runs in a thread and makes no collective call."""
     try:
-        if save.request.async_fn is None:
-            return  # nothing of the checkpoint is this rank's to write
-        # the tensors are on the CPU already: the library's copy from the device is asynchronous and, in a thread, would
-        # wait for the wrong one
-        (_, buckets, _), transforms = save.request.async_fn_args, save.request.async_fn.args[0]
-        written = {}
-        for number, bucket in enumerate(buckets):
-            results: queue.Queue[Any] = queue.Queue()
-            busy: queue.Queue[int] = queue.Queue()
-            busy.put(number)
-            FileSystemWriterAsync.write_preloaded_data(
-                transforms, number, bucket, results, busy, use_fsync=True
-            )
-            written[number] = results.get()[1]
-            if isinstance(written[number], Exception):
-                raise written[number]
-            save.digests[f"{TENSORS}/{bucket[1]}"] = file_digest(Path(bucket[0]))
-        save.results.put(written)
+        for part in save.parts:
+            _write_part(part, save.digests)
     except BaseException as error:  # told to all ranks by the main thread
         save.error = error
+
+
+def _write_part(part: _Part, digests: dict[str, str]) -> None:
+    if part.request.async_fn is None:
+        return  # nothing of it is this rank's to write
+    # the tensors are on the CPU already: the library's copy from the device is asynchronous and, in a thread, would
+    # wait for the wrong one
+    (_, buckets, _), transforms = part.request.async_fn_args, part.request.async_fn.args[0]
+    written = {}
+    for number, bucket in enumerate(buckets):
+        results: queue.Queue[Any] = queue.Queue()
+        busy: queue.Queue[int] = queue.Queue()
+        busy.put(number)
+        FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, results, busy, use_fsync=True)
+        written[number] = results.get()[1]
+        if isinstance(written[number], Exception):
+            raise written[number]
+        digests[f"{part.folder}/{bucket[1]}"] = file_digest(Path(bucket[0]))
+    part.results.put(written)

@@ -9,7 +9,9 @@ from megalm.config.divides import divides
 from megalm.config.lora_checks import check_lora
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
+from megalm.config.preference_checks import check_preferences
 from megalm.config.quantization_checks import check_quantization
+from megalm.config.rlhf_checks import check_rlhf
 from megalm.config.samples_checks import check_samples
 from megalm.config.schema import Config
 from megalm.config.training_checks import check_training
@@ -50,6 +52,8 @@ def check(config: Config) -> None:
     check_lora(config)
     check_quantization(config)
     check_distill(config)
+    check_preferences(config)
+    check_rlhf(config)
     check_deepspeed(config)
     _check_parallel(config)
     check_moe(config)

@@ -1,9 +1,9 @@
-"""What does not go with a sequence head, or with the task that trains it."""
+"""What does not go with a sequence head, or with the tasks that train it."""
 
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
-TASKS_WITH_HEAD = ("classify",)
+TASKS_WITH_HEAD = ("classify", "reward")
 
 
 def check_classify(config: Config) -> None:

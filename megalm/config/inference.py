@@ -11,6 +11,8 @@ _OF_TRAINING = (
     "mlm",
     "sft",
     "distill",
+    "reward",
+    "dpo",
     "engine",
     "offload",
     "optimizer",
@@ -32,7 +34,7 @@ def for_inference(config: Config, parallel: ParallelConfig, dtype: Dtype) -> Con
     changed |= {"parallel": parallel, "precision": PrecisionConfig(dtype=dtype)}
     kept = config.model_copy(update=changed, deep=True)
     if config.model.sequence_head.outputs:
-        kept.task = "classify"
+        kept.task = config.task
     elif config.model.architecture == "bert":
         kept.task = "mlm"
     return kept

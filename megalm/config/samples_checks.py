@@ -7,7 +7,7 @@ from megalm.config.schema import Config
 from megalm.errors import UserError
 
 # what a model learns in these tasks is no text
-_TASKS_WITHOUT_TEXT = ("mlm", "classify")
+_TASKS_WITHOUT_TEXT = ("mlm", "classify", "reward")
 
 
 def check_samples(config: Config) -> None:

@@ -10,7 +10,9 @@ from megalm.config.groups import ParameterGroup
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
 from megalm.config.offload import OffloadConfig
+from megalm.config.preferences import DpoConfig, RewardConfig
 from megalm.config.quantization import QuantizationConfig
+from megalm.config.rlhf import RlhfConfig
 from megalm.config.samples import SamplesConfig
 from megalm.config.section import Section
 from megalm.config.selection import EarlyStoppingConfig, KeepBestConfig
@@ -283,7 +285,9 @@ class TrainConfig(Section):
     )
     eval_interval: int = Field(0, ge=0, description="Steps between validations; 0 is off.")
     eval_batches: int = Field(
-        8, gt=0, description="Global batches of one validation; task `classify` takes all data.valid."
+        8,
+        gt=0,
+        description="Global batches of one validation; tasks `classify`, `reward` and `dpo` take all data.valid.",
     )
     freeze: list[str] = Field(
         default_factory=list,
@@ -346,11 +350,14 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    task: Literal["pretrain", "mlm", "sft", "classify", "distill"] = Field(
-        "pretrain",
-        description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `sft` the assistant's answers "
-        "(data of `megalm dataset build --chat`), `classify` labels of texts (`megalm dataset build-labelled`), `distill` the "
-        "next token as a larger model sees it.",
+    task: Literal["pretrain", "mlm", "sft", "classify", "distill", "reward", "dpo", "ppo", "grpo", "rloo"] = (
+        Field(
+            "pretrain",
+            description="What is learned: `pretrain` the next token, `mlm` the masked ones (BERT), `sft` the assistant's answers "
+            "(data of `megalm dataset build --chat`), `classify` labels of texts (`megalm dataset build-labelled`), `distill` the "
+            "next token as a larger model sees it, `reward` a number for an answer and `dpo` which answers to prefer (both: "
+            "`megalm dataset build-preferences`), `ppo`, `grpo` and `rloo` from rewards for its own answers.",
+        )
     )
     engine: Literal["megatron", "deepspeed"] = Field(
         "megatron",
@@ -365,6 +372,9 @@ class Config(Section):
     sft: SftConfig = Field(default_factory=SftConfig)
     classify: ClassifyConfig = Field(default_factory=ClassifyConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    dpo: DpoConfig = Field(default_factory=DpoConfig)
+    rlhf: RlhfConfig = Field(default_factory=RlhfConfig)
     batch: BatchConfig = Field(default_factory=BatchConfig)
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     offload: OffloadConfig = Field(default_factory=OffloadConfig)

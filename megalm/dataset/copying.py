@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from megalm.dataset.indexed import IndexedDataset, bin_path
 from megalm.dataset.labels import labels_path
 from megalm.dataset.origins import OriginColumns
+from megalm.dataset.values import values_path
 from megalm.dataset.writer import IndexedDatasetWriter
 from megalm.errors import UserError
 
@@ -21,10 +22,14 @@ class Copier:
     def __init__(self, parts: Sequence[IndexedDataset]) -> None:
         self.parts = parts
         for part in parts:
-            if labels_path(part.prefix).exists():
-                raise UserError(
-                    f"dataset {part.prefix} has labels, which are not copied: build it again from its inputs"
-                )
+            for what, path in (
+                ("labels", labels_path(part.prefix)),
+                ("preferences", values_path(part.prefix)),
+            ):
+                if path.exists():
+                    raise UserError(
+                        f"dataset {part.prefix} has {what}, which are not copied: build it again from its inputs"
+                    )
         self._masked = any(part.loss_mask is not None for part in parts)
         self._traced = any(part.origins is not None for part in parts)
         self._inputs: list[str] = []

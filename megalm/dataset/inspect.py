@@ -16,6 +16,7 @@ from megalm.dataset.loss_mask import mask_path
 from megalm.dataset.origins import origins_path
 from megalm.dataset.pack_stream import packs_of
 from megalm.dataset.packing import LongDocuments
+from megalm.dataset.values import read_values, values_path
 from megalm.dataset.writer import sha256_of
 from megalm.errors import UserError
 from megalm.tokenizer import Tokenizer
@@ -64,6 +65,7 @@ def verify(prefix: str | Path) -> dict[str, Any]:
         "mask_sha256": mask_path(prefix),
         "origins_sha256": origins_path(prefix),
         "labels_sha256": labels_path(prefix),
+        "values_sha256": values_path(prefix),
     }
     for name, path in beside.items():
         if name in sidecar:
@@ -91,7 +93,7 @@ def verify_all(prefixes: Sequence[str | Path], rank: int = 0, world_size: int = 
 
 
 def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 1) -> list[dict[str, Any]]:
-    """Return `count` documents of `prefix` from number `first` on, as text, with their origins and labels where they are recorded.
+    """Return `count` documents of `prefix` from number `first` on, as text, with their origins, labels and values where they are recorded.
 
     Raises UserError for a document that is not there or another tokenizer than the dataset's.
     """
@@ -103,6 +105,7 @@ def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 
     check_tokenizer(dataset, tokenizer)
     names = label_counts(prefix)[0] if labels_path(prefix).exists() else []
     labels = read_labels(dataset, names) if names else None
+    values = read_values(dataset) if values_path(prefix).exists() else None
     documents: list[dict[str, Any]] = []
     for number in range(first, min(first + count, dataset.num_documents)):
         start, end = dataset.document_starts(np.array([number, number + 1])).tolist()
@@ -110,6 +113,8 @@ def show(prefix: str | Path, tokenizer: Tokenizer, first: int = 0, count: int = 
         entry: dict[str, Any] = {"document": number, "tokens": end - start, "text": text}
         if labels is not None:
             entry["label"] = names[labels[number]]
+        if values is not None:
+            entry["value"] = float(values[number])
         if dataset.loss_mask is not None:
             entry["counted"] = int(dataset.loss_mask.read(start, end - start).sum())
         if dataset.origins is not None:

@@ -7,6 +7,7 @@ from megalm.dataset.blend import Source
 from megalm.dataset.pack_stream import PackStream
 from megalm.dataset.shares import Budget
 from megalm.dataset.stream import TokenStream
+from megalm.dataset.values import refuse_preferences
 
 
 def blend_of(sources: Sequence[DataSource]) -> list[Source]:
@@ -28,9 +29,13 @@ def open_text(
     vocab_size = config.model.vocab_size
     if data.packing is not None:
         alone = not config.sft.packing
-        return PackStream(
+        stream: TokenStream | PackStream = PackStream(
             blend_of(sources), seq_length, seed, data.packing, tokenizer_hash, vocab_size, alone
         )
-    return TokenStream(
-        blend_of(sources), seq_length, seed, data.reset_at_document_end, tokenizer_hash, vocab_size
-    )
+    else:
+        stream = TokenStream(
+            blend_of(sources), seq_length, seed, data.reset_at_document_end, tokenizer_hash, vocab_size
+        )
+    for dataset in stream.datasets:
+        refuse_preferences(dataset, config.task)
+    return stream

@@ -13,11 +13,12 @@ from megalm.dataset.labels import labels_path
 from megalm.dataset.loss_mask import mask_path
 from megalm.dataset.origins import origins_path
 from megalm.dataset.sidecar import read_sidecar, sidecar_path
+from megalm.dataset.values import values_path
 from megalm.errors import UserError
 from megalm.tasks import ends_on_sigterm
 
 # A dataset is there when its index is: that goes first and comes last.
-IN_ORDER = idx_path, sidecar_path, crc_path, mask_path, origins_path, labels_path, bin_path
+IN_ORDER = idx_path, sidecar_path, crc_path, mask_path, origins_path, labels_path, values_path, bin_path
 
 
 def check_targets(prefixes: Sequence[str | Path]) -> None:

@@ -72,9 +72,9 @@ def open_for_show(
         raise UserError(
             f"samples of model.architecture `{config.model.architecture}` are not shown: give a configuration of `gpt`"
         )
-    if config.task == "classify":
+    if config.task in ("classify", "reward", "dpo"):
         raise UserError(
-            "samples of task `classify` are documents with a label: show those, with --document and the dataset's prefix"
+            f"samples of task `{config.task}` are documents: show those, with --document and the dataset's prefix"
         )
     sources = config.data.valid if valid else config.data.train
     if not sources:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from megalm.config.schema import Config
 from megalm.model.state import ForwardState
 from megalm.parallel.context import ContextShare, context_share
 from megalm.parallel.layout import Layout
@@ -21,8 +22,10 @@ class MicroBatch:
     tokens_BS, labels_BS: int64. loss_mask_BS: weight of each label, float32. positions_BS, segments_BS and context: see
     ForwardState. Under context parallelism S counts this rank's tokens of each sample (`context.order`), but in segments_BS.
     token_types_BS: which segment of a pair a token belongs to. classes_B: class of the text or pair, -1 where it has none.
-    teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. scores: what frozen models say of the
-    microbatch, by name, on the stage that needs it (`megalm.train.frozen`).
+    teacher_ids_BSK, teacher_logits_BSK: a teacher's largest logits for each label. values_B, lengths_B: what is said of an
+    answer, and its tokens. reference_B: its log-probability under a reference. rows_per_sample: so many rows in a row are the
+    answers to one prompt. mismatched: the same prompts with others' answers. scores: what else is known of the samples, by
+    name: what frozen models say of them, on the stage that needs it (`megalm.train.frozen`), or what came with the batch.
     """
 
     tokens_BS: Tensor
@@ -35,6 +38,11 @@ class MicroBatch:
     classes_B: Tensor | None = None
     teacher_ids_BSK: Tensor | None = None
     teacher_logits_BSK: Tensor | None = None
+    values_B: Tensor | None = None
+    lengths_B: Tensor | None = None
+    reference_B: Tensor | None = None
+    rows_per_sample: int = 1
+    mismatched: "MicroBatch | None" = None
     scores: dict[str, Any] = field(default_factory=dict)
 
     def forward_state(self) -> ForwardState:
@@ -50,6 +58,8 @@ class Loss(Protocol):
 
     parts: tuple[str, ...]
     """Names of the parts, () where there is one; with them weights and sums are vectors, an entry a part."""
+    figures: tuple[str, ...]
+    """Names of what is not minimised, only reported: further entries of weights and sums behind those of the parts."""
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """The microbatch's share of the divisor, a scalar (or vector) known before the forward pass."""
@@ -81,6 +91,7 @@ class Metrics:
 class Engine(Protocol):
     """Runs steps of one model under one layout."""
 
+    config: Config
     layout: Layout
     chunks: list[Any]
     """This process's parts of the model in the order of its layers: one, unless the pipeline is interleaved."""
@@ -142,6 +153,17 @@ def local_samples(global_batch_size: int, layout: Layout, micro_batch_size: int)
     )
 
 
+def minimised(loss: Loss) -> int:
+    """How many of the first entries of its sums a loss consists of; its figures follow."""
+    return len(loss.parts) or 1
+
+
+def named_figures(loss: Loss, numbers: Sequence[float]) -> dict[str, float]:
+    """What metrics call the quotients of a loss's sums: `NAME_loss` for each part with a name, then the figures."""
+    parts = {f"{name}_loss": number for name, number in zip(loss.parts, numbers, strict=False)}
+    return parts | dict(zip(loss.figures, numbers[minimised(loss) :], strict=True))
+
+
 def quotients(sums: Tensor, weights: Tensor) -> Tensor:
     """Each part's sum / weight; a part that nothing counts in is zero."""
     return sums / torch.where(weights > 0, weights, 1.0).to(sums.dtype)
@@ -150,10 +172,14 @@ def quotients(sums: Tensor, weights: Tensor) -> Tensor:
 def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
     """Turn samples as numpy arrays, under the names of MicroBatch's fields, into this rank's microbatches.
 
-    They are of its tokens and on its device.
+    They are of its tokens and on its device. The batch may have `scores`, too: arrays (B, S), or (B), by name; it may
+    say that it has several `rows_per_sample`, and have another one of as many rows for each microbatch's `mismatched`.
     """
     context = context_share(layout, batch.tokens_BS.shape[1])
-    arrays = {name: array for name, array in vars(batch).items() if array is not None}
+    rows_per_sample = getattr(batch, "rows_per_sample", 1)
+    arrays = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
+    scores = getattr(batch, "scores", {})
+    arrays |= scores
     if "segments_BS" not in arrays:
         # without document resets positions are 0 ... S-1 in every row: the model's fast path
         arrays.pop("positions_BS", None)
@@ -161,9 +187,19 @@ def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[Mic
         order_S = context.order(torch.device("cpu")).numpy()
         whole = ("segments_BS", "classes_B")
         # `take`, not an index: that would leave rows that are not contiguous, and the library sums no such tensors
-        arrays = {name: a if name in whole else a.take(order_S, 1) for name, a in arrays.items()}
-    tensors = [torch.from_numpy(array).to(layout.device).split(micro_batch_size) for array in arrays.values()]
-    return [
-        MicroBatch(**dict(zip(arrays, parts, strict=True)), context=context)
-        for parts in zip(*tensors, strict=True)
-    ]
+        arrays = {
+            name: a if name in whole or a.ndim == 1 else a.take(order_S, 1) for name, a in arrays.items()
+        }
+    rows = micro_batch_size * rows_per_sample
+    tensors = [torch.from_numpy(array).to(layout.device).split(rows) for array in arrays.values()]
+    found = []
+    for parts in zip(*tensors, strict=True):
+        named = dict(zip(arrays, parts, strict=True))
+        own = {name: named.pop(name) for name in scores}
+        found.append(MicroBatch(**named, context=context, rows_per_sample=rows_per_sample, scores=own))
+    if getattr(batch, "mismatched", None) is not None:
+        for microbatch, other in zip(
+            found, split_samples(batch.mismatched, layout, micro_batch_size), strict=True
+        ):
+            microbatch.mismatched = other
+    return found

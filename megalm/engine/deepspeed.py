@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from megalm.config.schema import Config
-from megalm.engine.base import Loss, Metrics, MicroBatch, quotients
+from megalm.engine.base import Loss, Metrics, MicroBatch, minimised, named_figures, quotients
 from megalm.engine.common import global_weight, seed_dropout
 from megalm.engine.deepspeed_setup import (
     ParallelUnit,
@@ -86,22 +86,23 @@ class DeepSpeedEngine:
             summed = loss.sum(loss.forward(self.runner, microbatch), microbatch)
             shares = quotients(summed.reshape(-1), weight)
             parts += shares.detach()
-            share = shares.sum()
+            share = shares[: minimised(loss)].sum()
             if is_last:
                 dist.all_reduce(parts, group=self.layout.groups.dp)
                 # DeepSpeed looks at the gradients alone: a loss that is not finite makes them so
-                share = share * torch.where(parts.isfinite().all(), 1.0, torch.nan).to(share.dtype)
+                finite = parts[: minimised(loss)].isfinite().all()
+                share = share * torch.where(finite, 1.0, torch.nan).to(share.dtype)
             if averages_gradients(self.config):
                 share = share * self.layout.dp_size
             self.runner.backward(share, scale_wrt_gas=False)
         norm, skipped = self._update(lr)
         numbers = parts.tolist()
         return Metrics(
-            loss=sum(numbers),
+            loss=sum(numbers[: minimised(loss)]),
             grad_norm=norm,
             weight=float(weight[0]),
             skipped=skipped,
-            more={f"{name}_loss": part for name, part in zip(loss.parts, numbers, strict=False)},
+            more=named_figures(loss, numbers),
         )
 
     def _update(self, lr: float) -> tuple[float, bool]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from megalm.config.schema import Config
 from megalm.engine.adam import choose_adam
-from megalm.engine.base import Loss, Metrics, MicroBatch, quotients
+from megalm.engine.base import Loss, Metrics, MicroBatch, minimised, named_figures, quotients
 from megalm.engine.common import global_weight, seed_dropout
 from megalm.engine.data_parallel import gather_weights, wrap
 from megalm.engine.gradients import global_norm, unscale_and_clip
@@ -51,6 +51,7 @@ class MegatronEngine:
         self.steps_begun = 0
         self.updates = 0
         self.routing = Routing(self.chunks, config, layout)
+        self.loss_scale: LossScale | None = None
         self.ddp_chunks: list[DistributedDataParallel] = []
         if train:
             self._make_trainable()
@@ -131,8 +132,8 @@ class MegatronEngine:
         figures = torch.cat([norm[None], weight[:1], parts, routing])
         norm_number, weight_number, *numbers = figures.tolist()
         part_numbers, routing_numbers = numbers[: len(parts)], numbers[len(parts) :]
-        loss_number = sum(part_numbers)
-        more = {f"{name}_loss": part for name, part in zip(loss.parts, part_numbers, strict=False)}
+        loss_number = sum(part_numbers[: minimised(loss)])
+        more = named_figures(loss, part_numbers)
         more |= zip(NAMES, routing_numbers, strict=False)
         return Metrics(
             loss=loss_number,
@@ -248,7 +249,9 @@ class MegatronEngine:
 
     @counters.setter
     def counters(self, values: Mapping[str, float]) -> None:
-        self.updates = self.optimizer_state.updates = int(values["updates"])
+        self.updates = int(values["updates"])
+        if self.ddp_chunks:
+            self.optimizer_state.updates = self.updates
         self.steps_begun = int(values["steps_begun"])
         if self.loss_scale:
             self.loss_scale.load(values)
@@ -264,4 +267,5 @@ def _scaled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The schedule's (quantity to differentiate, token count, what to report)."""
     parts = quotients(loss.sum(output, microbatch).reshape(-1), weight)
-    return parts.sum(), torch.zeros((), dtype=torch.int, device=parts.device), parts.detach()
+    total = parts[: minimised(loss)].sum()
+    return total, torch.zeros((), dtype=torch.int, device=parts.device), parts.detach()

@@ -1,20 +1,30 @@
 """Texts in batches of like lengths, shared out over the copies of a model."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megalm.dataset.framing import NO_CLASS, Framing, Int64
+from megalm.dataset.framing import NO_CLASS, Int64
 from megalm.engine.base import Engine, MicroBatch, split_samples
 
 T = TypeVar("T")
 
 
+class Rows(Protocol):
+    """How documents become rows, e.g. `dataset.framing.Framing`."""
+
+    def frame(self, segments: Sequence[Int64]) -> Sequence[Int64]:
+        """The tokens of a document's parts, as they are put one behind the other."""
+
+    def rows(self, documents: Sequence[Sequence[Int64]], classes: Sequence[int], width: int) -> Any:
+        """Framed documents as a batch of numpy arrays, a row of `width` tokens or less each."""
+
+
 def in_batches(
     engine: Engine,
-    framing: Framing,
+    framing: Rows,
     documents: Sequence[Sequence[Int64]],
     batch_size: int,
     run: Callable[[nn.Module, MicroBatch], Tensor],

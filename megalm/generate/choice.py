@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megalm.generate.request import GenerationOptions
 from megalm.generate.rows import Request, Row
 from megalm.generate.sampling import TokenCounts, adjust_logits, choose
 from megalm.parallel.layout import Layout
@@ -91,13 +92,15 @@ class Chooser:
             )
         names, steps = [row.name for _, row in sampled], [row.steps for _, row in sampled]
         tokens = choose(shaped_BV, options, names, steps).tolist()
+        wanted = [place for place, (_, row) in enumerate(sampled) if _logprobs(row)]
+        logprobs = iter(_logprobs_of(raw_BV[wanted], [options[place] for place in wanted]))
         numbers: list[float] = []
-        for place, ((_, row), token) in enumerate(zip(sampled, tokens, strict=True)):
+        for token, (_, row) in zip(tokens, sampled, strict=True):
             numbers.append(token)
             if count := _logprobs(row):
-                logprobs_V = raw_BV[place].double().log_softmax(-1)
+                logprobs_V = next(logprobs)
                 values, indices = logprobs_V.topk(count - 1)
-                numbers += [logprobs_V[token].item(), 0.0, *values.tolist(), *indices.tolist()]
+                numbers += [float(logprobs_V[token]), 0.0, *values.tolist(), *indices.tolist()]
         return numbers
 
     def _continue(self, logits_RV: Tensor, request: Request, beams: list[tuple[int, Row]]) -> list[float]:
@@ -120,6 +123,12 @@ class Chooser:
             [int(place) // self.vocab_size for place in places],
             [int(place) % self.vocab_size for place in places],
         )
+
+
+def _logprobs_of(raw_BV: Tensor, options: list[GenerationOptions]) -> Tensor:
+    """Log-probabilities of all tokens, float64, each row at its own temperature where its options ask for that."""
+    divisors = [one.temperature if one.logprobs_at_temperature else 1.0 for one in options]
+    return (raw_BV.double() / torch.tensor(divisors, device=raw_BV.device)[:, None]).log_softmax(-1)
 
 
 def _logprobs(row: Row) -> int:

@@ -21,28 +21,34 @@ from megalm.model.kernel_choice import without_unusable
 from megalm.parallel.layout import Layout, create_layout
 from megalm.tokenizer import Tokenizer, load_tokenizer
 
-CLASSIFIER = "classifier"
-"""The kind of a model with a sequence head, whatever its architecture."""
+CLASSIFIER, REWARD_MODEL = "classifier", "reward model"
+"""Kinds of models with a sequence head, whatever their architecture."""
 
 logger = logging.getLogger(__name__)
 
 # what each kind of model is good for here
-_COMMANDS = {"gpt": "megalm generate", "bert": "megalm embed", CLASSIFIER: "megalm classify"}
+_COMMANDS = {
+    "gpt": "megalm generate",
+    "bert": "megalm embed",
+    CLASSIFIER: "megalm classify",
+    REWARD_MODEL: "megalm score",
+}
 
 
 def open_model(request: ModelRequest, kind: str) -> tuple[Engine, Config, Tokenizer]:
     """Load the checkpoint under the request's layout; UserError if its model is of another kind. Collective.
 
-    kind: the architecture, or CLASSIFIER.
+    kind: the architecture, CLASSIFIER or REWARD_MODEL.
     """
     request.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
     candidates = _candidates(request)
     config = _read_config(candidates)
     head = config.model.sequence_head.outputs
-    found = CLASSIFIER if head else config.model.architecture
+    with_head = REWARD_MODEL if config.task == "reward" else CLASSIFIER
+    found = with_head if head else config.model.architecture
     if found != kind:
-        without = " without a sequence head" if kind == CLASSIFIER else ""
-        what = "a classifier" if head else f"a model of architecture `{found}`{without}"
+        without = " without a sequence head" if kind in (CLASSIFIER, REWARD_MODEL) else ""
+        what = f"a {with_head}" if head else f"a model of architecture `{found}`{without}"
         raise UserError(f"{candidates[0]} holds {what}: use `{_COMMANDS[found]}`")
     tokenizer = _open_tokenizer(candidates[0], config)
     config = without_unusable(_adapted(config, request, tokenizer))

@@ -2,8 +2,12 @@
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from megalm.errors import UserError
+
+if TYPE_CHECKING:
+    from megalm.generate.answers import Scored
 
 DTYPES = ("fp32", "bf16", "fp64")
 LARGEST = 1e9
@@ -20,7 +24,7 @@ class GenerationOptions:
     `stop`: strings that end a text. `n`: texts of each prompt. `beams`: more than 1 searches that many texts side by side for
     the likeliest ones, by the sum of log-probabilities / length ^ `length_penalty`; `early_stopping` ends as soon as so many
     have ended. `logprobs`: keep the log-probability of each token under the model's own distribution, and of that many of
-    the likeliest ones beside it; None: none.
+    the likeliest ones beside it; None: none. `logprobs_at_temperature`: under that distribution at `temperature`.
     """
 
     max_new_tokens: int = 128
@@ -40,6 +44,7 @@ class GenerationOptions:
     length_penalty: float = 1.0
     early_stopping: bool = False
     logprobs: int | None = None
+    logprobs_at_temperature: bool = False
 
     def __post_init__(self) -> None:
         require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
@@ -204,6 +209,22 @@ class ClassifyRequest(ModelRequest):
     def __post_init__(self) -> None:
         if not self.texts:
             raise UserError("no text given; name files, use --text TEXT, or pipe texts in")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        super().__post_init__()
+
+
+@dataclass(kw_only=True)
+class ScoreRequest(ModelRequest):
+    """Records whose answers a reward model scores. `batch_size`: answers of one forward pass. `chat_template`: a name or file;
+    by default that of the model's training data."""
+
+    records: list["Scored"]
+    batch_size: int = 32
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.records:
+            raise UserError("no answer given; name a file with --file, or use --prompt TEXT and --text TEXT")
         require(self, "batch_size", self.batch_size >= 1, "at least 1")
         super().__post_init__()
 

@@ -1,6 +1,8 @@
 """Low-rank adapters beside the linear layers, cut over the tensor-parallel ranks as these are (arXiv:2106.09685)."""
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -120,6 +122,20 @@ def attach_adapters(model: nn.Module, lora: LoraConfig) -> None:
     if isinstance(embedding, nn.Module):
         # recomputed layers have gradients only if their input asks for one, which a frozen embedding's output does not
         embedding.register_forward_hook(ask_for_gradient)
+
+
+@contextlib.contextmanager
+def without_adapters(chunks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it the models compute as if their adapters were not there."""
+    adapters = [module for chunk in chunks for module in chunk.modules() if isinstance(module, Adapter)]
+    scales = [adapter.scale for adapter in adapters]
+    try:
+        for adapter in adapters:
+            adapter.scale = 0.0
+        yield
+    finally:
+        for adapter, scale in zip(adapters, scales, strict=True):
+            adapter.scale = scale
 
 
 def linear_layers(model: nn.Module) -> list[tuple[str, Any]]:

@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from torch import Tensor, nn
+
+from megalm.model.shared import SumOverRanks
 
 OUTPUT = "sequence_head.output.weight"
 _NAMES = (
@@ -70,26 +72,20 @@ def sequence_outputs(model: Any, hidden_SBH: Tensor, weights_BS: Tensor) -> Tens
     sum_BH, weight_B1 = (weights_SB1 * hidden_SBH).sum(0), weights_SB1.sum(0)
     group = model.pg_collection.cp
     if group.size() > 1:
-        sum_BH, weight_B1 = _Sum.apply(sum_BH, group), _Sum.apply(weight_B1, group)
+        sum_BH, weight_B1 = SumOverRanks.apply(sum_BH, group), SumOverRanks.apply(weight_B1, group)
     pooled_BH = sum_BH / weight_B1
     return model.sequence_head(pooled_BH if model.pooler is None else model.pooler(pooled_BH))
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over a group's ranks, each of which computes its own loss of it: so is the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient, None
+def token_outputs(model: Any, hidden_states: Tensor) -> Tensor:
+    """Outputs at each token, (B, S, outputs), as a `ForwardState.head`; under context parallelism at this rank's tokens."""
+    if model.config.sequence_parallel:
+        hidden_states = gather_from_sequence_parallel_region(
+            hidden_states, tensor_parallel_output_grad=False, group=model.pg_collection.tp
+        )
+    if model.pooler is not None:
+        hidden_states = model.pooler(hidden_states)
+    return model.sequence_head(hidden_states).transpose(0, 1)
 
 
 def shards_without_output_layer(model: Any, prefix: str, offsets: Any, metadata: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A tensor that all ranks of a group hold alike and each uses for a part of the work."""
+"""A tensor that all ranks of a group hold alike and each uses for a part of the work, and one that each holds a part of."""
 
 from typing import Any
 
@@ -23,3 +23,20 @@ class Shared(torch.autograd.Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
         return total, None
+
+
+class SumOverRanks(torch.autograd.Function):
+    """Sum over a group's ranks, each of which computes its own loss of it: so is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        x = x.clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient, None

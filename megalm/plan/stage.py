@@ -112,7 +112,9 @@ def microbatches_of(config: Config, layout: Layout) -> tuple[int, int]:
 
 def _microbatches(config: Config, layout: Layout, count: int) -> list[MicroBatch]:
     """A rank's first microbatches of a step, as the run's data would be."""
-    rows = count * config.batch.micro_batch_size
+    preferences = config.task in ("reward", "dpo")
+    rows_per_sample = 2 if preferences else 1
+    rows = count * config.batch.micro_batch_size * rows_per_sample
     ids_BS = np.zeros((rows, config.batch.seq_length), np.int64)
     encoder = config.model.architecture == "bert"
     documents_BS = ids_BS if config.data.documents_apart else None
@@ -123,7 +125,11 @@ def _microbatches(config: Config, layout: Layout, count: int) -> list[MicroBatch
         positions_BS=None if encoder else documents_BS,
         segments_BS=ids_BS if encoder else documents_BS,
         token_types_BS=ids_BS if encoder else None,
-        classes_B=np.zeros(rows, np.int64) if encoder or config.task == "classify" else None,
+        classes_B=np.zeros(rows, np.int64) if encoder or preferences or config.task == "classify" else None,
+        values_B=np.zeros(rows) if preferences else None,
+        lengths_B=np.ones(rows, np.int64) if preferences else None,
+        reference_B=np.zeros(rows) if preferences else None,
+        rows_per_sample=rows_per_sample,
     )
     return split_samples(batch, layout, config.batch.micro_batch_size)
 

@@ -1,1 +1,1 @@
-"""Alignment by reinforcement learning: prompts, answers of the model, rewards, and what it learns from them."""
+"""Reinforcement learning from rewards: a model answers prompts and learns from what its answers are worth."""

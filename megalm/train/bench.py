@@ -139,7 +139,7 @@ class _MarkedLoss:
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
-        self.parts = loss.parts
+        self.parts, self.figures = loss.parts, loss.figures
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """See Loss.weight."""

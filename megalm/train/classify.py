@@ -104,6 +104,7 @@ class ClassificationLoss:
     """Mean cross entropy of the samples' classes, each weighted by its class (see `engine.base.Loss`)."""
 
     parts: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
 
     def __init__(self, class_weights: list[float] | None = None) -> None:
         """class_weights: by the number of the class, None for 1."""

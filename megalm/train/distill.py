@@ -10,7 +10,7 @@ from megalm.config.pipeline import layers_per_chunk
 from megalm.config.schema import Config, DataSource
 from megalm.dataset.pack_stream import PackStream
 from megalm.dataset.stream import TokenStream
-from megalm.engine.base import MicroBatch
+from megalm.engine.base import Engine, MicroBatch
 from megalm.errors import UserError
 from megalm.model.distillation import Objective, TeacherLogits, TopKTeacher, linear_distillation
 from megalm.model.gpt import GPT
@@ -43,7 +43,7 @@ def open_samples(
     return CachedStream(stream, open_cache(config, stream.samples_in_budget))
 
 
-def prepare(config: Config, layout: Layout, stream: object) -> Teacher | None:
+def prepare(config: Config, layout: Layout, stream: object, engine: Engine) -> Teacher | None:
     """The teacher, for the loop to ask before each step; none where its logits are cached, here at the latest. Collective."""
     if not isinstance(stream, CachedStream):
         return load_teacher(config, layout)

@@ -2,22 +2,22 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.checkpoint.read import shared_list
 from megalm.dataset.cursor import Cursor
-from megalm.engine.base import Engine, Loss, Metrics
-from megalm.engine.parameter_groups import rates_by_name
+from megalm.engine.base import Engine, Metrics
 from megalm.engine.schedule import learning_rate
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
-from megalm.train.data import TrainingData, ValidationData
-from megalm.train.evaluation import Evaluation
 from megalm.train.selection import Selection
+from megalm.train.steps import Steps
 from megalm.train.stop import StopRequest
-from megalm.train.tasks import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -26,31 +26,36 @@ class TrainingDiverged(RuntimeError):
     """The loss stayed NaN or infinite after every rollback that the configuration allows."""
 
 
+Validate: TypeAlias = Callable[[], tuple[dict[str, float], NDArray[np.float64] | None]]
+"""Measures held-out samples: figures by name, and what the task counts (see `Validation.tally`). Collective."""
+
+
 class Loop:
-    """Trains `engine` on `data` as `run.config.train` says."""
+    """Makes `steps`, and keeps their engines in checkpoints, as `run.config.train` says."""
 
     def __init__(
         self,
         run: Run,
         engine: Engine,
-        loss: Loss,
-        data: TrainingData,
-        validation: ValidationData | None,
+        steps: Steps,
+        validate: Validate | None,
         callbacks: Sequence[Callback],
-        evaluation: Evaluation,
-        prepare: Preparation | None = None,
+        companions: Mapping[str, Engine] | None = None,
     ) -> None:
+        """companions: engines that are saved and loaded beside `engine`, by name."""
         self.run = run
         self.config = run.config
         self.engine = engine
-        self.loss = loss
-        self.data = data
-        self.validation = validation
+        self.steps = steps
+        self.validate = validate
         self.callbacks = callbacks
-        self.evaluation = evaluation
-        self.prepare = prepare
-        self.writer = CheckpointWriter(run.directory, run.config, engine, self._report_save)
+        self.companions = companions or {}
+        self.writer = CheckpointWriter(
+            run.directory, run.config, engine, self._report_save, companions=self.companions
+        )
         self.selection = Selection(run.config)
+        self.last_validation: dict[str, Any] | None = None
+        """Step and figures of the newest one."""
         self.notices: list[str] = []
         """Told as events at the start."""
         self.skipped_steps = 0
@@ -61,22 +66,28 @@ class Loop:
     def resume(self, checkpoint: Path) -> None:
         """Go on from an intact checkpoint: weights, optimizer, counters, data position. Newer ones are deleted."""
         state = load_training_state(self.engine, checkpoint, verified=True)
+        for name, engine in self.companions.items():
+            load_training_state(engine, checkpoint / name, verified=True)
         self.selection.load(state, shared_list(self.run.directory, self.engine.layout))
         best = self.selection.best
         self.writer.go_back_to(state["step"], best.step if best else None)
         self.run.step = state["step"]
         self.skipped_steps, self.rollbacks = state["skipped_steps"], state["rollbacks"]
-        self.data.move_to(Cursor.from_json(state["cursor"]))
+        self.last_validation = state.get("validation")
+        self.steps.move_to(Cursor.from_json(state["cursor"]))
+        self.steps.load(state)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors."""
         return {
             "step": self.run.step,
-            "cursor": self.data.cursor.to_json(),
+            "cursor": self.steps.cursor.to_json(),
             "counters": self.engine.counters,
             "skipped_steps": self.skipped_steps,
             "rollbacks": self.rollbacks,
+            "validation": self.last_validation,
             **self.selection.state(),
+            **self.steps.state(),
         }
 
     def train(self) -> dict[str, Any]:
@@ -105,7 +116,7 @@ class Loop:
         stopped = False
         if config.eval_at_start and run.step == 0:
             result |= {f"valid_{name}": value for name, value in self._validate().items()}
-        while run.step < last and not (stopped or self.selection.says_stop()):
+        while run.step < last and not (stopped or self._stop_reason()):
             metrics = self._step()
             result |= {"loss": metrics.loss, "grad_norm": metrics.grad_norm}
             self.writer.poll()
@@ -119,10 +130,13 @@ class Loop:
         self.writer.finish()
         if stopped:
             self._tell(f"stopped on request after step {run.step}, saved: the same command goes on")
-        elif reason := self.selection.says_stop():
+        elif reason := self._stop_reason():
             self._tell(f"stopped early after step {run.step}: {reason}")
         best = self.selection.best
         return result | ({"best_step": best.step, f"best_{best.metric}": best.value} if best else {})
+
+    def _stop_reason(self) -> str | None:
+        return self.selection.says_stop() or self.steps.stop_reason
 
     def _after_step(self) -> dict[str, float]:
         """Validate and save where it is time to, or worth it; return the validation's figures if there is one."""
@@ -158,30 +172,23 @@ class Loop:
     def _step(self) -> Metrics:
         config, run = self.config, self.run
         begin = time.perf_counter()
-        first = self.data.next_sample
-        microbatches = self.data.next()
-        if self.prepare:
-            self.prepare(microbatches, training=True)
+        first = self.steps.next_sample
         lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
-        metrics = self.engine.step(microbatches, self.loss, lr)
-        metrics.more |= rates_by_name(config, lr)
+        metrics = self.steps.step(run.step + 1, lr)
         run.step += 1
-        record = StepRecord(
-            step=run.step,
-            metrics=metrics,
-            lr=lr,
-            tokens=config.batch.global_batch_size * config.batch.seq_length,
-            seconds=time.perf_counter() - begin,
-        )
+        seconds = time.perf_counter() - begin
+        record = StepRecord(step=run.step, metrics=metrics, lr=lr, tokens=self.steps.tokens, seconds=seconds)
         for callback in self.callbacks:
             callback.on_step(run, record)
+        for message in self.steps.told:
+            self._tell(message)
         self.skipped_steps += metrics.skipped
         if metrics.overflow:
             self._tell(
                 f"step {run.step} skipped: gradients overflow at loss scale {metrics.more['loss_scale']:g}"
             )
         elif metrics.skipped:
-            self.bad_steps.append((first, self.data.cursor.next_sample))
+            self.bad_steps.append((first, self.steps.cursor.next_sample))
             self._tell(f"step {run.step} skipped: loss or gradient is not finite")
         else:
             self.bad_steps.clear()
@@ -212,22 +219,23 @@ class Loop:
         skipped_steps, rollbacks, skipped_samples = (
             self.skipped_steps,
             self.rollbacks,
-            self.data.cursor.skipped,
+            self.steps.cursor.skipped,
         )
         self.resume(checkpoint)
         self.skipped_steps, self.rollbacks = skipped_steps, rollbacks
-        cursor = Cursor(self.data.cursor.next_sample, list(skipped_samples))
+        cursor = Cursor(self.steps.cursor.next_sample, list(skipped_samples))
         for start, end in bad:
             cursor.skip(end - start, start)
-        self.data.move_to(cursor)
+        self.steps.move_to(cursor)
         self._tell(f"rolled back to step {self.run.step}, past samples {bad[0][0]} to {bad[-1][1] - 1}")
 
     def _validate(self) -> dict[str, float]:
-        assert self.validation is not None
-        values, tally = self.evaluation.measure(self.validation)
+        assert self.validate is not None
+        values, tally = self.validate()
         validation = Validation(values, tally=tally)
         for callback in self.callbacks:
             callback.on_validation(self.run, validation)
+        self.last_validation = {"step": self.run.step, "values": validation.values}
         return validation.values
 
     def _report_save(self, step: int) -> None:

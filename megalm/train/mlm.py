@@ -41,6 +41,8 @@ class MaskedLanguageLoss:
     (see `engine.base.Loss`). parts: their names, ("mlm",) for a model without sentence head.
     """
 
+    figures: tuple[str, ...] = ()
+
     def __init__(self, parts: tuple[str, ...] = ("mlm", "sop")) -> None:
         self.parts = parts
 

@@ -21,6 +21,7 @@ class NextTokenLoss:
     """Mean cross entropy over all counted tokens of the global batch (see `engine.base.Loss`)."""
 
     parts: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """Number of counted tokens, or the sum of their weights."""

@@ -68,6 +68,6 @@ def template_of(config: Config) -> dict[str, str] | None:
 
 def carry_template(config: Config, directory: Path) -> None:
     """Put the chat template of the run's data beside the copy of the tokenizer in `directory`, if that has none."""
-    template = template_of(config) if config.task == "sft" else None
+    template = template_of(config) if config.task in ("sft", "reward", "dpo") else None
     if template is not None and stored_template(directory) is None:
         atomic.write_text(directory / TEMPLATE_NAME, template["default"])

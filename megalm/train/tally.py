@@ -22,7 +22,7 @@ class WithTally:
 
     def __init__(self, loss: Loss, tally: Tally) -> None:
         self.loss, self.tally = loss, tally
-        self.parts = loss.parts
+        self.parts, self.figures = loss.parts, loss.figures
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """The loss's weights, then zeros: counts are not divided."""

@@ -7,15 +7,24 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megalm.config.rlhf import RL_TASKS
 from megalm.config.schema import Config, DataSource
-from megalm.engine.base import Loss, MicroBatch
+from megalm.engine.base import Engine, Loss, MicroBatch
 from megalm.errors import UserError
 from megalm.parallel.layout import Layout
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.classify import classification_loss, complete, confusion_tally, open_every, open_labelled
 from megalm.train.distill import DistillationLoss, open_samples, prepare
+from megalm.train.dpo import PreferenceLoss, open_all_preferences, open_preferences, prepare_reference
 from megalm.train.mlm import mlm_loss, open_pairs
 from megalm.train.pretrain import NextTokenLoss, open_windows
+from megalm.train.reward import (
+    complete_reward,
+    open_all_judged,
+    open_judged,
+    reward_loss,
+    reward_tally,
+)
 from megalm.train.sft import open_conversations
 from megalm.train.tally import Tally
 
@@ -42,7 +51,9 @@ class Preparation(Protocol):
         """`microbatches` are this rank's of a step (`training`) or of a validation's global batch. Collective."""
 
 
-def no_preparation(config: Config, layout: Layout, stream: SampleStream) -> Preparation | None:
+def no_preparation(
+    config: Config, layout: Layout, stream: SampleStream, engine: Engine
+) -> Preparation | None:
     """For tasks whose microbatches need none."""
     return None
 
@@ -54,7 +65,8 @@ class Task:
     architectures: of the models that it trains. open_stream: from the data sources to samples. make_loss: what is
     minimised. open_validation: the same for data.valid, where it differs. complete: takes from the data what the
     configuration leaves open. tally: what a validation counts besides the loss (see `Validation.tally`). prepare: what the
-    loop calls with each batch before the engine; given the training samples, collective.
+    loop calls with each batch before the engine; given the training samples and the engine with its first weights,
+    collective.
     """
 
     architectures: tuple[str, ...]
@@ -63,7 +75,7 @@ class Task:
     open_validation: Callable[[Config, list[DataSource], Tokenizer | None], SampleStream] | None = None
     complete: Callable[[Config], Config] | None = None
     tally: Callable[[Config], Tally] | None = None
-    prepare: Callable[[Config, Layout, SampleStream], Preparation | None] = no_preparation
+    prepare: Callable[[Config, Layout, Any, Engine], Preparation | None] = no_preparation
 
 
 TASKS = {
@@ -78,7 +90,24 @@ TASKS = {
         complete=complete,
         tally=confusion_tally,
     ),
+    # what the answers of these are worth, and what is learned of it, `megalm.rlhf` knows; this is the text beside them
+    **dict.fromkeys(RL_TASKS, Task(("gpt",), open_windows, lambda config: NextTokenLoss())),
     "distill": Task(("gpt",), open_samples, DistillationLoss, open_validation=open_windows, prepare=prepare),
+    "reward": Task(
+        ("gpt",),
+        open_judged,
+        reward_loss,
+        open_validation=open_all_judged,
+        complete=complete_reward,
+        tally=reward_tally,
+    ),
+    "dpo": Task(
+        ("gpt",),
+        open_preferences,
+        lambda config: PreferenceLoss(config.dpo),
+        open_validation=open_all_preferences,
+        prepare=prepare_reference,
+    ),
 }
 
 

@@ -99,7 +99,7 @@ def save_without_the_device(config: Config) -> None:
         writer = write.CheckpointWriter(Path(config.run.dir), config, engine)
         writer.save(1, {})
         assert writer.pending is not None
-        for _, _, (other, tensors) in writer.pending.request.async_fn_args[1]:
+        for _, _, (other, tensors) in writer.pending.parts[0].request.async_fn_args[1]:
             assert not other and {tensor.device.type for _, tensor in tensors} == {"cpu"}
         writer.finish()
 

@@ -24,6 +24,8 @@ ZERO1 = "parallel.zero_stage=1"
 # half precision keeps 11 bits: 5e-4; a first update of Adam is the gradient's sign, so eps stays above its rounding
 EPS = "optimizer.adam_eps=1e-4"
 HALF = Bounds(metrics=5e-4, gradients=1e-2, weights=2e-2)
+# against another format also the products' rounding counts, which differs from processor to processor
+HALF_AGAINST_FULL = Bounds(metrics=5e-4, gradients=2e-2, weights=4e-2)
 
 
 def scale_after(overflows: str, **fields: float) -> list[float]:
@@ -87,7 +89,7 @@ def test_fp16_trains_like_fp32(preset: str, head: str) -> None:
     fp16 = run(1, preset, (FP16, *settings))
     assert {tensor.dtype for tensor in fp16.weights.values()} == {torch.float16}
     fp16.weights = {name: tensor.float() for name, tensor in fp16.weights.items()}
-    assert_same_run(fp16, fp32, HALF)
+    assert_same_run(fp16, fp32, HALF_AGAINST_FULL)
 
 
 def losses_and_scales(engine: MegatronEngine, steps: range) -> list[tuple[float, float | None, bool]]:

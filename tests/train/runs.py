@@ -9,8 +9,10 @@ import numpy as np
 from megalm.config import Config, parse_config
 from megalm.dataset import IndexedDatasetWriter
 from megalm.testing import run_distributed
+from megalm.train.callbacks.base import Callback
 from megalm.train.callbacks.classification import ClassificationReport
 from megalm.train.callbacks.metrics import MetricsFile, read_metrics
+from megalm.train.callbacks.preferences import RewardReport
 
 VOCABULARY = 509  # prime: no number of ranks divides it
 SEQUENCE = 32
@@ -76,7 +78,8 @@ def train(config: Config) -> dict[str, Any]:
     """What `megalm train` does on each rank, less the command line and the measurement of the machine's speed."""
     from megalm.train import run
 
-    callbacks = [ClassificationReport()] if config.task == "classify" else []
+    reports: dict[str, type[Callback]] = {"classify": ClassificationReport, "reward": RewardReport}
+    callbacks = [reports[config.task]()] if config.task in reports else []
     with mock.patch.object(run, "standard_callbacks", lambda _: [*callbacks, MetricsFile()]):
         return run.main(config)
 

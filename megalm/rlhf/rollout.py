@@ -1,0 +1,58 @@
+"""The actor answers prompts under its training layout."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from megalm.config import Config
+from megalm.engine.base import Engine
+from megalm.generate.decode import Generator, context_length
+from megalm.generate.request import GenerationOptions
+from megalm.generate.rows import Completion
+from megalm.generate.share import generate_shared
+from megalm.rlhf.prompts import Prompt
+from megalm.tokenizer.base import Tokenizer
+
+GIB = 1 << 30
+
+
+class Rollout:
+    """Writes answers with the weights as they are."""
+
+    def __init__(self, engine: Engine, config: Config, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        """stop: strings that end an answer."""
+        self.engine, self.seed = engine, config.run.seed
+        settings = config.rlhf.rollout
+        limit = min(context_length(config), config.batch.seq_length)
+        self.generator = Generator(
+            engine.chunks,
+            engine.layout,
+            limit,
+            tokenizer,
+            max_rows=max(settings.max_rows, settings.responses_per_prompt),
+            cache_bytes=int(settings.cache_gib * GIB) if settings.cache_gib else None,
+        )
+        self.options = GenerationOptions(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            stop=list(stop),
+            n=settings.responses_per_prompt,
+            logprobs=0,
+            logprobs_at_temperature=True,
+        )
+
+    def answer(self, prompts: Sequence[Prompt], step: int) -> list[Completion]:
+        """`responses_per_prompt` sampled answers to each, which follow each other; a function of seed, step and place. Collective."""
+        digest = hashlib.blake2b(f"rollout {self.seed} {step}".encode(), digest_size=6).digest()
+        return self._generate(prompts, replace(self.options, seed=int.from_bytes(digest, "little")))
+
+    def best(self, prompts: Sequence[Prompt]) -> list[Completion]:
+        """The likeliest answer to each, token by token. Collective."""
+        return self._generate(prompts, replace(self.options, greedy=True, n=1))
+
+    def _generate(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Completion]:
+        self.engine.gather_weights()
+        self.generator.forget()  # the weights have changed
+        return generate_shared(self.generator, [prompt.tokens for prompt in prompts], options)
