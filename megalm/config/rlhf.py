@@ -59,6 +59,11 @@ class KlConfig(Section):
         "auto",
         description="Subtracted from the reward (`auto` for ppo and rloo) or added to the loss (for grpo, as k3).",
     )
+    weighted: bool = Field(
+        True,
+        description="In the loss: weight the estimate by the ratio of new to old probability, so that its gradient is the KL's; "
+        "false is GRPO as first published.",
+    )
     target: float | None = Field(
         None,
         gt=0,

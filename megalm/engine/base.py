@@ -124,6 +124,9 @@ class Engine(Protocol):
         themselves; whoever reads parameters of `model` calls this first.
         """
 
+    def weights_changed(self) -> None:
+        """Let training go on from weights that were written into `model`; collective where they are parted."""
+
     def state(self) -> dict[str, Any]:
         """Sharded tensors, per parameter in the weight's own shape, of the weights and optimizer that this rank writes.
 

@@ -29,4 +29,9 @@ def seed_dropout(config: Config, layout: Layout, step: int) -> None:
         digest = hashlib.blake2b(repr(where).encode(), digest_size=4).digest()
         tensor_parallel.random.initialize_rng_tracker(force_reset=True)
         # the library adds small numbers for the tensor-parallel rank
-        tensor_parallel.model_parallel_cuda_manual_seed(int.from_bytes(digest, "little"))
+        tensor_parallel.model_parallel_cuda_manual_seed(
+            int.from_bytes(digest, "little"),
+            tp_rank=layout.tp_rank,
+            ep_rank=layout.ep_rank,
+            etp_rank=layout.groups.expt_tp.rank(),
+        )

@@ -40,6 +40,8 @@ class DeepSpeedEngine:
         self.layout = layout
         self.stage = config.parallel.zero_stage
         self.steps_begun = 0
+        self.unit = ParallelUnit(layout)
+        self._activate()
         self.model: Model = build_model(config, layout)
         self.chunks = [self.model]
         if train:
@@ -47,7 +49,6 @@ class DeepSpeedEngine:
         self.sharded_state = DeepSpeedShards(self.model, layout, freezes(config))
         if layout.tp_size > 1:
             _sum_over_tensor_ranks(self.model, layout)
-        self.unit = ParallelUnit(layout)
         self.runner: Any = self.model
         if train or self.stage == 3:
             self._initialize(train)
@@ -66,9 +67,14 @@ class DeepSpeedEngine:
             self.optimizer_state = kind(self.runner, self.layout.groups, config.precision.dtype == "bf16")
             self.sharded_state.optimizer = self.optimizer_state
 
+    def _activate(self) -> None:
+        """Make this engine's what the libraries keep for the whole process; another engine may have set its own."""
+        self.layout.activate()
+        self.deepspeed.utils.groups.mpu = self.unit
+
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
         """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
-        self.deepspeed.utils.groups.mpu = self.unit  # process-global: another engine may have set its own
+        self._activate()
         weight = global_weight(microbatches, loss, self.layout)
         seed_dropout(self.config, self.layout, self.steps_begun)
         self.steps_begun += 1
@@ -125,6 +131,7 @@ class DeepSpeedEngine:
         collect: Callable[[Tensor, MicroBatch], Any],
     ) -> list[Any]:
         """See Engine.forward."""
+        self._activate()
         self.runner.eval()
         return [collect(run(self.runner, microbatch), microbatch) for microbatch in microbatches]
 
@@ -143,17 +150,24 @@ class DeepSpeedEngine:
     def gather_weights(self) -> None:
         """See Engine.gather_weights; ZeRO-3 gathers while it runs, so that there is nothing to do."""
 
+    def weights_changed(self) -> None:
+        """See Engine.weights_changed."""
+        self.sharded_state.weights_changed()
+
     def state(self) -> dict[str, Any]:
         """See Engine.state."""
+        self._activate()
         self._part_weights()
         return self.sharded_state.copy()
 
     def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
         """See Engine.empty_state."""
+        self._activate()
         return self.sharded_state.empty(stored, with_optimizer)
 
     def load(self, portion: Mapping[str, Tensor]) -> None:
         """See Engine.load."""
+        self._activate()
         self._part_weights()
         self.sharded_state.load(portion)
 

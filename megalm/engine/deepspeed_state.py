@@ -162,6 +162,14 @@ class DeepSpeedShards(ShardedState):
     def _templates(self) -> dict[str, Shard]:
         return self.places
 
+    @torch.no_grad()
+    def weights_changed(self) -> None:
+        """See ShardedState.weights_changed."""
+        for parameter in self._parameters().values():
+            if self.optimizer and parameter.requires_grad:
+                # in fp32 too the weights that Adam updates are others than the model's
+                self.optimizer.write(parameter, MASTER, parameter.detach())
+
     def _gather_weight(self, parameter: nn.Parameter, owner: int) -> Tensor | None:
         with gathered(parameter):
             return super()._gather_weight(parameter, owner)

@@ -39,6 +39,7 @@ class MegatronEngine:
     def __init__(self, config: Config, layout: Layout, train: bool = True) -> None:
         self.config = config
         self.layout = layout
+        layout.activate()
         self.chunks: list[Model] = build_chunks(config, layout)
         self.model = self.chunks[0]
         self.core = self.model.config
@@ -50,6 +51,7 @@ class MegatronEngine:
         self.steps_begun = 0
         self.updates = 0
         self.routing = Routing(self.chunks, config, layout)
+        self.loss_scale: LossScale | None = None
         self.ddp_chunks: list[DistributedDataParallel] = []
         if train:
             self._make_trainable()
@@ -93,6 +95,7 @@ class MegatronEngine:
 
     def step(self, microbatches: Sequence[MicroBatch], loss: Loss, lr: float) -> Metrics:
         """See Engine.step. The loss and the gradients are divided by the weight of the whole global batch."""
+        self.layout.activate()
         weight = global_weight(microbatches, loss, self.layout)
         self._begin_step(microbatches)
         sums = self._run(
@@ -148,6 +151,7 @@ class MegatronEngine:
         collect: Callable[[Tensor, MicroBatch], Any],
     ) -> list[Any]:
         """See Engine.forward."""
+        self.layout.activate()
         self.gather_weights()
         for chunk in self.chunks:
             chunk.eval()
@@ -210,21 +214,29 @@ class MegatronEngine:
             dist.broadcast(total, self.layout.last_stage_rank, group=self.layout.groups.pp)
         return total
 
+    def weights_changed(self) -> None:
+        """See Engine.weights_changed."""
+        self.sharded_state.weights_changed()
+
     def state(self) -> dict[str, Any]:
         """See Engine.state."""
+        self.layout.activate()
         self.gather_weights()
         return self.sharded_state.copy()
 
     def empty_state(self, stored: Mapping[str, torch.dtype], with_optimizer: bool) -> dict[str, Any]:
         """See Engine.empty_state."""
+        self.layout.activate()
         return self.sharded_state.empty(stored, with_optimizer)
 
     def load(self, portion: Mapping[str, Tensor]) -> None:
         """See Engine.load."""
+        self.layout.activate()
         self.sharded_state.load(portion)
 
     def gather_weights(self) -> None:
         """See Engine.gather_weights."""
+        self.layout.activate()
         for ddp in self.ddp_chunks:
             gather_weights(ddp)
 
@@ -237,7 +249,9 @@ class MegatronEngine:
 
     @counters.setter
     def counters(self, values: Mapping[str, float]) -> None:
-        self.updates = self.optimizer_state.updates = int(values["updates"])
+        self.updates = int(values["updates"])
+        if self.ddp_chunks:
+            self.optimizer_state.updates = self.updates
         self.steps_begun = int(values["steps_begun"])
         if self.loss_scale:
             self.loss_scale.load(values)

@@ -118,6 +118,13 @@ class ShardedState:
             if self.optimizer and part in self._parts(parameter):
                 self.optimizer.write(parameter, part, portion[place])
 
+    @torch.no_grad()
+    def weights_changed(self) -> None:
+        """Let the optimizer go on from the weights as they are now."""
+        for parameter in self._parameters().values():
+            if self.optimizer and MASTER in self._parts(parameter):
+                self.optimizer.write(parameter, MASTER, parameter.detach())
+
     def _gather_weight(self, parameter: nn.Parameter, owner: int) -> Tensor | None:
         """A copy on the CPU on data-parallel rank `owner`, None on the others. Collective."""
         return (

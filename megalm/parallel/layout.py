@@ -2,7 +2,9 @@
 
 import datetime
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: 
 
 from megalm.parallel.groups import shared_groups  # noqa: E402
 
+_LIBRARY_VARIABLE = re.compile(r"_[A-Z]")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -33,6 +37,16 @@ class Layout:
     rank: int
     world_size: int
     without_memory: bool = False
+    library_state: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What Megatron-Core keeps of the layout in variables of its own."""
+
+    def activate(self) -> None:
+        """Let Megatron-Core's process-global state be this layout's.
+
+        With two layouts in a process it is that of the one made last, and some of the library goes by it unasked: engines
+        call this before they let the library work.
+        """
+        vars(parallel_state).update(self.library_state)
 
     @property
     def tp_rank(self) -> int:
@@ -147,7 +161,10 @@ def _local_gpu() -> int:
 
 
 def create_layout(config: ParallelConfig, seed: int = 1234) -> Layout:
-    """Make the process groups of `config` over the whole world and seed dropout; a second call replaces them."""
+    """Make the process groups of `config` over the whole world and seed dropout.
+
+    Layouts made before stay of use: see `Layout.activate`.
+    """
     device = init_process_group(config.backend, config.timeout_minutes)
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
@@ -168,4 +185,14 @@ def create_layout(config: ParallelConfig, seed: int = 1234) -> Layout:
         device=device,
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
+        library_state=_library_state(),
     )
+
+
+def _library_state() -> dict[str, Any]:
+    """The variables of the library that belong to a layout; its scratch memory serves all of them."""
+    return {
+        name: value
+        for name, value in vars(parallel_state).items()
+        if _LIBRARY_VARIABLE.match(name) and not name.startswith("_GLOBAL_")
+    }

@@ -9,8 +9,7 @@ from megalm.config.schema import Config
 from megalm.engine.base import MicroBatch
 from megalm.model.sequence_head import token_outputs
 from megalm.model.token_logprobs import LogprobHead
-from megalm.rlhf.kl import kl_per_token
-from megalm.rlhf.losses import Clip, policy_figures, policy_loss, value_loss
+from megalm.rlhf.losses import Clip, kl_loss, policy_figures, policy_loss, value_loss
 
 FIGURES: tuple[str, ...] = ("clipped_low", "clipped_high", "approximate_kl", "entropy")
 
@@ -28,6 +27,7 @@ class PolicyLoss:
         policy = config.rlhf.policy
         self.clip = Clip(policy.clip_low, policy.clip_high, policy.dual_clip, policy.ratio)
         self.temperature = config.rlhf.rollout.temperature
+        self.weighted = config.rlhf.kl.weighted
         self.coefficients = {"policy": 1.0} | {
             name: value
             for name, value in {
@@ -71,7 +71,9 @@ class PolicyLoss:
         if "entropy_bonus" in self.coefficients:
             losses_BS["entropy_bonus"] = -entropy_BS
         if "kl_penalty" in self.coefficients:
-            losses_BS["kl_penalty"] = kl_per_token(logprobs_BS, scores["reference"], mask_BS, "k3")
+            losses_BS["kl_penalty"] = kl_loss(
+                logprobs_BS, old_BS, scores["reference"], mask_BS, weighted=self.weighted
+            )
         sums = [
             (losses_BS[name] * weights_BS).sum() * coefficient if name in losses_BS else none
             for name, coefficient in self.coefficients.items()

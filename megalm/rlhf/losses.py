@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from megalm.rlhf.kl import kl_per_token
+from megalm.rlhf.kl import KLEstimator, kl_per_token
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
 RatioLevel = Literal["token", "sequence"]
@@ -87,6 +87,24 @@ def policy_loss(
         floor_BS = torch.maximum(objective_BS, clip.dual * advantages_BS)
         objective_BS = floor_BS.where(advantages_BS < 0, objective_BS)
     return -objective_BS
+
+
+def kl_loss(
+    logprobs_BS: Tensor,
+    old_BS: Tensor,
+    reference_BS: Tensor,
+    mask_BS: Tensor,
+    estimator: KLEstimator = "k3",
+    weighted: bool = True,
+) -> Tensor:
+    """KL(policy || reference) as a part of the loss, estimated at each token, (B, S) (see `kl_per_token`).
+
+    An estimate's gradient is not that of the KL, for the policy draws the tokens as well. `weighted` by the ratio of new to
+    old probability, k1's and k3's are (DeepSeek-V3.2, arXiv:2512.02556); k2's is without, before the first update. GRPO had
+    k3 without (arXiv:2402.03300, equation 4).
+    """
+    kl_BS = kl_per_token(logprobs_BS, reference_BS, mask_BS, estimator)
+    return kl_BS * log_ratio(logprobs_BS, old_BS, mask_BS).exp() if weighted else kl_BS
 
 
 def policy_figures(

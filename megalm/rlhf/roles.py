@@ -185,7 +185,7 @@ def _load_critic(
 def _critic_config(run: Config, checkpoint: Path) -> Config:
     stored, settings = read_config(checkpoint), run.rlhf.critic
     config = run.model_copy(deep=True)
-    config.task, config.model = "classify", stored.model
+    config.task, config.model = "reward", stored.model
     config.model.vocab_size = run.model.vocab_size
     config.model.sequence_head.outputs = 1
     config.lora.rank = 0

@@ -171,8 +171,9 @@ class Bounds:
     weights: float
 
 
-FP64 = Bounds(metrics=1e-12, gradients=1e-12, weights=1e-10)
-FP32 = Bounds(metrics=1e-6, gradients=5e-6, weights=5e-5)
+# some times what was seen on several kinds of processor, each of which sums in an order of its own
+FP64 = Bounds(metrics=1e-11, gradients=1e-11, weights=1e-9)
+FP32 = Bounds(metrics=5e-6, gradients=1e-5, weights=2e-4)
 
 
 def assert_same_run(found: Run, expected: Run, bounds: Bounds, clip: float = CLIP) -> None:

@@ -159,7 +159,7 @@ def test_any_model_under_any_layout_trains_like_one_process(case: Case) -> None:
     expected, expected_weights = outcome(1, case, ())
     found, weights = outcome(case.world_size, case, case.layout)
     for left, right in zip(found, expected, strict=True):
-        assert left == pytest.approx(right, rel=1e-12)
+        assert left == pytest.approx(right, rel=1e-11)
     drop_biases_of_keys(case, expected_weights)
     drop_biases_of_keys(case, weights)
-    assert_same_tensors(weights, expected_weights, 1e-10)
+    assert_same_tensors(weights, expected_weights, 1e-9)

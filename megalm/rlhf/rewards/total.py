@@ -11,6 +11,7 @@ from megalm.rlhf.rewards.base import Reward, Sample
 from megalm.rlhf.rewards.classifier import ClassifierReward
 from megalm.rlhf.rewards.exact_answer import ExactAnswer
 from megalm.rlhf.rewards.rules import Format, Length, Stop
+from megalm.rlhf.rewards.unit_tests import UnitTests
 
 KINDS: dict[str, Callable[[Any], Reward]] = {
     "exact_answer": ExactAnswer,
@@ -18,6 +19,7 @@ KINDS: dict[str, Callable[[Any], Reward]] = {
     "length": Length,
     "stop": Stop,
     "classifier": ClassifierReward,
+    "unit_tests": UnitTests,
 }
 
 
