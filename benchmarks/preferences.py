@@ -205,7 +205,6 @@ def rewards(work: Path, name: str, tuned: str, steps: int, seeds: list[int]) -> 
     """Reward models of one set, on all of its held-out pairs."""
     found = []
     for seed in seeds:
-        head = {"sequence_head": {"pooling": "mean"}, "hidden_dropout": 0.1}
         directory = train(
             work,
             name,
@@ -216,7 +215,7 @@ def rewards(work: Path, name: str, tuned: str, steps: int, seeds: list[int]) -> 
             lr=3e-4,
             load=tuned,
             seed=seed,
-            model=head,
+            model={"hidden_dropout": 0.1},
             reward={"too_long": "cut_prompt", "center_weight": 0.01},
         )
         found.append(json.loads((Path(directory) / "reward.json").read_text()))
