@@ -66,13 +66,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/preferences"))
     parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("--tune-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=180, help="of learning from preferences")
+    parser.add_argument("--steps", type=int, default=270, help="of learning from preferences")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, help="Write all figures there as JSON.")
     options = parser.parse_args()
     files = {name: next(options.data.rglob(file)) for name, file in SETS.items()}
-    rows = [bag_of_words(name, file) for name, file in files.items()]
-    show(rows)
+    rows: list[dict[str, Any]] = []
+    for name, file in files.items():
+        rows.append(bag_of_words(name, file))
+        show(rows, options.output)
     prepare(options.data, files, options.work)
     base = train(options.work, "books", "base", "pretrain", options.pretrain_steps, batch=(8, 128), lr=1.5e-3)
     tuned = train(
@@ -80,17 +82,18 @@ def main() -> None:
     )
     for name, seeds in (("ch07", options.seeds), ("hh", options.seeds[:1])):
         rows.append(rewards(options.work, name, tuned, options.steps, seeds))
-        show(rows)
+        show(rows, options.output)
     rows.append(preferred(options.work, tuned, options.steps, options.seeds))
-    show(rows)
-    if options.output:
-        options.output.write_text(json.dumps(rows, indent=1) + "\n")
+    show(rows, options.output)
     reached = next(row["accuracy"] for row in rows if row["model"] == "reward model")
     sys.exit(0 if reached >= GOAL else 1)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], output: Path | None) -> None:
+    """Print the last row; write all of them."""
     print(json.dumps(rows[-1]), flush=True)
+    if output:
+        output.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def bag_of_words(name: str, file: Path) -> dict[str, Any]:
