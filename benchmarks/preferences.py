@@ -80,10 +80,11 @@ def main() -> None:
     tuned = train(
         options.work, "chats", "tuned", "sft", options.tune_steps, batch=(8, 256), lr=1e-3, load=base
     )
-    for name, seeds in (("ch07", options.seeds), ("hh", options.seeds[:1])):
-        rows.append(rewards(options.work, name, tuned, options.steps, seeds))
-        show(rows, options.output)
+    rows.append(rewards(options.work, "ch07", tuned, options.steps, options.seeds))
+    show(rows, options.output)
     rows.append(preferred(options.work, tuned, options.steps, options.seeds))
+    show(rows, options.output)
+    rows.append(rewards(options.work, "hh", tuned, options.steps, options.seeds[:1]))
     show(rows, options.output)
     reached = next(row["accuracy"] for row in rows if row["model"] == "reward model")
     sys.exit(0 if reached >= GOAL else 1)
