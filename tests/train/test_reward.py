@@ -27,7 +27,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
     directory = tmp_path_factory.mktemp("trained")
-    train_in_world(1, preference_run("reward", directory, pairs, "reward.center_weight=0.01"))
+    train_in_world(
+        1,
+        preference_run("reward", directory, pairs, "reward.center_weight=0.01", "batch.micro_batch_size=16"),
+    )
     return directory
 
 
