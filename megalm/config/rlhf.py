@@ -33,6 +33,15 @@ class RolloutConfig(Section):
     cache_gib: float | None = Field(
         None, gt=0, description="Memory of a rank for keys and values; default: half of what is free."
     )
+    tensor_model_parallel_size: int | None = Field(
+        None,
+        gt=0,
+        description="TP of the copies that answer; default: the training's. With it, or the next, they are an engine of their own, "
+        "and weights pass to them in memory before each step's answers.",
+    )
+    pipeline_model_parallel_size: int | None = Field(
+        None, gt=0, description="PP of the copies that answer; default: the training's."
+    )
     max_logprob_gap: float = Field(
         0.05,
         gt=0,
@@ -170,6 +179,9 @@ class RlhfConfig(PromptsConfig):
     kl: KlConfig = Field(default_factory=KlConfig, description="Distance from the reference.")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The actor's loss.")
     critic: CriticConfig = Field(default_factory=CriticConfig, description="The critic.")
+    offload_frozen: bool = Field(
+        False, description="Reference and reward models rest in the host's memory between their uses."
+    )
     alarms: AlarmConfig = Field(default_factory=AlarmConfig, description="Alarms.")
     samples_shown: int = Field(
         4, ge=0, description="Answers written to rollouts.jsonl of each step that is logged."

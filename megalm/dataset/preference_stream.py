@@ -63,10 +63,10 @@ class PreferenceStream(Blend):
         """Return the samples whose global numbers (from 0) are `positions`; UserError for an id outside the vocabulary."""
         samples_B = np.asarray(positions, np.int64)
         partners = self._located(samples_B + 1) if self.mismatched else None
-        return self._rows(*self._located(samples_B), partners)
+        return self._of_run(*self._located(samples_B), partners)
 
     def of_documents(self, source: int, documents: Int64) -> AnswerBatch:
-        """Return documents of a source, by their numbers."""
+        """Return documents of a source, by their numbers, without what a reference says of them."""
         return self._rows(np.full(len(documents), source), documents, None)
 
     def describe(self) -> list[str]:
@@ -87,6 +87,15 @@ class PreferenceStream(Blend):
         pairs = zip(source_B.tolist(), place_B.tolist(), strict=True)
         return np.array([self.documents[source][place] for source, place in pairs], np.int64)
 
+    def _of_run(
+        self, source_B: Int64, document_B: Int64, partners: tuple[Int64, Int64] | None
+    ) -> AnswerBatch:
+        """Rows with what the reference says of them."""
+        batch = self._rows(source_B, document_B, partners)
+        if self._reference_files is not None:
+            batch.reference_B = self._reference_of(source_B, document_B)
+        return batch
+
     def _rows(self, source_B: Int64, document_B: Int64, partners: tuple[Int64, Int64] | None) -> AnswerBatch:
         samples = list(zip(source_B.tolist(), document_B.tolist(), strict=True))
         rows = [self.rows.cut(row) for sample in samples for row in self._answers(*sample)]
@@ -102,8 +111,6 @@ class PreferenceStream(Blend):
             prompts = [row for sample in samples for row in self._answers(*sample)]
             swapped = [self.rows.cut(_joined(*pair)) for pair in zip(prompts, answers, strict=True)]
             batch.mismatched = self.rows.batch(swapped, classes, values, self.rows_per_sample)
-        if self._reference_files is not None:
-            batch.reference_B = self._reference_of(samples)
         return batch
 
     def _answers(self, source: int, document: int) -> list[Answered]:
@@ -117,10 +124,11 @@ class PreferenceStream(Blend):
         unwanted = self.kind == "verdicts" and not self.values[source][document]
         return [UNWANTED if unwanted else WANTED]
 
-    def _reference_of(self, samples: list[tuple[int, int]]) -> NDArray[np.float64]:
+    def _reference_of(self, source_B: Int64, document_B: Int64) -> NDArray[np.float64]:
         if self._reference is None:
             assert self._reference_files is not None
             self._reference = [np.load(path, allow_pickle=False) for path in self._reference_files]
+        samples = zip(source_B.tolist(), document_B.tolist(), strict=True)
         return np.concatenate([self._reference[source][document] for source, document in samples])
 
     def _fitting(self, dataset: IndexedDataset) -> tuple[Int64, int]:
@@ -157,7 +165,7 @@ class EveryPreference(PreferenceStream):
         """See `PreferenceStream.batch`."""
         samples_B, count = np.asarray(positions, np.int64), self.samples_before_repeats()
         partners = self._in_order((samples_B + 1) % count) if self.mismatched else None
-        batch = self._rows(*self._in_order(np.where(samples_B < count, samples_B, 0)), partners)
+        batch = self._of_run(*self._in_order(np.where(samples_B < count, samples_B, 0)), partners)
         batch.classes_B[np.repeat(samples_B >= count, self.rows_per_sample)] = NO_CLASS
         return batch
 

@@ -16,6 +16,7 @@ from megalm.config.rewards import ModelRewardConfig
 from megalm.config.schema import ParallelConfig
 from megalm.engine.base import Engine, MicroBatch
 from megalm.engine.build import build_engine
+from megalm.engine.rest import Resting
 from megalm.errors import UserError
 from megalm.model.gpt import GPT
 from megalm.model.lora import without_adapters
@@ -34,14 +35,15 @@ REFERENCE, CRITIC, REWARD, EMA = "reference", "critic", "reward model", "ema"
 class Reference:
     """Log-probabilities of answers under the frozen model: one of its own, or the actor's without its adapters."""
 
-    def __init__(self, engine: Engine, without: bool) -> None:
-        """without: the engine's adapters are left out."""
+    def __init__(self, engine: Engine, without: bool, rests: bool = False) -> None:
+        """without: the engine's adapters are left out. rests: it rests between its uses."""
         self.engine, self.without = engine, without
+        self.awake = _rest(engine) if rests else contextlib.nullcontext
 
     def __call__(self, answers: Answers, micro_batch_size: int, temperature: float) -> Floats:
         """Of each label of the answers, (N, S). Collective."""
         off = without_adapters(self.engine.chunks) if self.without else contextlib.nullcontext()
-        with off:
+        with off, self.awake():
             return logprobs(self.engine, answers, micro_batch_size, temperature)[0]
 
 
@@ -49,10 +51,15 @@ class ModelReward:
     """What a reward model says at the last token of prompt and answer (see `rewards.base.Reward`)."""
 
     def __init__(
-        self, engine: Engine, micro_batch_size: int, row: Callable[[Sequence[Sample]], Answers]
+        self,
+        engine: Engine,
+        micro_batch_size: int,
+        row: Callable[[Sequence[Sample]], Answers],
+        rests: bool = False,
     ) -> None:
-        """row: brings samples into the form of rows."""
+        """row: brings samples into the form of rows. rests: it rests between its uses."""
         self.engine, self.micro_batch_size, self.row = engine, micro_batch_size, row
+        self.awake = _rest(engine) if rests else contextlib.nullcontext
 
     def check(self, record: object) -> None:
         """It judges any prompt's answers."""
@@ -60,8 +67,16 @@ class ModelReward:
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """The scores, the same on every rank. Collective."""
         answers = self.row(samples)
-        found_NS = token_values(self.engine, answers, self.micro_batch_size)
+        with self.awake():
+            found_NS = token_values(self.engine, answers, self.micro_batch_size)
         return found_NS[range(len(answers)), answers.last].tolist()
+
+
+def _rest(engine: Engine) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Put a frozen engine to rest; the context in which it is awake."""
+    resting = Resting(engine)
+    resting.offload()
+    return resting.awake
 
 
 def logprobs(engine: Engine, answers: Answers, micro_batch_size: int, temperature: float) -> Floats:
@@ -158,9 +173,8 @@ def _load_reference(config: Config, layout: Layout, tokenizer: Tokenizer, actor:
         return Reference(actor, without=True)
     checkpoint = find_frozen(str(config.rlhf.kl.reference or config.run.load), REFERENCE)
     check_vocabulary(config, tokenizer, REFERENCE, checkpoint)
-    return Reference(
-        load_frozen(frozen_config(config, REFERENCE, checkpoint, None), layout, checkpoint), False
-    )
+    engine = load_frozen(frozen_config(config, REFERENCE, checkpoint, None), layout, checkpoint)
+    return Reference(engine, without=False, rests=config.rlhf.offload_frozen)
 
 
 def _load_critic(

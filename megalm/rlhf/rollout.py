@@ -1,15 +1,21 @@
-"""The actor answers prompts under its training layout."""
+"""The actor answers prompts, under its training layout or one of its own."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 from megalm.config import Config
+from megalm.config.checks import check
+from megalm.config.schema import ParallelConfig
 from megalm.engine.base import Engine
+from megalm.engine.build import build_engine
+from megalm.engine.transfer import WeightTransfer
+from megalm.errors import UserError
 from megalm.generate.decode import Generator, context_length
 from megalm.generate.request import GenerationOptions
 from megalm.generate.rows import Completion
 from megalm.generate.share import generate_shared
+from megalm.parallel.layout import create_layout
 from megalm.rlhf.prompts import Prompt
 from megalm.tokenizer.base import Tokenizer
 
@@ -21,8 +27,14 @@ class Rollout:
 
     def __init__(self, engine: Engine, config: Config, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         """stop: strings that end an answer."""
-        self.engine, self.seed = engine, config.run.seed
+        self.seed = config.run.seed
         settings = config.rlhf.rollout
+        own = _own_config(config)
+        self.transfer: WeightTransfer | None = None
+        if own is not None:
+            actor, engine = engine, build_engine(own, create_layout(own.parallel, self.seed), train=False)
+            self.transfer = WeightTransfer(actor, engine)
+        self.engine = engine
         limit = min(context_length(config), config.batch.seq_length)
         self.generator = Generator(
             engine.chunks,
@@ -53,6 +65,30 @@ class Rollout:
         return self._generate(prompts, replace(self.options, greedy=True, n=1))
 
     def _generate(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Completion]:
+        if self.transfer:
+            self.transfer.run()
         self.engine.gather_weights()
         self.generator.forget()  # the weights have changed
         return generate_shared(self.generator, [prompt.tokens for prompt in prompts], options)
+
+
+def _own_config(config: Config) -> Config | None:
+    """Of the copies that answer where they have a layout of their own; UserError where that does not divide the model."""
+    settings, training = config.rlhf.rollout, config.parallel
+    tensor = settings.tensor_model_parallel_size or training.tensor_model_parallel_size
+    pipeline = settings.pipeline_model_parallel_size or training.pipeline_model_parallel_size
+    if (tensor, pipeline) == (training.tensor_model_parallel_size, training.pipeline_model_parallel_size):
+        return None
+    own = config.model_copy(deep=True)
+    own.engine = "megatron"
+    own.parallel = ParallelConfig(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        backend=training.backend,
+        timeout_minutes=training.timeout_minutes,
+    )
+    try:
+        check(own)
+    except UserError as error:
+        raise UserError(f"the layout of rlhf.rollout: {error}") from None
+    return own

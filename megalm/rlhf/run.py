@@ -142,7 +142,8 @@ def _reward(
         return answers_of([p for p, _ in pairs], [a for _, a in pairs], fixed, length)
 
     micro = config.batch.micro_batch_size
-    models = {title: ModelReward(engine, micro, rows) for title, engine in roles.rewards.items()}
+    rests = config.rlhf.offload_frozen
+    models = {title: ModelReward(engine, micro, rows, rests) for title, engine in roles.rewards.items()}
     reward = TotalReward(config.rlhf.rewards, models)
     reward.check([(prompt.record, prompt.where) for prompt in [*prompts, *(held_out or [])]])
     reward.rewards |= {title: Dealt(rule) for title, rule in reward.rewards.items() if title not in models}

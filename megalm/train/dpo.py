@@ -77,7 +77,7 @@ class PreferenceLoss:
     """Mean of the loss of `dpo.loss` over the pairs, or the answers, of the global batch (see `engine.base.Loss`).
 
     figures: an answer's reward is beta x log(model / reference). accuracy: of pairs whose chosen answer has the larger one;
-    in `kto` of answers whose reward lies on the right side of the baseline.
+    of answers by themselves, those whose reward lies on the right side of `kto`'s baseline.
     """
 
     parts: tuple[str, ...] = ()
@@ -94,7 +94,8 @@ class PreferenceLoss:
         assert microbatch.classes_B is not None
         counted_B = has_class(microbatch)
         wanted_B = microbatch.classes_B == 1
-        counts = [counted_B, counted_B, counted_B & wanted_B, counted_B & ~wanted_B, counted_B]
+        judged = counted_pairs(microbatch) if microbatch.rows_per_sample == 2 else counted_B
+        counts = [counted_B, judged, counted_B & wanted_B, counted_B & ~wanted_B, counted_B]
         return torch.stack([part.sum().double() for part in counts])
 
     def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
@@ -120,8 +121,7 @@ class PreferenceLoss:
             sum_P2 = ratio_B.view(-1, 2)
             loss_P = dpo(sum_P2[:, 0], sum_P2[:, 1], settings.beta, settings.label_smoothing)
         chosen_P, rejected_P = (settings.beta * ratio_B.detach()).view(-1, 2).unbind(1)
-        right_P = (chosen_P > rejected_P).to(loss_P.dtype) + 0.5 * (chosen_P == rejected_P)
-        figures = [loss_P, right_P, chosen_P, rejected_P, chosen_P - rejected_P]
+        figures = [loss_P, _right(chosen_P, rejected_P), chosen_P, rejected_P, chosen_P - rejected_P]
         counted_P = counted_pairs(microbatch).to(loss_P.dtype)
         return torch.stack([(each_P * counted_P).sum() for each_P in figures])
 
@@ -135,7 +135,16 @@ class PreferenceLoss:
         weights = settings.desirable_weight, settings.undesirable_weight
         loss_B = kto(ratio_B, wanted_B, baseline, settings.beta, *weights)
         reward_B = settings.beta * ratio_B.detach()
-        right_B = ((ratio_B.detach() > baseline) == wanted_B).to(loss_B.dtype)
+        if microbatch.rows_per_sample == 2:
+            # each of the two answers stands for half of its pair
+            right_B = 0.5 * _right(*reward_B.view(-1, 2).unbind(1)).repeat_interleave(2)
+        else:
+            right_B = ((ratio_B.detach() > baseline) == wanted_B).to(loss_B.dtype)
         kinds = [loss_B, right_B, reward_B * wanted_B, reward_B * ~wanted_B, baseline.expand_as(loss_B)]
         counted_B = has_class(microbatch).to(loss_B.dtype)
         return torch.stack([(each_B * counted_B).sum() for each_B in kinds])
+
+
+def _right(chosen_P: Tensor, rejected_P: Tensor) -> Tensor:
+    """1 for a pair whose chosen answer is ahead, a half where none is."""
+    return (chosen_P > rejected_P).to(chosen_P.dtype) + 0.5 * (chosen_P == rejected_P)

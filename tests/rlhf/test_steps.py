@@ -23,6 +23,11 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "CP2": (2, ("parallel.context_parallel_size=2",)),
     "TP2xPP2": (4, (TP2, PP2)),
     "DeepSpeed, ZeRO-2": (2, ("engine=deepspeed", ZERO(2))),
+    "trains on PP2, answers on TP2": (
+        2,
+        (PP2, "rlhf.rollout.pipeline_model_parallel_size=1", "rlhf.rollout.tensor_model_parallel_size=2"),
+    ),
+    "frozen models at rest": (1, ("rlhf.offload_frozen=true",)),
     "actor TP2, critic TP1": (2, (TP2, CRITIC_TP(1))),
 }
 # of figures that are about as large as 1; a sampled token that differs would change them by far more

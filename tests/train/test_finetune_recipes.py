@@ -15,10 +15,13 @@ from megalm.train.callbacks.samples import FILE_NAME
 from tests.train.runs import train_in_world
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
+ALIGN = CONFIGS.with_name("align")
 TINY = ["model.num_layers=2", "model.hidden_size=48", "model.ffn_hidden_size=64", "batch.global_batch_size=8"]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*CONFIGS.glob("*.yaml"), *ALIGN.glob("*.yaml")]), ids=lambda path: path.stem
+)
 def test_a_recipe_is_valid(path: Path) -> None:
     assert load_config(path).model.architecture in ("gpt", "bert")
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from megalm.checkpoint import find_checkpoint
-from megalm.config import Config
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 from megalm.generate.answers import Scored, read_answers
@@ -182,10 +181,3 @@ def test_answers_are_read_from_texts_and_files(tmp_path: Path) -> None:
     write_records(file, [*rows, {"prompt": "x"}])
     with pytest.raises(UserError, match=r"rows.jsonl line 3: missing_field"):
         read_answers([file], None, [])
-
-
-def test_config_is_a_config(pairs: Path) -> None:
-    from megalm.train.reward import complete_reward
-
-    config: Config = preference_run("reward", Path("run"), pairs)
-    assert complete_reward(config).model.sequence_head.outputs == 1 and not config.model.sequence_head.outputs
