@@ -18,7 +18,11 @@ def main() -> None:
     records = [json.loads(line) for line in arguments.questions.read_text(encoding="utf-8").splitlines()]
     records = [record for record in records if len(record["output"].split()) >= FEWEST_WORDS]
     pairs = [
-        {"prompt": record["instruction"], "chosen": record["output"], "rejected": disordered(record["output"])}
+        {
+            "prompt": record["instruction"],
+            "chosen": record["output"],
+            "rejected": disordered(record["output"]),
+        }
         for record in records
     ]
     prompts = [{"prompt": pair["prompt"]} for pair in random.Random(0).sample(pairs, PROMPTS + HELD_OUT)]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor, nn
 
+from megalm.generate.products import product
 from megalm.model.activation import FusedMLP
 from megalm.model.attention_kernels import causal_mask, torch_attention
 from megalm.model.gpt import GPT
@@ -72,7 +73,7 @@ def linear(layer: nn.Module) -> Function:
     if layer.quantized is not None:
         multiply = _quantized(layer.quantized)
     else:
-        multiply = lambda x, bias: F.linear(x, weight, bias)  # noqa: E731
+        multiply = lambda x, bias: product(x, weight, bias)  # noqa: E731
     if isinstance(layer, RowLinear) and layer.tp_group.size() > 1:
         group, whole = layer.tp_group, multiply
 
@@ -229,4 +230,4 @@ class Chunk:
     def logits(self, x_TH: Tensor) -> Tensor:
         """This rank's part of the vocabulary, (T, V / TP), padding included."""
         assert self.norm is not None
-        return F.linear(self.norm(x_TH), self.chunk.output_weight())
+        return product(self.norm(x_TH), self.chunk.output_weight())
