@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/preferences"))
     parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("--tune-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=270, help="of learning from preferences")
+    parser.add_argument("--reward-steps", type=int, default=270)
+    parser.add_argument("--steps", type=int, default=180, help="of DPO, and of rewards of the dialogues")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, help="Write all figures there as JSON.")
     options = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
     tuned = train(
         options.work, "chats", "tuned", "sft", options.tune_steps, batch=(8, 256), lr=1e-3, load=base
     )
-    rows.append(rewards(options.work, "ch07", tuned, options.steps, options.seeds))
+    rows.append(rewards(options.work, "ch07", tuned, options.reward_steps, options.seeds))
     show(rows, options.output)
     rows.append(preferred(options.work, tuned, options.steps, options.seeds))
     show(rows, options.output)
