@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from datasets import Dataset
 from rl_tasks import NEW_TOKENS, TASKS, megalm
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 PHASES = ("generate", "score", "train")
@@ -33,35 +33,36 @@ class TimedTrainer(GRPOTrainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.iterations: list[dict[str, float]] = []
+        self.clock = time.perf_counter
 
     def _generate(self, prompts: list[Any]) -> Any:
-        begin = time.perf_counter()
+        begin = self.clock()
         generated = super()._generate(prompts)
-        self.iterations[-1]["generate"] = time.perf_counter() - begin
+        self.iterations[-1]["generate"] = self.clock() - begin
         return generated
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        begin = time.perf_counter()
+        begin = self.clock()
         scored = super()._generate_and_score_completions(inputs)
-        self.iterations[-1]["score"] = time.perf_counter() - begin - self.iterations[-1]["generate"]
+        self.iterations[-1]["score"] = self.clock() - begin - self.iterations[-1]["generate"]
         return scored
 
 
 class Clock(TrainerCallback):
     """Times whole iterations; what is neither generation nor scoring is training."""
 
-    def __init__(self, iterations: list[dict[str, float]]) -> None:
-        self.iterations, self.begin = iterations, 0.0
+    def __init__(self, trainer: TimedTrainer) -> None:
+        self.trainer, self.begin = trainer, 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """A new row."""
-        self.iterations.append({})
-        self.begin = time.perf_counter()
+        self.trainer.iterations.append({})
+        self.begin = self.trainer.clock()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """The row is complete."""
-        row = self.iterations[-1]
-        row["train"] = time.perf_counter() - self.begin - row["generate"] - row["score"]
+        row = self.trainer.iterations[-1]
+        row["train"] = self.trainer.clock() - self.begin - row["generate"] - row["score"]
 
 
 def main() -> None:
@@ -74,6 +75,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3, help="iterations that do not count")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: this process's own time"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.work / arguments.task
@@ -81,7 +85,10 @@ def main() -> None:
     if not model.exists():
         megalm("convert", folder / "sft", model, "--to", "hf")
     trainer = make_trainer(arguments, folder, model)
-    trainer.add_callback(Clock(trainer.iterations))
+    if arguments.clock == "cpu":
+        trainer.clock = time.process_time
+    trainer.remove_callback(PrinterCallback)  # stdout is for the figures
+    trainer.add_callback(Clock(trainer))
     trainer.train()
     samples = arguments.prompts * arguments.group_size
     for number, row in enumerate(trainer.iterations):
@@ -91,7 +98,17 @@ def main() -> None:
     seconds = {phase: statistics.median(row[phase] for row in counted) for phase in PHASES}
     seconds["iteration"] = statistics.median(sum(row.values()) for row in counted)
     rates = {f"{phase}_samples_per_second": samples / value for phase, value in seconds.items()}
-    print(json.dumps({"engine": "trl", "samples": samples, "iterations": len(counted), **rates}))
+    print(
+        json.dumps(
+            {
+                "engine": "trl",
+                "clock": arguments.clock,
+                "samples": samples,
+                "iterations": len(counted),
+                **rates,
+            }
+        )
+    )
 
 
 def make_trainer(arguments: argparse.Namespace, folder: Path, model: Path) -> TimedTrainer:

@@ -43,6 +43,35 @@ class _Move(NamedTuple):
         return -(-math.prod(self.box.size) * self.dtype.itemsize // 8) * 8
 
 
+class _Exchange(NamedTuple):
+    """One rank's part of a round: moves within it, and by the other rank those that it receives and sends."""
+
+    here: list[_Move]
+    received: list[list[_Move]]
+    sent: list[list[_Move]]
+
+    @classmethod
+    def empty(cls, world_size: int) -> "_Exchange":
+        """A round without moves."""
+        return cls([], [[] for _ in range(world_size)], [[] for _ in range(world_size)])
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Received and sent."""
+        received, sent = (sum(move.bytes for part in parts for move in part) for parts in self[1:])
+        return received, sent
+
+    def add(self, move: _Move, rank: int) -> None:
+        """Put a move that `rank` takes part in where it belongs."""
+        (sender, _), (receiver, _) = move.source, move.target
+        if sender == receiver:
+            self.here.append(move)
+        elif sender == rank:
+            self.sent[receiver].append(move)
+        else:
+            self.received[sender].append(move)
+
+
 class WeightTransfer:
     """The way from the weights of one engine to those of another, planned once and gone as often as wanted.
 
@@ -73,9 +102,13 @@ class WeightTransfer:
         targets = _by_name(described, 1)
         if has_adapters[1] and not has_adapters[0]:
             targets = {name: boxes for name, boxes in targets.items() if not is_adapter(name)}
-        self._rounds = list(
-            _rounds(_moves(sources, targets, self.group.size()), self.group.rank(), self.group.size())
-        )
+        rank, size = self.group.rank(), self.group.size()
+        self._rounds = list(_rounds(_moves(sources, targets, size), rank, size))
+
+    @property
+    def traffic(self) -> list[tuple[int, int]]:
+        """Bytes that this rank receives and sends in each round."""
+        return [exchange.bytes for exchange in self._rounds]
 
     @torch.no_grad()
     def run(self) -> None:
@@ -86,32 +119,24 @@ class WeightTransfer:
             reader = Reader(self.source, self.merges)
         if self.target is not None:
             self.target.gather_weights()  # none that is on its way may come after
-        for moves in self._rounds:
-            self._exchange(moves, reader)
+        # made once: fresh memory costs as much as what is written into it
+        sizes = [max(exchange.bytes[side] for exchange in self._rounds) for side in (0, 1)]
+        memory = [torch.empty(size, dtype=torch.uint8, device=self.device) for size in sizes]
+        for exchange in self._rounds:
+            self._exchange(exchange, reader, memory)
         if self.target is not None:
             self.target.weights_changed()
 
-    def _exchange(self, moves: list[_Move], reader: Reader | None) -> None:
-        rank, size = self.group.rank(), self.group.size()
-        sent: list[list[_Move]] = [[] for _ in range(size)]
-        received: list[list[_Move]] = [[] for _ in range(size)]
-        for move in moves:
-            if move.source[0] == move.target[0]:
-                self._place(move, self._take(move, reader))
-                continue
-            if move.source[0] == rank:
-                sent[move.target[0]].append(move)
-            else:
-                received[move.source[0]].append(move)
-        splits = [[sum(move.bytes for move in part) for part in parts] for parts in (received, sent)]
-        incoming, outgoing = (
-            torch.empty(sum(part), dtype=torch.uint8, device=self.device) for part in splits
-        )
-        for move, memory in _cut(outgoing, sent):
-            memory.copy_(self._take(move, reader))
+    def _exchange(self, exchange: _Exchange, reader: Reader | None, memory: list[Tensor]) -> None:
+        for move in exchange.here:
+            self._place(move, self._take(move, reader))
+        splits = [[sum(move.bytes for move in part) for part in parts] for parts in exchange[1:]]
+        incoming, outgoing = (whole[: sum(part)] for whole, part in zip(memory, splits, strict=True))
+        for move, place in _cut(outgoing, exchange.sent):
+            place.copy_(self._take(move, reader))
         self.group.alltoall_base(incoming, outgoing, *splits).wait()
-        for move, memory in _cut(incoming, received):
-            self._place(move, memory)
+        for move, place in _cut(incoming, exchange.received):
+            self._place(move, place)
 
     def _take(self, move: _Move, reader: Reader | None) -> Tensor:
         assert reader is not None
@@ -195,20 +220,20 @@ def _pieces(box: Box, itemsize: int) -> Iterator[Box]:
         yield Box((box.start[0] + first, *box.start[1:]), (count, *box.size[1:]))
 
 
-def _rounds(moves: Iterator[_Move], rank: int, world_size: int) -> Iterator[list[_Move]]:
-    """This rank's moves of each round; in none has any rank more than a bucket to send or to receive."""
-    mine: list[_Move] = []
+def _rounds(moves: Iterator[_Move], rank: int, world_size: int) -> Iterator[_Exchange]:
+    """This rank's part of each round; in none has any rank more than a bucket to send or to receive."""
+    mine = _Exchange.empty(world_size)
     traffic = [[0, 0] for _ in range(world_size)]
     for move in moves:
         (sender, _), (receiver, _) = move.source, move.target
         if sender != receiver:
             if max(traffic[sender][0], traffic[receiver][1]) + move.bytes > BUCKET_BYTES:
                 yield mine
-                mine, traffic = [], [[0, 0] for _ in range(world_size)]
+                mine, traffic = _Exchange.empty(world_size), [[0, 0] for _ in range(world_size)]
             traffic[sender][0] += move.bytes
             traffic[receiver][1] += move.bytes
         if rank in (sender, receiver):
-            mine.append(move)
+            mine.add(move, rank)
     yield mine
 
 

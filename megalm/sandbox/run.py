@@ -3,16 +3,19 @@
 import json
 import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from megalm.errors import UserError
 from megalm.sandbox.confine import can_close_files, can_refuse_system_calls
@@ -48,41 +51,90 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def run_tests(task: Task, limits: Limits = Limits()) -> list[Verdict]:
-    """Run each test in a process of its own, after the code.
+class _Process:
+    """A process that runs tests, a task after another; a new one is begun where it is late."""
 
-    A process has no network, makes no others and, where the kernel has Landlock, sees no files but Python's own and writes to
-    an empty folder alone (see `check_sandbox`). Of what is patched, built-in names and modules that the
-    tests import are put back before a test; a test of code that looks for the sandbox's own variables can still be fooled.
-    """
-    request = {**task._asdict(), **vars(limits), "tests": list(task.tests)}
-    with tempfile.TemporaryDirectory(prefix="megalm-sandbox-", ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="megalm-sandbox-", ignore_cleanup_errors=True)
+        self.process = subprocess.Popen(
             [sys.executable, "-S", "-s", "-B", str(SUPERVISOR)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=folder,
+            cwd=self.folder.name,
             env={"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},  # sets come in the same order each time
             start_new_session=True,
         )
-        try:
-            told, errors = process.communicate(json.dumps(request).encode(), timeout=limits.seconds + GRACE)
-        except subprocess.TimeoutExpired:
-            return [Verdict(False, "out of time")] * len(task.tests)
-        finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if process.returncode != 0:
-        raise RuntimeError(f"the sandbox failed: {errors.decode(errors='replace')[-1000:]}")
-    return [Verdict(*verdict) for verdict in json.loads(told)]
+
+    def ask(self, task: Task, limits: Limits) -> list[Verdict] | None:
+        """The verdicts; None where they are far too late. RuntimeError where the process failed."""
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        request = {**task._asdict(), **vars(limits), "tests": list(task.tests)}
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        told, deadline = b"", time.monotonic() + limits.seconds + GRACE
+        while not told.endswith(b"\n"):
+            if not _readable(self.process.stdout, deadline):
+                return None
+            piece = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not piece:
+                errors = self.process.stderr.read().decode(errors="replace")
+                raise RuntimeError(f"the sandbox failed: {errors[-1000:]}")
+            told += piece
+        return [Verdict(*verdict) for verdict in json.loads(told)]
+
+    def close(self) -> None:
+        """End the process with all that it runs, and remove what they left."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+        self.folder.cleanup()
+
+
+def _readable(file: IO[bytes], deadline: float) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(file, selectors.EVENT_READ)
+        return bool(selector.select(max(0.0, deadline - time.monotonic())))
+
+
+def run_tests(task: Task, limits: Limits = Limits()) -> list[Verdict]:
+    """Run each test in a process of its own, after the code.
+
+    A process has no network, makes no others and, where the kernel has Landlock, sees no files but Python's own and writes to
+    an empty folder alone (see `check_sandbox`). Of what is patched, built-in names and modules that the tests import are put
+    back before a test; a test of code that looks for the sandbox's own variables can still be fooled.
+    """
+    return run_tests_of([task], limits, 1)[0]
 
 
 def run_tests_of(tasks: Sequence[Task], limits: Limits = Limits(), workers: int = 2) -> list[list[Verdict]]:
     """`run_tests` of each, `workers` of them at a time."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="sandbox") as pool:
-        return list(pool.map(lambda task: run_tests(task, limits), tasks))
+    numbered = enumerate(tasks)
+    lock = threading.Lock()
+    found: dict[int, list[Verdict]] = {}
+
+    def work() -> None:
+        process = _Process()
+        try:
+            while True:
+                with lock:
+                    number, task = next(numbered, (-1, None))
+                if task is None:
+                    return
+                verdicts = process.ask(task, limits)
+                if verdicts is None:
+                    verdicts = [Verdict(False, "out of time")] * len(task.tests)
+                    process.close()
+                    process = _Process()
+                found[number] = verdicts
+        finally:
+            process.close()
+
+    with ThreadPoolExecutor(max(1, min(workers, len(tasks))), thread_name_prefix="sandbox") as pool:
+        for done in [pool.submit(work) for _ in range(min(workers, len(tasks)))]:
+            done.result()
+    return [found[number] for number in range(len(tasks))]
 
 
 def check_sandbox() -> None:

@@ -10,8 +10,10 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import types
 from contextlib import suppress
@@ -27,19 +29,31 @@ MOST_REASON = 200
 
 
 def main() -> None:
-    """Serve one request: {code, tests, entry_point, seconds, memory_bytes, file_bytes}; writes [[passed, reason], ...]."""
+    """Answer requests, a line of JSON each: {code, tests, entry_point, seconds, memory_bytes, file_bytes}.
+
+    The answer is a line [[passed, reason], ...].
+    """
     confine.guard_supervisor()
-    request = json.loads(sys.stdin.buffer.read())
-    deadline = time.monotonic() + request["seconds"]
-    for name in imported_by(request["tests"]):
-        try_import(name)
-    verdicts = []
-    for number, test in enumerate(request["tests"]):
-        folder = os.path.join(os.getcwd(), str(number))
-        os.mkdir(folder)
-        left = deadline - time.monotonic()
-        verdicts.append(judge(request, test, folder, left) if left > 0 else (False, "out of time"))
-    os.write(1, json.dumps(verdicts).encode())
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        deadline = time.monotonic() + request["seconds"]
+        for name in imported_by(request["tests"]):
+            try_import(name)
+        verdicts = []
+        for test in request["tests"]:
+            left = deadline - time.monotonic()
+            verdicts.append(judge_in_folder(request, test, left) if left > 0 else (False, "out of time"))
+        os.write(1, json.dumps(verdicts).encode() + b"\n")
+
+
+def judge_in_folder(request: dict[str, Any], test: str, seconds: float) -> tuple[bool, str]:
+    """Run one test in an empty folder, which is removed afterwards."""
+    folder = tempfile.mkdtemp(dir=os.getcwd())
+    try:
+        return judge(request, test, folder, seconds)
+    finally:
+        with suppress(RecursionError):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def judge(request: dict[str, Any], test: str, folder: str, seconds: float) -> tuple[bool, str]:

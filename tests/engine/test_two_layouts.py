@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from megalm.engine.base import Engine
+from megalm.engine.build import build_engine
 from megalm.generate.decode import Generator
 from megalm.generate.request import GenerationOptions
 from megalm.parallel.layout import create_layout
 from megalm.testing import run_distributed
 from megalm.train.pretrain import NextTokenLoss
-from tests.tiny import LR, random_tokens, tiny_config, tiny_engine, tiny_microbatches
+from tests.tiny import LR, random_tokens, tiny_config, tiny_microbatches
 
 TP2 = "parallel.tensor_model_parallel_size=2"
 PP2 = "parallel.pipeline_model_parallel_size=2"
@@ -47,9 +48,11 @@ PAIRS: dict[str, tuple[Spec, Spec]] = {
 }
 
 
-def build(spec: Spec) -> Engine:
-    preset, overrides = spec
-    return tiny_engine(tiny_config(preset, "precision.dtype=fp32", *overrides))
+def build(*specs: Spec) -> list[Engine]:
+    """Engines, made when the layouts of all of them are there."""
+    configs = [tiny_config(preset, "precision.dtype=fp32", *overrides) for preset, overrides in specs]
+    layouts = [create_layout(config.parallel) for config in configs]
+    return [build_engine(config, layout) for config, layout in zip(configs, layouts, strict=True)]
 
 
 def act(engine: Engine, step: int) -> list[Any]:
@@ -61,7 +64,7 @@ def act(engine: Engine, step: int) -> list[Any]:
 
 def step_about(specs: tuple[Spec, Spec]) -> list[list[Any]]:
     """What both do, a step each at a time."""
-    engines = [build(spec) for spec in specs]
+    engines = build(*specs)
     done: list[list[Any]] = [[], []]
     for step in range(STEPS):
         for engine, figures in zip(engines, done, strict=True):
@@ -70,7 +73,7 @@ def step_about(specs: tuple[Spec, Spec]) -> list[list[Any]]:
 
 
 def alone(spec: Spec) -> list[Any]:
-    engine = build(spec)
+    (engine,) = build(spec)
     return [act(engine, step) for step in range(STEPS)]
 
 
@@ -95,7 +98,7 @@ def without_globals(act: Callable[[], Any]) -> Any:
 
 
 def decode_beside_another_layout() -> tuple[list[list[int]], list[list[int]]]:
-    engine = build(("llama-tiny", (TP2, PP2)))
+    (engine,) = build(("llama-tiny", (TP2, PP2)))
     generator = Generator(engine.chunks, engine.layout, 64)  # type: ignore[arg-type]
     prompts = random_tokens(3, 8).tolist()
     options = GenerationOptions(max_new_tokens=8, seed=1)
