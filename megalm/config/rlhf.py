@@ -9,6 +9,16 @@ from megalm.config.rewards import Rewards
 from megalm.config.section import Section
 
 RL_TASKS = ("ppo", "grpo", "rloo")
+_LAYOUT = {"tensor_model_parallel_size", "pipeline_model_parallel_size"}
+MAY_CHANGE = {
+    "eval_prompts": True,
+    "offload_frozen": True,
+    "samples_shown": True,
+    "alarms": True,
+    "rollout": _LAYOUT | {"max_rows", "cache_gib", "max_logprob_gap"},
+    "critic": _LAYOUT | {"load"},
+}
+"""Fields, in pydantic's form, that a run may go on with other values of: what is learned does not hang on them."""
 
 
 class RolloutConfig(Section):
@@ -123,7 +133,7 @@ class PolicyConfig(Section):
         None,
         gt=0,
         lt=1,
-        description="Keep a moving average of the weights with this decay a step, saved in each checkpoint as `ema`.",
+        description="Keep a moving average of the weights with this decay an update, saved in each checkpoint as `ema`.",
     )
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megalm.checkpoint import load_weights, read_config
 from megalm.checkpoint.metadata import read_tensors
-from megalm.config import Config
+from megalm.config import Config, data_parallel_size
 from megalm.config.checks import check
 from megalm.config.rewards import ModelRewardConfig
 from megalm.config.schema import ParallelConfig
@@ -217,6 +218,7 @@ def _critic_config(run: Config, checkpoint: Path) -> Config:
         parallel.sequence_parallel = False
     try:
         check(config)
+        data_parallel_size(config, dist.get_world_size())
     except UserError as error:
         raise UserError(f"the {CRITIC} {checkpoint} under this run's layout: {error}") from None
     return config

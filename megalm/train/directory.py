@@ -14,6 +14,7 @@ from megalm.checkpoint.metadata import read_tensors
 from megalm.checkpoint.read import shared_list
 from megalm.config import Config, dump_config
 from megalm.config.model import MAY_CHANGE
+from megalm.config.rlhf import MAY_CHANGE as RLHF_MAY_CHANGE
 from megalm.config.rlhf import RL_TASKS
 from megalm.engine.base import Engine
 from megalm.errors import UserError
@@ -92,7 +93,8 @@ def _fixed_values(config: Config) -> dict[str, Any]:
     else:
         values["lora.rank"] = 0
     if config.task in RL_TASKS:
-        values |= {f"rlhf.{key}": value for key, value in config.rlhf.model_dump().items()}
+        fixed = config.rlhf.model_dump(exclude=RLHF_MAY_CHANGE)  # type: ignore[arg-type]
+        values |= {f"rlhf.{key}": value for key, value in fixed.items()}
     elif config.task != "pretrain":
         values |= {f"{config.task}.{key}": v for key, v in getattr(config, config.task).model_dump().items()}
         values.pop(f"{config.task}.cache", None)

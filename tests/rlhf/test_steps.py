@@ -107,6 +107,17 @@ def test_a_run_that_goes_on_is_the_run_that_went_through(
         assert_equal_tensors(stored_tensors(left), stored_tensors(right))
 
 
+def test_a_run_goes_on_with_another_layout_of_each_role(tmp_path: Path, folder: Path, alone: Any) -> None:
+    learn_in_world(1, rl_config(tmp_path, folder, "ppo", "train.exit_after_steps=2"))
+    own = (
+        "rlhf.rollout.tensor_model_parallel_size=1",
+        CRITIC_TP(1),
+        "rlhf.critic.pipeline_model_parallel_size=2",
+    )
+    learn_in_world(2, rl_config(tmp_path, folder, "ppo", TP2, *own))
+    assert_same_curve(step_lines(tmp_path), alone["ppo"])
+
+
 def test_a_gap_between_rollout_and_training_is_refused(tmp_path: Path, folder: Path) -> None:
     config = rl_config(tmp_path, folder, "grpo", "rlhf.rollout.max_logprob_gap=1e-9")
     with pytest.raises(RankError, match="max_logprob_gap"):
