@@ -28,6 +28,23 @@ if [ "$gpus" -lt 2 ]; then # the runs below are of two processes, and a GPU serv
     export CUDA_VISIBLE_DEVICES=""
 fi
 
+# bf16 where this processor multiplies in it at least as fast as in fp32
+dtype=$("$bin/python" - <<'PYTHON'
+import time, torch
+
+def seconds(dtype):
+    x = torch.ones(512, 512, dtype=dtype)
+    x @ x
+    begin = time.perf_counter()
+    x @ x
+    return time.perf_counter() - begin
+
+on_gpu = torch.cuda.is_available()
+print("bf16" if on_gpu or seconds(torch.bfloat16) <= seconds(torch.float32) else "fp32")
+PYTHON
+)
+echo "trained in $dtype"
+
 heading "2/18 pages: Python's documentation, crawled from its own server on this machine"
 rm -rf "$work/pages.warc.gz" "$work/corpus" "$work/strict" "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run" "$work/sft" "$work/kinds" "$work/reward" "$work/dpo" "$work/ppo" "$work/hf" "$work/small"
 "$bin/python" launch/quickstart_pages.py "$work/pages.warc.gz" --max-pages "$pages"
@@ -52,7 +69,7 @@ heading "6/18 dataset: token files for training, validation and test"
     --output-prefix "$work/data/stdlib" --workers 2
 
 train=("$bin/megalm" train configs/pretrain/quickstart.yaml --nproc 2
-    "run.dir=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$steps"
+    "run.dir=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$steps" "precision.dtype=$dtype"
     "data.train=[{path: \"$work/data/stdlib_train\"}]" "data.valid=[{path: \"$work/data/stdlib_valid\"}]")
 
 heading "7/18 plan: what each process will need, told without starting any"
@@ -81,7 +98,7 @@ questions="$work/questions.jsonl"
 "$bin/python" launch/quickstart_questions.py "$questions"
 "$bin/megalm" dataset build "$questions" --chat auto --chat-template alpaca --max-length 256 --max-rejected 0.5 \
     --tokenizer "$work/tokenizer" --output-prefix "$work/data/chats" --splits 9,1
-base=("run.load=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$tune" "train.eval_interval=$tune")
+base=("run.load=$work/run" "tokenizer.path=$work/tokenizer" "precision.dtype=$dtype" "train.steps=$tune" "train.eval_interval=$tune")
 "$bin/megalm" train configs/finetune/sft.yaml --nproc 2 parallel.tensor_model_parallel_size=2 "run.dir=$work/sft" "${base[@]}" \
     "data.train=[{path: \"$work/data/chats_train\"}]" "data.valid=[{path: \"$work/data/chats_valid\"}]" train.eval_at_start=true \
     'samples.prompts=[{prompt: "What is the function shutil.copytree for?"}]' samples.max_new_tokens=40
@@ -98,7 +115,7 @@ heading "14/18 preferences: a reward model learns to tell a docstring from its w
 "$bin/python" launch/quickstart_preferences.py "$questions" "$work"
 "$bin/megalm" dataset build-preferences "$work/preferences.jsonl" --chat-template alpaca --max-length 256 --max-rejected 0.5 \
     --tokenizer "$work/tokenizer" --output-prefix "$work/data/pairs" --splits 9,1
-aligned=("run.load=$work/sft" "tokenizer.path=$work/tokenizer" "train.steps=$align" "train.eval_interval=$align")
+aligned=("run.load=$work/sft" "tokenizer.path=$work/tokenizer" "precision.dtype=$dtype" "train.steps=$align" "train.eval_interval=$align")
 pairs=("data.train=[{path: \"$work/data/pairs_train\"}]" "data.valid=[{path: \"$work/data/pairs_valid\"}]")
 "$bin/megalm" train configs/align/reward.yaml --nproc 2 "run.dir=$work/reward" "${aligned[@]}" "${pairs[@]}"
 
@@ -109,13 +126,15 @@ heading "16/18 and PPO: it answers, the reward model judges, actor (TP 2) and cr
 "$bin/megalm" train configs/align/ppo.yaml --nproc 2 parallel.tensor_model_parallel_size=2 rlhf.critic.tensor_model_parallel_size=1 \
     "run.dir=$work/ppo" "run.load=$work/sft" "rlhf.prompts=[{path: \"$work/prompts.jsonl\"}]" \
     "rlhf.eval_prompts=[{path: \"$work/prompts_held_out.jsonl\"}]" rlhf.rewards.0.checkpoint="$work/reward" \
-    "train.steps=$learn" "train.eval_interval=$learn"
+    "train.steps=$learn" "train.eval_interval=$learn" "precision.dtype=$dtype"
 
 heading "17/18 the answering model in the form of Hugging Face's LLaMA"
 "$bin/megalm" convert "$work/sft" "$work/hf" --no-check
 
+methods=(--method int8 --method wanda:0.5 --method drop:1)
+if [ "$dtype" = bf16 ]; then methods+=(--method bf16); fi
 heading "18/18 smaller: fewer bits, fewer weights, fewer layers, and what each costs"
-"$bin/megalm" compress compare "$work/run" "$work/small" --method bf16 --method int8 --method wanda:0.5 --method drop:1 \
+"$bin/megalm" compress compare "$work/run" "$work/small" "${methods[@]}" \
     --calibration "$work/data/stdlib_train" --held-out "$work/data/stdlib_valid" --held-out-samples 16 --plot "$work/small.png"
 
 heading "done"

@@ -154,6 +154,11 @@ def load_roles(
                     f"the {REWARD} {checkpoint} gives {settings.model.sequence_head.outputs} numbers for a text, not 1: train it "
                     "with task=reward"
                 )
+            if settings.model.pooling != "last":
+                raise UserError(
+                    f"the {REWARD} {checkpoint} reads the `{settings.model.pooling}` of a text (model.sequence_head.pooling), here it is "
+                    "read at the last token: train it with `last`"
+                )
             roles.rewards[reward.title] = load_frozen(settings, layout, checkpoint)
     if config.task == "ppo":
         roles.critic, told = _load_critic(config, layout, tokenizer, fresh)
