@@ -19,11 +19,13 @@ class PolicyLoss:
     learning (see `engine.base.Loss`).
 
     A microbatch of answers brings the scores `weights` and `divisors` (the loss is the sum of weights x tokens' losses over that
-    of the divisors), `advantages`, `old` (log-probabilities) and, for the penalty, `reference`; one of text brings none.
+    of the divisors), `advantages`, `drawn` and `old` (log-probabilities by rollout and before the first update) and, for the
+    penalty, `reference`; one of text brings none.
     """
 
     def __init__(self, config: Config, kl_coefficient: float) -> None:
         """kl_coefficient: of the penalty in the loss, 0 where there is none."""
+        self.is_only_update = is_only_update(config)
         policy = config.rlhf.policy
         self.clip = Clip(policy.clip_low, policy.clip_high, policy.dual_clip, policy.ratio)
         self.temperature = config.rlhf.rollout.temperature
@@ -38,7 +40,7 @@ class PolicyLoss:
             if value
         }
         self.parts = tuple(self.coefficients)
-        self.figures = FIGURES
+        self.figures = (*FIGURES, "logprob_gap") if self.is_only_update else FIGURES
 
     def weight(self, microbatch: MicroBatch) -> Tensor:
         """The divisors of each part and of the figures."""
@@ -48,7 +50,7 @@ class PolicyLoss:
         divisor = none if is_text else scores["divisors"].double().sum()
         tokens = mask_BS.double().sum()
         parts = [(tokens if is_text else none) if name == "ptx" else divisor for name in self.parts]
-        return torch.stack([*parts, *[none if is_text else tokens] * len(FIGURES)])
+        return torch.stack([*parts, *[none if is_text else tokens] * len(self.figures)])
 
     def forward(self, model: nn.Module, microbatch: MicroBatch) -> Tensor:
         """The last stage's output is log-probabilities of the labels and entropies, (2, B, S)."""
@@ -65,8 +67,9 @@ class PolicyLoss:
         none = logprobs_BS.new_zeros(())
         if "advantages" not in scores:
             ptx = -(logprobs_BS * mask_BS).sum() * self.coefficients.get("ptx", 0.0)
-            return torch.stack([ptx if name == "ptx" else none for name in (*self.parts, *FIGURES)])
-        old_BS, advantages_BS, weights_BS = scores["old"], scores["advantages"], scores["weights"]
+            return torch.stack([ptx if name == "ptx" else none for name in (*self.parts, *self.figures)])
+        old_BS = logprobs_BS.detach() if self.is_only_update else scores["old"]
+        advantages_BS, weights_BS = scores["advantages"], scores["weights"]
         losses_BS = {"policy": policy_loss(logprobs_BS, old_BS, advantages_BS, mask_BS, self.clip)}
         if "entropy_bonus" in self.coefficients:
             losses_BS["entropy_bonus"] = -entropy_BS
@@ -80,7 +83,15 @@ class PolicyLoss:
         ]
         figures = policy_figures(logprobs_BS, old_BS, advantages_BS, mask_BS, self.clip)
         figures["entropy"] = (entropy_BS.detach() * mask_BS).sum()
-        return torch.stack([*sums, *(figures[name].to(logprobs_BS.dtype) for name in FIGURES)])
+        figures["logprob_gap"] = ((logprobs_BS.detach() - scores["drawn"]).abs() * mask_BS).sum()
+        return torch.stack([*sums, *(figures[name].to(logprobs_BS.dtype) for name in self.figures)])
+
+
+def is_only_update(config: Config) -> bool:
+    """Whether a step's answers serve one update alone: the policy that learns is the one that drew them."""
+    rollout, policy = config.rlhf.rollout, config.rlhf.policy
+    samples = rollout.prompts_per_step * rollout.responses_per_prompt
+    return policy.epochs == 1 and samples == config.batch.global_batch_size
 
 
 class ValueLoss:

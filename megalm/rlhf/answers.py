@@ -13,8 +13,8 @@ from megalm.engine.base import Engine, MicroBatch, local_samples, split_samples
 from megalm.model.gpt import GPT
 
 Floats = NDArray[np.float64]
-ROUND = 64
-"""Rows are as long as the longest, rounded up to a multiple of this."""
+ROUND = 16
+"""Rows are as long as the longest, rounded up to a multiple of this, so that tensor-parallel ranks can share them."""
 
 
 @dataclass

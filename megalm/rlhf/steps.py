@@ -17,7 +17,7 @@ from megalm.engine.base import Metrics, MicroBatch, local_samples, split_samples
 from megalm.engine.parameter_groups import rates_by_name
 from megalm.errors import UserError
 from megalm.generate.rows import Completion
-from megalm.rlhf.actor_loss import PolicyLoss, ValueLoss
+from megalm.rlhf.actor_loss import PolicyLoss, ValueLoss, is_only_update
 from megalm.rlhf.advantages import RunningMoments, explained_variance, masked_sums
 from megalm.rlhf.alarms import Alarms
 from megalm.rlhf.answers import Answers, answers_of
@@ -63,6 +63,8 @@ class RlSteps:
         self.rewards_so_far = RunningMoments()
         self.alarms = Alarms(self.settings.alarms)
         self.is_first = True
+        # without it the loss itself compares rollout with training
+        self.needs_old = bool(roles.reference or roles.critic) or not is_only_update(config)
 
     @property
     def next_sample(self) -> int:
@@ -152,15 +154,19 @@ class RlSteps:
         """Put what the models say of each token into the answers' scores."""
         rows, temperature = self.config.batch.micro_batch_size, self.settings.rollout.temperature
         mask = answers.mask.numpy()
-        old, entropy = logprobs(self.roles.actor, answers, rows, temperature)
-        drawn = np.zeros_like(old)
+        drawn = np.zeros(mask.shape)
         drawn[mask] = [value for one in completions for value in one.logprobs or []]
-        gaps = np.abs(old - drawn)[mask]
-        figures = {"logprob_gap": float(gaps.mean()), "logprob_gap_max": float(gaps.max())}
-        if self.is_first:
-            self._check_gap(figures["logprob_gap"])
-        figures["sampled_entropy"] = float(entropy[mask].mean())
-        found = {"old": old}
+        figures: dict[str, float] = {}
+        found = {"drawn": drawn}
+        if self.is_first or self.needs_old:
+            old, entropy = logprobs(self.roles.actor, answers, rows, temperature)
+            gaps = np.abs(old - drawn)[mask]
+            if self.is_first:
+                self._check_gap(float(gaps.mean()))
+        if self.needs_old:
+            found["old"] = old
+            figures = {"logprob_gap": float(gaps.mean()), "logprob_gap_max": float(gaps.max())}
+            figures["sampled_entropy"] = float(entropy[mask].mean())
         if self.roles.reference:
             found["reference"] = self.roles.reference(answers, rows, temperature)
             policy_BS, reference_BS = torch.from_numpy(old), torch.from_numpy(found["reference"])

@@ -118,6 +118,29 @@ def test_a_run_goes_on_with_another_layout_of_each_role(tmp_path: Path, folder: 
     assert_same_curve(step_lines(tmp_path), alone["ppo"])
 
 
+ONE_UPDATE = ("batch.global_batch_size=16", "rlhf.kl.coefficient=0")
+
+
+def test_one_update_a_step_needs_no_scoring(tmp_path: Path, folder: Path) -> None:
+    """The gap that the loss finds is the one that scoring finds, under another layout and in a run that goes on, too."""
+    learn_in_world(1, rl_config(tmp_path / "alone", folder, "grpo", *ONE_UPDATE))
+    alone = step_lines(tmp_path / "alone")
+    assert 0 < max(line["logprob_gap"] for line in alone) < 1e-5 and "logprob_gap_max" not in alone[0]
+    learn_in_world(
+        1, rl_config(tmp_path / "scored", folder, "grpo", ONE_UPDATE[0], "rlhf.kl.coefficient=1e-12")
+    )
+    for left, right in zip(alone, step_lines(tmp_path / "scored"), strict=True):
+        for name in ("loss", "grad_norm", "entropy", "logprob_gap"):
+            assert left[name] == pytest.approx(right[name], rel=1e-4, abs=1e-7), name
+    learn_in_world(4, rl_config(tmp_path / "spread", folder, "grpo", *ONE_UPDATE, TP2, PP2))
+    assert_same_curve(step_lines(tmp_path / "spread"), alone)
+    for _ in range(3):
+        learn_in_world(
+            1, rl_config(tmp_path / "parts", folder, "grpo", *ONE_UPDATE, "train.exit_after_steps=1")
+        )
+    assert step_lines(tmp_path / "parts") == alone
+
+
 def test_a_gap_between_rollout_and_training_is_refused(tmp_path: Path, folder: Path) -> None:
     config = rl_config(tmp_path, folder, "grpo", "rlhf.rollout.max_logprob_gap=1e-9")
     with pytest.raises(RankError, match="max_logprob_gap"):
