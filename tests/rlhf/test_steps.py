@@ -31,7 +31,8 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "actor TP2, critic TP1": (2, (TP2, CRITIC_TP(1))),
 }
 # of figures that are about as large as 1; a sampled token that differs would change them by far more
-BOUND = 2e-5
+BOUND = 1e-4
+GAP = 2e-5  # of a single token; 4e-6 was seen
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_ppo_under_each_layout_is_one_processs(tmp_path: Path, folder: Path, alo
     learn_in_world(world_size, rl_config(tmp_path, folder, "ppo", *overrides))
     found = step_lines(tmp_path)
     assert_same_curve(found, alone["ppo"])
-    assert max(line["logprob_gap_max"] for line in found) < 1e-5
+    assert max(line["logprob_gap_max"] for line in found) < GAP
 
 
 @pytest.mark.parametrize("task", ["grpo", "rloo"])
@@ -80,7 +81,8 @@ def test_groups_under_each_layout_are_one_processs(
 
 @pytest.mark.parametrize("task", ["ppo", "grpo", "rloo"])
 def test_rollout_and_training_give_a_token_the_same_log_probability(alone: Any, task: str) -> None:
-    assert max(line["logprob_gap_max"] for line in alone[task]) < 1e-5
+    assert max(line["logprob_gap_max"] for line in alone[task]) < GAP
+    assert max(line["logprob_gap"] for line in alone[task]) < 1e-5
     assert alone[task][0]["kl"] == 0  # the reference is what the actor begins with
     assert alone[task][-1]["kl_per_token"] > 0
 
