@@ -30,14 +30,6 @@ def linear_logprobs(
     return _LinearLogprobs.apply(hidden_TH, weight_VH, labels_T, first, group, temperature, chunk)
 
 
-def entropy_from_logits(logits_TV: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Entropy of softmax(logits), in nats, shape (T), float32 (float64 for float64 logits), with a gradient.
-
-    logits_TV: this rank's real columns; the softmax runs over those of all ranks of `group`.
-    """
-    return _Entropy.apply(logits_TV, group)
-
-
 @dataclass(frozen=True)
 class LogprobHead:
     """A `ForwardState.head` that gives, in place of logits, log-probabilities of labels and entropies: (2, B, S).
@@ -128,25 +120,6 @@ def _gradient(
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-class _Entropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits_TV: Tensor, group: dist.ProcessGroup) -> Tensor:
-        no_column_T = torch.full((len(logits_TV),), -1, device=logits_TV.device)
-        normaliser_T, entropy_T, _ = _softmax_figures(
-            logits_TV.to(_wide(logits_TV.dtype)), no_column_T, group
-        )
-        ctx.save_for_backward(logits_TV, no_column_T, normaliser_T, entropy_T)
-        return entropy_T
-
-    @staticmethod
-    def backward(ctx: Any, grad_T: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        logits_TV, no_column_T, normaliser_T, entropy_T = ctx.saved_tensors
-        no_grad_T = torch.zeros_like(grad_T)
-        wide_TV = logits_TV.to(normaliser_T.dtype)
-        gradient_TV = _gradient(wide_TV, no_column_T, normaliser_T, entropy_T, no_grad_T, grad_T)
-        return gradient_TV.to(logits_TV.dtype), None
 
 
 class _LinearLogprobs(torch.autograd.Function):

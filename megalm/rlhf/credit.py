@@ -34,10 +34,7 @@ def credit_of(
     """
     kl, policy, mask_BS = config.rlhf.kl, config.rlhf.policy, answers.mask
     kl_BS = torch.zeros(mask_BS.shape, dtype=torch.float64)
-    placement = kl.placement
-    if placement == "auto":
-        placement = "loss" if config.task == "grpo" else "reward"
-    if kl.coefficient and placement == "reward":
+    if kl.coefficient and not penalty_is_in_loss(config):
         kl_BS = kl_per_token(_score(answers, "old"), _score(answers, "reference"), mask_BS, kl.estimator)
     if config.task == "ppo":
         rewards_BS = token_rewards(scores_B, kl_BS, mask_BS, kl_coefficient)
@@ -56,6 +53,12 @@ def credit_of(
         advantages_B, level = group_advantages(worth_B, size, policy.divide_by_std)
     advantages_BS = advantages_B[:, None].where(mask_BS, 0.0)
     return Credit(advantages_BS, None, level * size / len(worth_B))
+
+
+def penalty_is_in_loss(config: Config) -> bool:
+    """Whether the KL is a part of the loss, not of the reward."""
+    placement = config.rlhf.kl.placement
+    return placement == "loss" or (placement == "auto" and config.task == "grpo")
 
 
 def token_shares(config: Config, answers: Answers) -> dict[str, NDArray[np.float32]]:

@@ -21,7 +21,7 @@ from megalm.rlhf.actor_loss import PolicyLoss, ValueLoss, is_only_update
 from megalm.rlhf.advantages import RunningMoments, explained_variance, masked_sums
 from megalm.rlhf.alarms import Alarms
 from megalm.rlhf.answers import Answers, answers_of
-from megalm.rlhf.credit import Credit, credit_of, token_shares
+from megalm.rlhf.credit import Credit, credit_of, penalty_is_in_loss, token_shares
 from megalm.rlhf.kl import KLController, kl_per_token
 from megalm.rlhf.prompts import Prompt, PromptStream
 from megalm.rlhf.rewards import Sample, TotalReward
@@ -215,9 +215,7 @@ class RlSteps:
     def _learn(self, answers: Answers, number: int, lr: float) -> Metrics:
         """All updates of the step; figures are means over them."""
         policy, size = self.settings.policy, self.config.batch.global_batch_size
-        is_in_loss = self.config.task == "grpo" and self.settings.kl.placement == "auto"
-        is_in_loss |= self.settings.kl.placement == "loss"
-        actor_loss = PolicyLoss(self.config, self.kl.coefficient if is_in_loss else 0.0)
+        actor_loss = PolicyLoss(self.config, self.kl.coefficient if penalty_is_in_loss(self.config) else 0.0)
         critic_loss, critic = ValueLoss(self.settings.critic.clip), self.roles.critic
         actors: list[Metrics] = []
         critics: list[Metrics] = []

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megalm.model.cross_entropy import local_columns
 from megalm.model.state import ForwardState
-from megalm.model.token_logprobs import LogprobHead, entropy_from_logits, linear_logprobs
+from megalm.model.token_logprobs import LogprobHead, linear_logprobs
 from tests.tiny import VOCABULARY, random_tokens, tiny_config, tiny_model
 from tests.worlds import in_world
 
@@ -115,34 +115,6 @@ def test_logits_of_any_size_neither_overflow_nor_vanish() -> None:
         torch.ones(2, 1), whole_V1[2 * rank : 2 * rank + 2], labels_T, 2 * rank, dist.group.WORLD
     )
     assert logprob_T.tolist() == [0.0, -5000.0] and entropy_T.tolist() == [0.0, 0.0]
-
-
-@in_world(2)
-def test_entropy_of_split_logits_equals_torch() -> None:
-    rank, group = dist.get_rank(), dist.group.WORLD
-    hidden_TH, weight_VH, labels_T, gradient_T, _ = problem(31)
-    logits_TV = (hidden_TH @ weight_VH.T).requires_grad_()
-    wanted_T = plain(logits_TV, labels_T)[1]
-    (wanted,) = torch.autograd.grad(wanted_T, logits_TV, gradient_T)
-    columns = slice(20 * rank, 20 * rank + (20, 11)[rank])
-    local_TV = logits_TV.detach()[:, columns].clone().requires_grad_()
-    found_T = entropy_from_logits(local_TV, group)
-    torch.testing.assert_close(found_T, wanted_T, **CLOSE)
-    (found,) = torch.autograd.grad(found_T, local_TV, gradient_T)
-    torch.testing.assert_close(found, wanted[:, columns], **CLOSE)
-
-
-@in_world(1)
-def test_a_token_without_probability_leaves_the_entropy_of_the_others() -> None:
-    logits_TV = torch.tensor([[1.0, 2.0, -torch.inf, 0.5]], dtype=torch.float64, requires_grad=True)
-    others_TV = logits_TV.detach()[:, [0, 1, 3]].requires_grad_()
-    found, wanted = (entropy_from_logits(x, dist.group.WORLD) for x in (logits_TV, others_TV))
-    torch.testing.assert_close(found, wanted, **CLOSE)
-    (mine,), (theirs,) = (
-        torch.autograd.grad(x.sum(), y) for x, y in ((found, logits_TV), (wanted, others_TV))
-    )
-    torch.testing.assert_close(mine[:, [0, 1, 3]], theirs, **CLOSE)
-    assert mine[0, 2] == 0
 
 
 def head_results(*overrides: str) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """What a reward is given and gives."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,16 +33,16 @@ class Reward(Protocol):
         """A finite number for each sample, more for a better answer."""
 
 
-class Rule:
+class Rule(ABC):
     """A reward that judges each sample by itself, and any prompt's."""
 
-    def check(self, record: Mapping[str, Any]) -> None:
+    def check(self, record: Mapping[str, Any]) -> None:  # noqa: B027  most judge any
         """See Reward."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """See Reward."""
         return [float(self.judge(sample)) for sample in samples]
 
+    @abstractmethod
     def judge(self, sample: Sample) -> float:
         """The reward of one sample."""
-        raise NotImplementedError
