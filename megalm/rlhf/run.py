@@ -136,10 +136,8 @@ def _reward(
     config: Config, roles: Roles, prompts: PromptSet, held_out: Sequence[Prompt] | None
 ) -> TotalReward:
     def rows(samples: Sequence[Sample]) -> Answers:
-        pairs = [(sample.prompt_tokens, sample.response_tokens) for sample in samples]
-        length = config.batch.seq_length
-        fixed = length if config.parallel.context_parallel_size > 1 else None
-        return answers_of([p for p, _ in pairs], [a for _, a in pairs], fixed, length)
+        prompts = [sample.prompt_tokens for sample in samples]
+        return answers_of(prompts, [sample.response_tokens for sample in samples], config)
 
     micro = config.batch.micro_batch_size
     rests = config.rlhf.offload_frozen

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from megalm.config import Config
 from megalm.dataset.cursor import Cursor
-from megalm.engine.base import Metrics, MicroBatch, local_samples, split_samples
+from megalm.engine.base import Engine, Metrics, MicroBatch
 from megalm.engine.parameter_groups import rates_by_name
 from megalm.errors import UserError
 from megalm.generate.rows import Completion
@@ -103,7 +102,8 @@ class RlSteps:
             completions = self.rollout.answer(prompts, number)
         with _timed(seconds, "score"):
             self.judged, figures = self._judge(prompts, completions)
-            answers = self._rows([(prompt.tokens, one.tokens) for prompt, one, _, _ in self.judged])
+            tokens = [(prompt.tokens, one.tokens) for prompt, one, _, _ in self.judged]
+            answers = answers_of([prompt for prompt, _ in tokens], [one for _, one in tokens], self.config)
             figures |= self._score(answers, completions)
             figures |= self._credit(answers, completions)
         with _timed(seconds, "train"):
@@ -143,12 +143,6 @@ class RlSteps:
             "response_length_max": float(max(lengths)),
             "finished": sum(one.finish_reason == "stop" for one in completions) / len(completions),
         }
-
-    def _rows(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Answers:
-        length = self.config.batch.seq_length
-        # stages of a pipeline send all microbatches in one size, the text's too; other ranks cut rows or gather them
-        fixed = self.text is not None or self.config.parallel.context_parallel_size > 1
-        return answers_of([p for p, _ in pairs], [a for _, a in pairs], length if fixed else None, length)
 
     def _score(self, answers: Answers, completions: Sequence[Completion]) -> dict[str, float]:
         """Put what the models say of each token into the answers' scores."""
@@ -256,10 +250,8 @@ def _sample(prompt: Prompt, one: Completion) -> Sample:
     return Sample(prompt.text, one.text, prompt.record, one.finish_reason, prompt.tokens, one.tokens)
 
 
-def _microbatches(batch: Answers, config: Config, engine: Any) -> list[MicroBatch]:
-    rows = config.batch.micro_batch_size
-    mine: NDArray[np.int64] = local_samples(len(batch), engine.layout, rows)
-    return split_samples(batch.rows(mine), engine.layout, rows)
+def _microbatches(batch: Answers, config: Config, engine: Engine) -> list[MicroBatch]:
+    return [one for _, one in batch.shared_out(engine.layout, config.batch.micro_batch_size)]
 
 
 def _joined(actors: Sequence[Metrics], critics: Sequence[Metrics]) -> Metrics:
