@@ -285,7 +285,8 @@ def test_beams_end_at_stop_strings_and_at_the_end_of_a_document(tokenizer_path: 
     settings: dict[str, Any] = {"beams": 3, "n": 3, "max_new_tokens": 12, "length_penalty": 0.5}
     free = generator.generate(PROMPTS[:1], GenerationOptions(**settings))
     assert all(done.text == tokenizer.decode(done.tokens) for done in free)
-    stop = free[0].text[4:6]
+    pairs = [done.text[at : at + 2] for done in free for at in range(3, len(done.text) - 1)]
+    stop = next(pair for pair in pairs if "\ufffd" not in pair)
     eod = {tokenizer.eod_id: 12.0}
     reasons = []
     for options in (
@@ -305,6 +306,23 @@ def test_beams_end_at_stop_strings_and_at_the_end_of_a_document(tokenizer_path: 
             assert len(tokens) == 12 or ends
             reasons.append((bool(options.stop), done.finish_reason))
     assert {(True, "stop"), (False, "stop")} <= set(reasons)
+
+
+@in_world(1)
+def test_each_continuation_of_a_beam_decodes_its_last_token_alone(tokenizer_path: str) -> None:
+    from megalm.tokenizer import load_tokenizer
+    from megalm.tokenizer.streams import ByteStream
+
+    generator = make_generator("rope", tokenizer=load_tokenizer(tokenizer_path))
+    options = GenerationOptions(beams=3, max_new_tokens=20, stop=["\x00"])
+    pushed = []
+    original = ByteStream.push
+    ByteStream.push = lambda self, token: (pushed.append(token), original(self, token))[1]
+    try:
+        generator.generate(PROMPTS[1:2], options)
+    finally:
+        ByteStream.push = original
+    assert 20 <= len(pushed) - len(PROMPTS[1]) <= 20 * 2 * options.beams
 
 
 @in_world(1)
