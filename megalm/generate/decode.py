@@ -112,9 +112,10 @@ class Generator:
         try:
             with self.running():
                 while len(done) < len(prompts) * options.n:
-                    for event in self._proceed():
+                    events = self._proceed()
+                    self._held += [event for event in events if event.request not in places]
+                    for event in events:
                         if event.request not in places:
-                            self._held.append(event)
                             continue
                         if event.text and on_text is not None and event.sample == 0:
                             on_text(places[event.request], event.text)

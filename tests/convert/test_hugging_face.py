@@ -115,7 +115,7 @@ def test_transformers_is_told_where_a_text_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_answers_of_a_chat_model_end_at_its_end_of_turn_in_transformers(tmp_path: Path, kept: bool) -> None:
-    source = save("llama3", tmp_path / "hf", vocab_size=330)
+    source = save("llama3", tmp_path / "hf", vocab_size=330, eos_token_id=7)
     (tmp_path / "a.txt").write_text("user assistant says what is to be said\n" * 9)
     special = ["<|im_start|>", "<|im_end|>"]
     tokenizer = train_bpe([tmp_path / "a.txt"], 290, source, special_tokens=special)
@@ -128,7 +128,7 @@ def test_answers_of_a_chat_model_end_at_its_end_of_turn_in_transformers(tmp_path
     convert(tmp_path / "ours", tmp_path / "back", compare=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
     end = tokenizer.special_tokens["<|im_end|>"]
-    assert model.generation_config.eos_token_id == [2 if kept else tokenizer.eod_id, end]
+    assert model.generation_config.eos_token_id == [7 if kept else tokenizer.eod_id, end]
     prompt = torch.tensor([[5, 6, 7]])
     written = model.generate(
         prompt, do_sample=False, max_new_tokens=5, sequence_bias={(end,): 1e4}, pad_token_id=0

@@ -114,6 +114,7 @@ def test_an_answer_that_is_stopped_stays_as_it_is_and_the_conversation_goes_on(r
     assert not chat.generator.busy
     assert chat.messages[-1] == {"role": "assistant", "content": stopped.text}
     before = list(chat.messages)
+    chat.generator.prompt_tokens = 4  # it is stopped before all is read
     assert chat.answer("and the text", is_over=lambda: True).text == ""
     assert chat.messages == before, "of an answer without a word nothing is kept"
     assert chat.answer("and the text", is_over=lambda: False).finish_reason != "cancelled"

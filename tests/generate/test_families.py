@@ -108,8 +108,7 @@ def test_texts_equal_hugging_face(family: tuple[str, Path]) -> None:
                 completion = next(found)
                 assert completion.tokens == row[:length], search
                 assert completion.finish_reason == ("stop" if END in row else "length")
-                assert completion.score == (
-                    pytest.approx(next(worth), abs=1e-5) if options.beams > 1 else None
-                )
+                if options.beams > 1:  # theirs in float32
+                    assert completion.score == pytest.approx(next(worth), rel=1e-5)
                 ended += END in row
     assert ended, "beams that end early are the difficult case"
