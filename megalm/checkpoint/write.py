@@ -20,7 +20,6 @@ from megalm.checkpoint.directory import (
     checkpoint_name,
     clear_remains,
     discard,
-    file_digest,
     list_checkpoints,
     point_to_best,
     prune,
@@ -28,6 +27,7 @@ from megalm.checkpoint.directory import (
 )
 from megalm.config import Config, dump_config
 from megalm.engine.base import Engine
+from megalm.hashes import sha256_of
 from megalm.parallel import cpu
 
 cpu.install()
@@ -237,5 +237,5 @@ def _write_part(part: _Part, digests: dict[str, str]) -> None:
         written[number] = results.get()[1]
         if isinstance(written[number], Exception):
             raise written[number]
-        digests[f"{part.folder}/{bucket[1]}"] = file_digest(Path(bucket[0]))
+        digests[f"{part.folder}/{bucket[1]}"] = sha256_of(Path(bucket[0]))
     part.results.put(written)
