@@ -13,11 +13,10 @@ from megalm.config import Config
 from megalm.config.schema import DataSource
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
+from megalm.run_files import LINEAGE as FILE_NAME
 from megalm.tokenizer.base import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-FILE_NAME = "lineage.json"
 
 
 def lineage_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
