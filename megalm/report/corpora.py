@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megalm.report.json_lines import mapping, read_object
+from megalm.report.json_lines import mapping, read_named
 
 _KIND, _REPORT, _LEVELS = "megalm corpus", "report.json", 4
 MOST_LANGUAGES = 8
@@ -28,10 +28,7 @@ def corpora_of(inputs: Iterable[str]) -> list[Corpus]:
 
 
 def _corpus(folder: Path) -> Iterator[Corpus]:
-    try:
-        report = read_object(folder / _REPORT) or {}
-    except OSError:
-        return
+    report = read_named(folder / _REPORT) or {}
     if report.get("kind") != _KIND:
         return
     languages = mapping(mapping(mapping(report.get("kept")).get("histograms")).get("language"))

@@ -24,6 +24,14 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return _object_in(path.read_bytes()) if path.is_file() else None
 
 
+def read_named(path: Path) -> dict[str, Any] | None:
+    """The same of a file that a run names: also None where the name is none of a file, or it may not be read."""
+    try:
+        return read_object(path)
+    except (OSError, ValueError):
+        return None
+
+
 def mapping(value: Any) -> dict[str, Any]:
     """The value if it is an object, an empty one for all else."""
     return value if isinstance(value, dict) else {}

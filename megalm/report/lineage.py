@@ -1,11 +1,12 @@
 """What runs are made of: tokenizer, data with what their own records say, and the runs that their weights came from."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from megalm import run_files
-from megalm.report.json_lines import mapping, read_object
+from megalm.report.json_lines import mapping, read_named
 from megalm.report.run import RunRecord
 
 MOST_ANCESTORS = 20
@@ -107,11 +108,7 @@ def _record(path: str, digest: str | None) -> tuple[dict[str, Any], str]:
     """What the file beside the token files says of them, and why it says nothing."""
     if digest is None:
         return {}, "token files of another program: nothing is recorded of them"
-    file = Path(f"{path}.json")
-    try:
-        found = read_object(file)
-    except OSError:
-        found = None
+    found = read_named(Path(f"{path}.json"))
     if found is None or found.get("kind") != _DATASET:
         return {}, "their record is not there any more"
     if found.get("bin_sha256") != digest:
@@ -137,25 +134,23 @@ def _ancestors(recorded: dict[str, Any]) -> Iterator[Ancestor]:
         if directory in seen:
             return
         seen.add(directory)
-        recorded, task = {}, None
-        try:
-            recorded = read_object(directory / run_files.LINEAGE) or {}
-            task = _task(directory)
-        except OSError:
-            pass
+        recorded, task = read_named(directory / run_files.LINEAGE) or {}, _task(directory)
         yield Ancestor(parent, task, _text(recorded.get("config")), list(_data(recorded)))
 
 
 def _run_of(path: Path) -> Path:
     """The run directory of a run, or of one of its checkpoints."""
-    path = path.resolve()
+    with suppress(OSError, RuntimeError, ValueError):  # links in a circle, names that are none
+        path = path.resolve()
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def _task(directory: Path) -> str | None:
     """From the configuration's top level, which is all that is needed of it."""
-    path = directory / run_files.CONFIG
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    try:
+        lines = (directory / run_files.CONFIG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, ValueError):
+        return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("task:")), None)
 
 
