@@ -92,7 +92,10 @@ def _model(run: RunRecord, lineage: Lineage) -> Iterator[tuple[str, str]]:
     )
     yield "tokenizer, SHA-256", lineage.tokenizer or UNKNOWN
     yield "configuration, SHA-256", lineage.digest or UNKNOWN
-    yield "trained with", f"megalm {lineage.version}" if lineage.version else UNKNOWN
+    yield (
+        "trained with",
+        f"megalm {lineage.version}, code {lineage.code or UNKNOWN}" if lineage.version else UNKNOWN,
+    )
     yield "authors", UNKNOWN
     yield "licence", UNKNOWN
 

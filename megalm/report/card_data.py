@@ -47,9 +47,9 @@ def _facts(run: RunRecord, lineage: Lineage, used: Sequence[Data]) -> Iterator[t
                 f"{', '.join(corpus.sources) or UNKNOWN}; cleaned by {', '.join(corpus.steps) or 'nothing'}"
             ),
         )
+    for part in lineage.parts:
+        yield part.role, f"{part.path} (SHA-256 {part.digest or UNKNOWN})"
     if run.task in RL_TASKS and run.parsed:
-        yield "prompts", ", ".join(source.path for source in run.parsed.rlhf.prompts) or UNKNOWN
-        yield "prompts, fingerprint", lineage.prompts or UNKNOWN
         rewards = (f"{reward.title} (weight {reward.weight:g})" for reward in run.parsed.rlhf.rewards)
         yield "rewards", ", ".join(rewards) or UNKNOWN
     languages = [

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megalm.report.json_lines import mapping, read_named
+from megalm.report.json_lines import mapping, objects, read_named
 
 _KIND, _REPORT, _LEVELS = "megalm corpus", "report.json", 4
 MOST_LANGUAGES = 8
@@ -44,7 +44,7 @@ def _corpus(folder: Path) -> Iterator[Corpus]:
 
 
 def _names(entries: Any) -> list[str]:
-    steps = [mapping(entry).get("step") for entry in entries] if isinstance(entries, list) else []
+    steps = [entry.get("step") for entry in objects(entries)]
     return [step for step in steps if isinstance(step, str)]
 
 

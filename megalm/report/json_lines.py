@@ -37,6 +37,11 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in the value if it is a list."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
 def number(value: Any) -> float | None:
     """The value as a float if it is a number that fits into one, NaN for null, None for all else."""
     if value is None:

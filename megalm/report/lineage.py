@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megalm import run_files
-from megalm.report.json_lines import mapping, read_named
+from megalm.report.json_lines import mapping, objects, read_named
 from megalm.report.run import RunRecord
 
 MOST_ANCESTORS = 20
@@ -40,18 +40,26 @@ class Ancestor(NamedTuple):
 
     path: str
     task: str | None
-    digest: str | None
     data: list[Data]
 
 
+class Part(NamedTuple):
+    """A model that is asked, or a file that is read, with its role."""
+
+    role: str
+    path: str
+    digest: str | None
+
+
 class Lineage(NamedTuple):
-    """What one run is made of; hashes are None where they are not recorded."""
+    """What one run is made of; None for what is not recorded. version, code: of megalm at the last start."""
 
     run: str
     version: str | None
+    code: str | None
     digest: str | None
     tokenizer: str | None
-    prompts: str | None
+    parts: list[Part]
     data: list[Data]
     ancestors: list[Ancestor]
 
@@ -64,12 +72,18 @@ def lineages_of(runs: Sequence[RunRecord]) -> list[Lineage]:
 def lineage_of(run: RunRecord) -> Lineage:
     """What its lineage.json tells, and the records beside the token files as far as those are the same still."""
     recorded = run.lineage
+    starts = objects(recorded.get("starts"))
+    program = mapping(starts[-1].get("program")) if starts else recorded
+    parts = [*objects(recorded.get("models")), *objects(recorded.get("files"))]
     return Lineage(
         run=run.name,
-        version=_text(recorded.get("megalm")),
+        version=_text(program.get("megalm")),
+        code=_text(program.get("code")),
         digest=_text(recorded.get("config")),
         tokenizer=_text(recorded.get("tokenizer")),
-        prompts=_text(recorded.get("prompts")),
+        parts=[
+            Part(str(part.get("role")), str(part.get("path")), _text(part.get("sha256"))) for part in parts
+        ],
         data=list(_data(recorded)),
         ancestors=list(_ancestors(recorded)),
     )
@@ -87,8 +101,7 @@ def _data(recorded: dict[str, Any]) -> Iterator[Data]:
 
 def _source(use: str, path: str, digest: str | None, share: str | None) -> Data:
     record, note = _record(path, digest)
-    listed = record.get("inputs")
-    inputs = [mapping(entry) for entry in listed] if isinstance(listed, list) else []
+    inputs = objects(record.get("inputs"))
     shown = [Input(str(entry.get("path")), str(entry.get("sha256"))) for entry in inputs[:MOST_INPUTS]]
     documents, tokens = record.get("documents"), record.get("tokens")
     return Data(
@@ -129,13 +142,20 @@ def _share(value: Any) -> str | None:
 def _ancestors(recorded: dict[str, Any]) -> Iterator[Ancestor]:
     """Where the weights came from, and where those came from, the nearest first."""
     seen: set[Path] = set()
-    while isinstance(parent := recorded.get("parent"), str) and len(seen) < MOST_ANCESTORS:
+    while (parent := _parent(recorded)) is not None and len(seen) < MOST_ANCESTORS:
         directory = _run_of(Path(parent))
         if directory in seen:
             return
         seen.add(directory)
-        recorded, task = read_named(directory / run_files.LINEAGE) or {}, _task(directory)
-        yield Ancestor(parent, task, _text(recorded.get("config")), list(_data(recorded)))
+        recorded = read_named(directory / run_files.LINEAGE) or {}
+        yield Ancestor(parent, _task(directory), list(_data(recorded)))
+
+
+def _parent(recorded: dict[str, Any]) -> str | None:
+    """The checkpoint or run that the weights came from; records of earlier versions have it by itself."""
+    weights = (model for model in objects(recorded.get("models")) if model.get("role") == "weights")
+    found = next((model.get("checkpoint") or model.get("path") for model in weights), recorded.get("parent"))
+    return _text(found)
 
 
 def _run_of(path: Path) -> Path:

@@ -48,7 +48,23 @@ def test_weights_are_followed_to_the_first_run_with_what_each_learned_from(tmp_p
         ("second", "pretrain"),
         ("step_00000010", "pretrain"),
     ]
-    assert found.ancestors[1].digest == "c0" and found.ancestors[1].data[0].tokens == 345
+    assert found.ancestors[1].data[0].tokens == 345
+
+
+def test_models_files_and_the_program_of_the_last_start_are_told(tmp_path):
+    checkpoint = str(tmp_path / "base" / "checkpoints" / "step_00000010")
+    models = [{"role": "weights", "path": str(tmp_path / "base"), "checkpoint": checkpoint, "sha256": "w0"}]
+    models += [{"role": "reward model", "path": "rm", "sha256": None}]
+    starts = [{"program": {"megalm": "1", "code": "old"}}, {"program": {"megalm": "2", "code": "new"}}]
+    files = [{"role": "prompts", "path": "p.jsonl", "sha256": "f0"}, "none"]
+    found = lineage(tmp_path / "run", models=models, files=files, starts=starts, parent="not used")
+    assert [tuple(part)[::2] for part in found.parts] == [
+        ("weights", "w0"),
+        ("reward model", None),
+        ("prompts", "f0"),
+    ]
+    assert (found.version, found.code) == ("2", "new")
+    assert [one.path for one in found.ancestors] == [checkpoint]
 
 
 def test_runs_that_name_each_other_and_very_long_lines_end(tmp_path):
@@ -64,14 +80,20 @@ def test_runs_that_name_each_other_and_very_long_lines_end(tmp_path):
 
 def test_a_parent_that_is_gone_is_named_all_the_same(tmp_path):
     (ancestor,) = lineage(tmp_path / "run", parent=str(tmp_path / "gone")).ancestors
-    assert ancestor.task is None and ancestor.digest is None and ancestor.data == []
+    assert ancestor.task is None and ancestor.data == []
 
 
 def test_records_of_another_form_are_not_recorded(tmp_path):
     odd = lineage(
         tmp_path / "run", data=["x"], shares="all", parent=7, tokenizer=1, validation=None, config={}
     )
-    assert odd.data == [] and odd.ancestors == [] and odd.tokenizer is None and odd.digest is None
+    assert (
+        odd.data == []
+        and odd.ancestors == []
+        and odd.tokenizer is None
+        and odd.digest is None
+        and odd.parts == []
+    )
 
 
 def test_a_corpus_is_found_from_the_files_in_it(tmp_path):
