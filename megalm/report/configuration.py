@@ -12,6 +12,7 @@ _NOTHING = (ABSENT, "null", "[]", "{}")
 """What a key that is not there, or has no value, may be written as."""
 MOST_KEYS = 4000
 """Of one configuration; more is none of ours."""
+_DEEPEST = 30  # YAML can make a section that holds itself
 _SURE_TO_DIFFER = ("run.dir",)
 
 
@@ -57,16 +58,19 @@ def flatten(config: Mapping[str, Any]) -> dict[str, str]:
     return dict(islice(_leaves(config, ""), MOST_KEYS))
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
+def _leaves(value: Any, key: str, depth: int = 0) -> Iterator[tuple[str, str]]:
     parts: list[tuple[Any, Any]] = []
     if isinstance(value, Mapping):
         parts = list(value.items())
     elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
         parts = list(enumerate(value))
+    if depth == _DEEPEST:
+        yield key, "…"
+        return
     if not parts:
         yield key, as_text(value)
     for name, item in parts:
-        yield from _leaves(item, f"{key}.{name}" if key else str(name))
+        yield from _leaves(item, f"{key}.{name}" if key else str(name), depth + 1)
 
 
 def as_text(value: Any) -> str:

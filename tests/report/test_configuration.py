@@ -46,3 +46,6 @@ def test_a_configuration_that_is_a_bomb_ends():
     for _ in range(60):
         bomb = {"x": bomb, "y": bomb}
     assert len(flatten(bomb)) <= MOST_KEYS
+    own: dict = {"y": 2}
+    own["x"] = own
+    assert flatten(own)["x.x.y"] == "2"
