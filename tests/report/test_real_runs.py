@@ -6,6 +6,7 @@ import pytest
 from lxml import html
 
 from megalm import cli
+from megalm.html.page import printable
 from megalm.report.make import make_report
 from tests.rlhf.runs import learn_in_world, make_base, rl_config
 from tests.train.runs import run_config, train_in_world, write_tokens
@@ -50,7 +51,12 @@ def test_real_runs_side_by_side(trained, tmp_path, capsys):
     assert wanted <= charts
     text = tree.text_content()
     rollouts = [json.loads(line) for line in (trained / "ppo" / "rollouts.jsonl").read_text().splitlines()]
-    assert rollouts[0]["answer"].split()[0] in text and "Best answers" in text and "task" in text
+    assert "Best answers" in text
+    # a random model writes what no page can hold
+    shown = {(pre.text or "").strip() for pre in tree.iter("pre")}
+    for line in rollouts:
+        if line["step"] == 1 and line["answer"].strip():
+            assert {line["prompt"], printable(line["answer"]).strip()} <= shown
 
 
 def test_page_and_card_of_one_run_need_no_output(trained, tmp_path):
