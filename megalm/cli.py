@@ -25,6 +25,7 @@ from megalm.cli_model import Checkpoint, Nproc, print_json, start_world
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
 from megalm.cli_preferences import build_preferences, score
+from megalm.cli_report import report
 from megalm.cli_tokenizer import tokenizer_app
 from megalm.errors import UserError
 
@@ -61,6 +62,7 @@ app.command("chat")(chat)
 app.command("embed")(embed)
 app.command("classify")(classify)
 app.command("score")(score)
+app.command("report")(report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,6 +64,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ["doctor"],
         ["plan"],
         ["bench"],
+        ["report"],
     ],
 )
 def test_help_loads_nothing_heavy(command):
