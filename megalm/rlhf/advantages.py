@@ -34,17 +34,16 @@ def gae(
     mask_BS: Tensor,
     gamma: float = 1.0,
     lam: float = 0.95,
-    bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over the tokens of the mask; returns (advantages, returns), both (B, S).
 
-    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 (arXiv:1506.02438, section 3); the return is A_t + V_t. values_BS: V_t, of the text before token t. bootstrap_B: V behind the last token, for responses that were cut
-    off at the longest length; 0 (None: for all) for those that came to their end. No gradient passes.
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 (arXiv:1506.02438, section 3); the return is A_t + V_t.
+    values_BS: V_t, of the text before token t. Behind the last token V is 0, also of responses that were cut off at the longest
+    length: their score is of all that there is, and a value behind it would count that once more. No gradient passes.
     """
     mask_BS = mask_BS.bool()
     rewards_BS, values_BS = rewards_BS.detach(), values_BS.detach()
-    next_value_B = torch.zeros_like(values_BS[:, 0]) if bootstrap_B is None else bootstrap_B.detach()
-    next_value_B = next_value_B.to(values_BS.dtype)
+    next_value_B = torch.zeros_like(values_BS[:, 0])
     advantage_B = torch.zeros_like(next_value_B)
     advantages_BS = torch.zeros_like(values_BS)
     for t in reversed(range(values_BS.shape[1])):
@@ -164,8 +163,9 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Unbiased standard deviation; 1 before there are two different values."""
-        return (self.deviations / (self.count - 1)) ** 0.5 if self.count > 1 and self.deviations > 0 else 1.0
+        """Unbiased standard deviation; 1 as long as all values are equal but for rounding, which is not to be blown up."""
+        std = (self.deviations / (self.count - 1)) ** 0.5 if self.count > 1 else 0.0
+        return std if std > 1e-12 * abs(self.mean) else 1.0
 
     def normalise(self, values_B: Tensor, shift_mean: bool = True) -> Tensor:
         """Values less the mean, if so wished, over the standard deviation."""
