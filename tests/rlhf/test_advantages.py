@@ -58,12 +58,14 @@ def test_rewards_are_the_penalty_at_each_token_and_the_score_at_the_last(shape: 
 
 @given(shape=shapes, gamma=st.sampled_from([1.0, 0.9]), lam=st.sampled_from([0.0, 0.95, 1.0]))
 def test_gae_is_the_sum_of_discounted_errors(shape: Shape, gamma: float, lam: float) -> None:
+    """What the values are behind a response's last token plays no part: nothing follows."""
     draw = Draw(shape)
     rewards_BS, values_BS = draw.normal(), draw.normal()
     advantages_BS, returns_BS = gae(rewards_BS, values_BS, draw.mask_BS, gamma, lam)
     wanted, wanted_returns = [], []
-    rows = zip(picked(rewards_BS, draw.mask_BS), picked(values_BS, draw.mask_BS), strict=True)
-    for rewards, values in rows:
+    for rewards, values in zip(
+        picked(rewards_BS, draw.mask_BS), picked(values_BS, draw.mask_BS), strict=True
+    ):
         row = formulas.gae(rewards, values, gamma, lam)
         wanted.append(row)
         wanted_returns.append([a + v for a, v in zip(row, values, strict=True)])
@@ -73,10 +75,10 @@ def test_gae_is_the_sum_of_discounted_errors(shape: Shape, gamma: float, lam: fl
 
 def test_gae_without_discount_is_what_follows_less_the_value() -> None:
     """With gamma = lam = 1 the returns are the rewards still to come."""
-    rewards_BS = torch.tensor([[9.0, 1.0, 2.0, 4.0]])
-    values_BS = torch.tensor([[9.0, 0.5, 0.25, 3.0]])
-    _, returns_BS = gae(rewards_BS, values_BS, torch.tensor([[0, 1, 1, 1]]), 1.0, 1.0)
-    assert returns_BS.tolist() == [[0, 7, 6, 4]]
+    rewards_BS = torch.tensor([[9.0, 1.0, 2.0, 4.0, 9.0]])
+    values_BS = torch.tensor([[9.0, 0.5, 0.25, 3.0, 8.0]])
+    _, returns_BS = gae(rewards_BS, values_BS, torch.tensor([[0, 1, 1, 1, 0]]), 1.0, 1.0)
+    assert returns_BS.tolist() == [[0, 7, 6, 4, 0]]
 
 
 @given(shape=shapes, shift_mean=st.booleans())
