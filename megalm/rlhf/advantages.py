@@ -38,9 +38,8 @@ def gae(
     """Generalised advantage estimation over the tokens of the mask; returns (advantages, returns), both (B, S).
 
     delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 (arXiv:1506.02438, section 3); the return is A_t + V_t.
-    values_BS: V_t, of the text before token t.
-    V behind the last token is 0, also where a response was cut off at the longest length: its reward is for all of it, and a value added
-    to that would be learned and added again, without end. No gradient passes.
+    values_BS: V_t, of the text before token t. V behind the last token is 0, also where a response was cut off at the longest
+    length: its reward is for all of it, and a value added to that would be learned and added again, without end. No gradient passes.
     """
     mask_BS = mask_BS.bool()
     rewards_BS, values_BS = rewards_BS.detach(), values_BS.detach()

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megalm.checkpoint import find_checkpoint, newest_intact, read_config, tokenizer_of
+from megalm.checkpoint import newest_intact, read_config, tokenizer_of
 from megalm.config import Config, data_parallel_size
 from megalm.config.rewards import RewardConfig
 from megalm.engine.build import build_engine
@@ -30,6 +30,7 @@ from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.data import TrainingData, open_stream
 from megalm.train.directory import check_directory, first_weights, prepare_directory, resumed, settle_base
+from megalm.train.frozen import find_frozen
 from megalm.train.lineage import compare_lineage, lineage_of, recorded_lineage
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
@@ -97,7 +98,7 @@ def _resolve(config: Config) -> tuple[Config, Tokenizer]:
         )
     assert config.run.load is not None
     if config.tokenizer.path is None:
-        base = find_checkpoint(config.run.load)
+        base = find_frozen(config.run.load, "model of run.load")
         found = tokenizer_of(base, read_config(base))
         if found is None:
             raise UserError(

@@ -14,6 +14,7 @@ from megalm.rlhf.answers import answers_of
 from megalm.rlhf.prompts import Prompt
 from megalm.rlhf.roles import Roles
 from megalm.rlhf.steps import RlSteps
+from megalm.testing import RankError
 from tests.checkpoint.stored import assert_equal_tensors, stored_tensors
 from tests.rlhf.runs import learn_in_world, make_base, rl_config, step_lines
 from tests.train.runs import write_tokens
@@ -94,6 +95,14 @@ def test_training_divides_by_the_temperature_of_sampling(
     assert 0 < line["logprob_gap"] < 1e-5
     if not settings:
         assert abs(line["kl"]) < 1e-5 and line["entropy"] == pytest.approx(line["sampled_entropy"], rel=0.05)
+
+
+def test_answering_under_a_layout_of_more_processes_is_refused(tmp_path: Path, folder: Path) -> None:
+    config = rl_config(tmp_path, folder, "grpo", "rlhf.rollout.tensor_model_parallel_size=2")
+    with pytest.raises(
+        RankError, match="the layout of rlhf.rollout: the layout needs a multiple of TP 2 x PP 1"
+    ):
+        learn_in_world(1, config)
 
 
 def test_at_first_the_critic_learns_alone(tmp_path: Path, folder: Path) -> None:
