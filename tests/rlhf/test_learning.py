@@ -151,6 +151,15 @@ def test_text_is_learned_beside_answers_and_goes_on_where_it_stood(tmp_path: Pat
         assert line["loss"] == pytest.approx(parts, rel=1e-4)
 
 
+def test_text_is_learned_at_no_temperature(tmp_path: Path, folder: Path) -> None:
+    settings = (f"data.train=[{{path: {folder / 'train'}}}]", "rlhf.policy.ptx_coefficient=0.5", ONE_UPDATE)
+    found = []
+    for name, more in (("warm", ()), ("cool", (COOL,))):
+        learn_in_world(1, rl_config(tmp_path / name, folder, "grpo", ONE_STEP, *settings, *more))
+        found.append(step_lines(tmp_path / name)[0]["ptx_loss"])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Of a model, without its optimizer."""
     return {name: one for name, one in stored_tensors(checkpoint).items() if not name.startswith("optimizer")}
