@@ -21,7 +21,7 @@ from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
 from megalm.cli_generate import chat, embed, generate
 from megalm.cli_lineage import lineage
-from megalm.cli_model import Nproc, print_json, start_world
+from megalm.cli_model import Checkpoint, Nproc, print_json, start_world
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
 from megalm.cli_preferences import build_preferences, score
@@ -212,9 +212,7 @@ def bench(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
-    ],
+    checkpoint: Checkpoint,
     step: Annotated[
         str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the newest.")
     ] = None,
