@@ -4,8 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch.distributed as dist
+
 from megalm.config import Config
-from megalm.config.checks import check
+from megalm.config.checks import check, copies_in
 from megalm.config.schema import ParallelConfig
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
@@ -89,6 +91,7 @@ def _own_config(config: Config) -> Config | None:
     )
     try:
         check(own)
+        copies_in(own.parallel, dist.get_world_size())
     except UserError as error:
         raise UserError(f"the layout of rlhf.rollout: {error}") from None
     return own

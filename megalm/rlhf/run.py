@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megalm.checkpoint import find_checkpoint, newest_intact, read_config, tokenizer_of
+from megalm.checkpoint import newest_intact, read_config, tokenizer_of
 from megalm.config import Config, data_parallel_size
+from megalm.config.rewards import RewardConfig
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.generate.chat import trained_template
@@ -19,6 +20,7 @@ from megalm.rlhf.prompts import Prompt, PromptSet, PromptStream, PromptWriter
 from megalm.rlhf.rewards import Sample, TotalReward
 from megalm.rlhf.roles import ModelReward, Roles, load_roles
 from megalm.rlhf.rollout import Rollout
+from megalm.rlhf.scale import scaled
 from megalm.rlhf.steps import Dealt, RlSteps
 from megalm.rlhf.table import RolloutTable
 from megalm.tokenizer.base import Tokenizer
@@ -28,6 +30,7 @@ from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.data import TrainingData, open_stream
 from megalm.train.directory import check_directory, first_weights, prepare_directory, resumed, settle_base
+from megalm.train.frozen import find_frozen
 from megalm.train.lineage import compare_lineage, lineage_of, recorded_lineage
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
@@ -64,12 +67,14 @@ def main(config: Config) -> dict[str, Any]:
         notices += told
         if checkpoint is None:
             roles.begin_average()
+        rewards, told = scaled(config.rlhf.rewards)
+        notices += told
         steps = RlSteps(
             config,
             roles,
             Rollout(engine, config, tokenizer, stop),
             learned,
-            _reward(config, roles, learned.prompts, held_out),
+            _reward(config, rewards, roles, learned.prompts, held_out),
             TrainingData(config, layout, text) if text else None,
         )
         callbacks = [RolloutTable(steps), *standard_callbacks(config)]
@@ -93,7 +98,7 @@ def _resolve(config: Config) -> tuple[Config, Tokenizer]:
         )
     assert config.run.load is not None
     if config.tokenizer.path is None:
-        base = find_checkpoint(config.run.load)
+        base = find_frozen(config.run.load, "model of run.load")
         found = tokenizer_of(base, read_config(base))
         if found is None:
             raise UserError(
@@ -133,7 +138,11 @@ def _open_prompts(
 
 
 def _reward(
-    config: Config, roles: Roles, prompts: PromptSet, held_out: Sequence[Prompt] | None
+    config: Config,
+    rewards: Sequence[RewardConfig],
+    roles: Roles,
+    prompts: PromptSet,
+    held_out: Sequence[Prompt] | None,
 ) -> TotalReward:
     def rows(samples: Sequence[Sample]) -> Answers:
         prompts = [sample.prompt_tokens for sample in samples]
@@ -142,7 +151,7 @@ def _reward(
     micro = config.batch.micro_batch_size
     rests = config.rlhf.offload_frozen
     models = {title: ModelReward(engine, micro, rows, rests) for title, engine in roles.rewards.items()}
-    reward = TotalReward(config.rlhf.rewards, models)
+    reward = TotalReward(rewards, models)
     reward.check([(prompt.record, prompt.where) for prompt in [*prompts, *(held_out or [])]])
     reward.rewards |= {title: Dealt(rule) for title, rule in reward.rewards.items() if title not in models}
     return reward
