@@ -108,7 +108,9 @@ def configuration(task: str, algorithm: str, folder: Path, samples: int) -> dict
             "rewards": [TASKS[task].reward],
             "kl": {"coefficient": 0.0},  # nothing to please but the rule
             # without the bonus some sums are never answered any more, and what is never tried is never rewarded
-            "policy": {"entropy_coefficient": 0.02} | ({"clip_high": 0.28} if grouped else {"epochs": 2}),
+            "policy": {"entropy_coefficient": 0.02, "clip_high": 0.28}
+            if grouped
+            else {"entropy_coefficient": 0.05, "epochs": 2},
             "critic": {"lr": 3e-4},
             "rollout": {
                 "prompts_per_step": PROMPTS if grouped else PROMPTS * GROUP,
