@@ -1,8 +1,8 @@
 """The models of reinforcement learning: the actor learns and answers, the critic learns, reward models and reference are frozen."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,84 +14,28 @@ from megalm.checkpoint.metadata import read_tensors
 from megalm.config import Config, data_parallel_size
 from megalm.config.checks import check
 from megalm.config.rewards import ModelRewardConfig
+from megalm.config.rlhf_checks import has_reference
 from megalm.config.schema import ParallelConfig
-from megalm.engine.base import Engine, MicroBatch
+from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
-from megalm.engine.rest import Resting
 from megalm.errors import UserError
-from megalm.model.gpt import GPT
-from megalm.model.lora import without_adapters
 from megalm.model.sequence_head import OUTPUT
-from megalm.model.token_logprobs import LogprobHead
+from megalm.parallel.channel import Channel
 from megalm.parallel.layout import Layout, create_layout
-from megalm.rlhf.actor_loss import values
-from megalm.rlhf.answers import Answers, Floats, measure
-from megalm.rlhf.rewards import Sample
+from megalm.rlhf.frozen import (
+    REFERENCE,
+    REWARD,
+    Reference,
+    ReferenceScore,
+    Score,
+    load_reference,
+    load_rewards,
+    reward_models,
+)
 from megalm.tokenizer.base import Tokenizer
-from megalm.train.frozen import check_vocabulary, find_frozen, frozen_config, load_frozen
+from megalm.train.frozen import check_vocabulary, find_frozen
 
-REFERENCE, CRITIC, REWARD, EMA = "reference", "critic", "reward model", "ema"
-
-
-class Reference:
-    """Log-probabilities of answers under the frozen model: one of its own, or the actor's without its adapters."""
-
-    def __init__(self, engine: Engine, without: bool, rests: bool = False) -> None:
-        """without: the engine's adapters are left out. rests: it rests between its uses."""
-        self.engine, self.without = engine, without
-        self.awake = _rest(engine) if rests else contextlib.nullcontext
-
-    def __call__(self, answers: Answers, micro_batch_size: int, temperature: float) -> Floats:
-        """Of each label of the answers, (N, S). Collective."""
-        off = without_adapters(self.engine.chunks) if self.without else contextlib.nullcontext()
-        with off, self.awake():
-            return logprobs(self.engine, answers, micro_batch_size, temperature)[0]
-
-
-class ModelReward:
-    """What a reward model says at the last token of prompt and answer (see `rewards.base.Reward`)."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        micro_batch_size: int,
-        row: Callable[[Sequence[Sample]], Answers],
-        rests: bool = False,
-    ) -> None:
-        """row: brings samples into the form of rows. rests: it rests between its uses."""
-        self.engine, self.micro_batch_size, self.row = engine, micro_batch_size, row
-        self.awake = _rest(engine) if rests else contextlib.nullcontext
-
-    def check(self, record: object) -> None:
-        """It judges any prompt's answers."""
-
-    def __call__(self, samples: Sequence[Sample]) -> list[float]:
-        """The scores, the same on every rank. Collective."""
-        answers = self.row(samples)
-        with self.awake():
-            found_NS = token_values(self.engine, answers, self.micro_batch_size)
-        return found_NS[range(len(answers)), answers.last].tolist()
-
-
-def _rest(engine: Engine) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Put a frozen engine to rest; the context in which it is awake."""
-    resting = Resting(engine)
-    resting.offload()
-    return resting.awake
-
-
-def logprobs(engine: Engine, answers: Answers, micro_batch_size: int, temperature: float) -> Floats:
-    """Log-probability of each label of the answers, and the entropy of its distribution, (2, N, S). Collective."""
-
-    def make_head(microbatch: MicroBatch) -> Callable[[GPT, Tensor], Tensor]:
-        return LogprobHead(microbatch.labels_BS, microbatch.loss_mask_BS, temperature)
-
-    return measure(engine, answers, micro_batch_size, make_head)
-
-
-def token_values(engine: Engine, answers: Answers, micro_batch_size: int) -> Floats:
-    """What a model with a sequence head says at each token, (N, S). Collective."""
-    return measure(engine, answers, micro_batch_size, lambda microbatch: values)
+CRITIC, EMA = "critic", "ema"
 
 
 @dataclass
@@ -100,9 +44,9 @@ class Roles:
 
     actor: Engine
     critic: Engine | None = None
-    reference: Reference | None = None
+    reference: ReferenceScore | None = None
     ema: Engine | None = None
-    rewards: dict[str, Engine] = field(default_factory=dict)
+    rewards: dict[str, Score] = field(default_factory=dict)
 
     @property
     def companions(self) -> dict[str, Engine]:
@@ -134,32 +78,28 @@ def _pairs(one: Engine, other: Engine) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def load_roles(
-    config: Config, layout: Layout, tokenizer: Tokenizer, actor: Engine, fresh: bool
+    config: Config, layout: Layout, tokenizer: Tokenizer, actor: Engine, fresh: bool, frozen: Channel | None
 ) -> tuple[Roles, list[str]]:
     """Build what the actor's run needs beside it, and say what there is to know. Collective.
 
-    fresh: the run begins, so that the critic takes the weights of a checkpoint. Raises UserError, naming the role, for a checkpoint
+    fresh: the run begins, so that the critic takes the weights of a checkpoint. frozen: to the world that has the frozen models,
+    where that is another one. Raises UserError, naming the role, for a checkpoint
     that is none, of another tokenizer, or that the layout does not divide.
     """
     roles, notices = Roles(actor), []
+    if frozen is not None:
+        roles.rewards = {
+            one.title: partial(frozen.call, f"{REWARD} {one.title}") for one in reward_models(config)
+        }
+    else:
+        roles.rewards = load_rewards(config, layout, tokenizer)
     if config.rlhf.kl.coefficient:
-        roles.reference = _load_reference(config, layout, tokenizer, actor)
-    for reward in config.rlhf.rewards:
-        if isinstance(reward, ModelRewardConfig):
-            checkpoint = find_frozen(reward.checkpoint, REWARD)
-            check_vocabulary(config, tokenizer, REWARD, checkpoint)
-            settings = frozen_config(config, REWARD, checkpoint, None)
-            if settings.model.sequence_head.outputs != 1:
-                raise UserError(
-                    f"the {REWARD} {checkpoint} gives {settings.model.sequence_head.outputs} numbers for a text, not 1: train it "
-                    "with task=reward"
-                )
-            if settings.model.pooling != "last":
-                raise UserError(
-                    f"the {REWARD} {checkpoint} reads the `{settings.model.pooling}` of a text (model.sequence_head.pooling), here it is "
-                    "read at the last token: train it with `last`"
-                )
-            roles.rewards[reward.title] = load_frozen(settings, layout, checkpoint)
+        if not has_reference(config):
+            roles.reference = Reference(actor, without=True)
+        elif frozen is not None:
+            roles.reference = partial(frozen.call, REFERENCE)
+        else:
+            roles.reference = load_reference(config, layout, tokenizer)
     if config.task == "ppo":
         roles.critic, told = _load_critic(config, layout, tokenizer, fresh)
         notices += told
@@ -172,15 +112,6 @@ def load_roles(
         for chunk in roles.ema.chunks:
             chunk.requires_grad_(False)
     return roles, notices
-
-
-def _load_reference(config: Config, layout: Layout, tokenizer: Tokenizer, actor: Engine) -> Reference:
-    if config.lora.rank and config.rlhf.kl.reference is None:
-        return Reference(actor, without=True)
-    checkpoint = find_frozen(str(config.rlhf.kl.reference or config.run.load), REFERENCE)
-    check_vocabulary(config, tokenizer, REFERENCE, checkpoint)
-    engine = load_frozen(frozen_config(config, REFERENCE, checkpoint, None), layout, checkpoint)
-    return Reference(engine, without=False, rests=config.rlhf.offload_frozen)
 
 
 def _load_critic(

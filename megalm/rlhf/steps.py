@@ -24,8 +24,9 @@ from megalm.rlhf.credit import Credit, credit_of, penalty_is_in_loss, token_shar
 from megalm.rlhf.kl import KLController, kl_per_token
 from megalm.rlhf.prompts import Prompt, PromptStream
 from megalm.rlhf.rewards import Sample, TotalReward
-from megalm.rlhf.roles import Roles, logprobs, token_values
+from megalm.rlhf.roles import Roles
 from megalm.rlhf.rollout import Rollout
+from megalm.rlhf.scoring import logprobs, token_values
 from megalm.train.data import TrainingData
 
 Judged = tuple[Prompt, Completion, float, dict[str, float]]
