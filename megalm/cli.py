@@ -20,6 +20,7 @@ from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
 from megalm.cli_generate import chat, embed, generate
+from megalm.cli_lineage import lineage
 from megalm.cli_model import Nproc, print_json, start_world
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
@@ -51,6 +52,7 @@ app.add_typer(compress_app, name="compress")
 dataset_app.command("build-labelled")(build_labelled)
 dataset_app.command("build-preferences")(build_preferences)
 app.command("plan")(plan)
+app.command("lineage")(lineage)
 app.command("adapt")(adapt)
 app.command("convert")(convert)
 app.command("merge")(merge)

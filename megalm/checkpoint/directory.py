@@ -6,7 +6,6 @@ counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format)
 tokenizer/. A directory gets its name when it is complete.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from megalm import atomic
 from megalm.config import Config, load_config
 from megalm.errors import UserError
+from megalm.hashes import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -161,15 +161,6 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return json.loads((Path(path) / "state.json").read_text(encoding="utf-8"))
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def verify(path: str | Path, part: int = 0, parts: int = 1) -> str | None:
     """Compare files with the manifest; return what is wrong or None. Digests: every `parts`-th file from `part`."""
     path = Path(path)
@@ -200,7 +191,7 @@ def _compare(file: Path, expected: tuple[int, str], with_digest: bool = True) ->
         return f"{file}: missing"
     if file.stat().st_size != size:
         return f"{file}: {file.stat().st_size} bytes, the manifest says {size}"
-    if with_digest and file_digest(file) != digest:
+    if with_digest and sha256_of(file) != digest:
         return f"{file}: content differs from the manifest's checksum"
     return None
 
@@ -220,7 +211,7 @@ def write_manifest(path: Path, digests: dict[str, str]) -> None:
         if name not in digests:
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
-        files[name] = {"size": file.stat().st_size, "sha256": digests.get(name) or file_digest(file)}
+        files[name] = {"size": file.stat().st_size, "sha256": digests.get(name) or sha256_of(file)}
     atomic.write_text(path / "manifest.json", json.dumps({"format": 1, "files": files}, indent=1))
 
 

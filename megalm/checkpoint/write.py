@@ -24,7 +24,6 @@ from megalm.checkpoint.directory import (
     checkpoint_name,
     clear_remains,
     discard,
-    file_digest,
     list_checkpoints,
     point_to_best,
     prune,
@@ -32,6 +31,7 @@ from megalm.checkpoint.directory import (
 )
 from megalm.config import Config, dump_config
 from megalm.engine.base import Engine
+from megalm.hashes import sha256_of
 
 
 @dataclass
@@ -233,5 +233,5 @@ def _write_part(part: _Part, digests: dict[str, str]) -> None:
         written[number] = results.get()[1]
         if isinstance(written[number], Exception):
             raise written[number]
-        digests[f"{part.folder}/{bucket[1]}"] = file_digest(Path(bucket[0]))
+        digests[f"{part.folder}/{bucket[1]}"] = sha256_of(Path(bucket[0]))
     part.results.put(written)

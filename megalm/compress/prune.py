@@ -67,7 +67,14 @@ def prune_checkpoint(
         changed(whole.weights, name, masked(name)) if name in chosen else entry(whole.weights, name)
         for name in whole.names
     ]
-    write_derived(target, whole.folder, whole.config, plain_config(whole.config), entries)
+    write_derived(
+        target,
+        whole.folder,
+        whole.config,
+        plain_config(whole.config),
+        entries,
+        f"pruned, {method} {sparsity}",
+    )
     return {
         "source": str(whole.folder),
         "method": method,

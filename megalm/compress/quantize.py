@@ -63,7 +63,8 @@ def quantize_checkpoint(
         form = form_of_checkpoint(made.quantization)
         assert form is not None
         entries = list(_entries(whole, form))
-    write_derived(target, whole.folder, whole.config, made, entries)
+    how = f"quantized, {method}" + (f" in groups of {group_size}" if group_size else "")
+    write_derived(target, whole.folder, whole.config, made, entries, how)
     return {"source": str(whole.folder), "method": method, "group_size": group_size}
 
 

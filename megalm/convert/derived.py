@@ -19,6 +19,7 @@ from megalm.convert.hugging_face import KEPT
 from megalm.convert.source import Source
 from megalm.convert.stored import Entry
 from megalm.convert.tokenizers import copy_tokenizer
+from megalm.lineage.record import model_record, write_made
 
 
 def plain_config(config: Config) -> Config:
@@ -34,12 +35,13 @@ def write_derived(
     origin: Config,
     config: Config,
     entries: Iterable[Entry],
+    how: str,
     texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write `entries` as a checkpoint at `target`, which appears whole or not at all.
 
     origin: the configuration of the checkpoint at `source`, whose tokenizer and small files go with it. config: the new
-    one's. texts: further files, by name.
+    one's. how: what was done, for the record. texts: further files, by name.
     """
     with atomic.new_directory(target) as folder:
         write_checkpoint(folder, config, list(entries))
@@ -50,6 +52,7 @@ def write_derived(
             shutil.copytree(source / KEPT, folder / KEPT)
         for name, text in (texts or {}).items():
             atomic.write_text(folder / name, text)
+        write_made(folder, how, [model_record("source", source)])
         write_manifest(folder, {})
 
 

@@ -28,6 +28,7 @@ from megalm.convert.source import InFormat, Source, open_source
 from megalm.convert.stored import Entry
 from megalm.convert.tokenizers import copy_tokenizer, export_tokenizer
 from megalm.errors import UserError
+from megalm.lineage.record import hub_records, model_record, write_made
 
 KEPT = "hugging_face"
 """Directory in a converted checkpoint with the small files that conversion back takes over."""
@@ -60,6 +61,7 @@ def from_hugging_face(source: str | Path, target: str | Path, compare: bool = Tr
             if (source / name).is_file():
                 (folder / KEPT).mkdir(exist_ok=True)
                 shutil.copyfile(source / name, folder / KEPT / name)
+        write_made(folder, "converted from Hugging Face's form", hub_records(source))
         write_manifest(folder, {})
         report = _describe(family, config)
         return report | (compare_logits(folder, source) if compare else {})
@@ -97,6 +99,7 @@ def to_hugging_face(
         atomic.write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         if kept is not None and (kept / GENERATION).is_file():
             shutil.copyfile(kept / GENERATION, folder / GENERATION)
+        write_made(folder, "converted to Hugging Face's form", [model_record("source", source)])
         report = _describe(chosen, config)
         return report | (compare_logits(source, folder, stored) if compare else {})
 

@@ -32,7 +32,7 @@ def keep_layers(
     smaller = plain_config(config)
     smaller.model.num_layers = len(layers)
     entries = [entry(opened, new, old) for new, old in _renamed(names, layers)]
-    write_derived(target, folder, config, smaller, entries, texts)
+    write_derived(target, folder, config, smaller, entries, f"layers {list(layers)} kept", texts)
     return {"source": str(folder), "layers": list(layers), "parameters": smaller.model.num_parameters()}
 
 

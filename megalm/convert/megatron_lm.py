@@ -32,6 +32,7 @@ from megalm.convert.stored import VOCABULARY, Entry, Place, StoredTensors, place
 from megalm.convert.tokenizers import copy_tokenizer
 from megalm.convert.torch_files import load_safely
 from megalm.errors import UserError
+from megalm.lineage.record import model_record, write_made
 
 LATEST = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -79,6 +80,9 @@ def from_megatron_lm(
         beside = (place / "tokenizer" for place in (folder, folder.parent))
         if kept := tokenizer or next(filter(Path.is_dir, beside), None):
             copy_tokenizer(Path(kept), made / "tokenizer")
+        write_made(
+            made, "converted from Megatron-LM's form", [{"role": "source", "path": str(folder.absolute())}]
+        )
         write_manifest(made, {})
         compared = compare_with_library(made, args, tensors, model) if compare else {}
     return {"family": "megatron-lm", "parameters": config.model.num_parameters()} | compared
@@ -130,6 +134,7 @@ def to_megatron_lm(
         tokenizer = tokenizer_of(source, config)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, made / "tokenizer")
+        write_made(made, "converted to Megatron-LM's form", [model_record("source", source)])
         compared = {}
         if compare:
             written, found, arguments = _open(folder, model.vocab_size)

@@ -19,6 +19,7 @@ from megalm.convert.source import Source, open_source
 from megalm.convert.stored import Entry
 from megalm.convert.tokenizers import copy_tokenizer
 from megalm.errors import UserError
+from megalm.lineage.record import model_record, write_made
 from megalm.model.quantized import PARTS, part_name
 
 
@@ -46,6 +47,12 @@ def merge_checkpoints(
         tokenizer = tokenizer_of(first, config)
         if tokenizer is not None:
             copy_tokenizer(tokenizer, made / "tokenizer")
+        how = (
+            "adapters merged"
+            if len(folders) == 1
+            else f"average with weights {[round(s, 6) for s in shares]}"
+        )
+        write_made(made, how, [model_record("source", folder) for folder in folders])
         write_manifest(made, {})
     return {"sources": [str(folder) for folder in folders], "parameters": config.model.num_parameters()}
 

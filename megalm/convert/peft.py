@@ -20,6 +20,7 @@ from megalm.convert.rules import Rule
 from megalm.convert.source import Apart, open_source
 from megalm.convert.stored import StoredTensors
 from megalm.errors import UserError
+from megalm.lineage.record import model_record, write_made
 
 
 def to_peft(
@@ -62,6 +63,7 @@ def to_peft(
     with atomic.new_directory(target) as made:
         save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
         atomic.write_text(made / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
+        write_made(made, "adapters in PEFT's form", [model_record("source", folder)])
         whole = config.lora.quantize_base == "none"
         compared = {}
         if compare and whole and base is not None and Path(base).is_dir():

@@ -26,8 +26,8 @@ from megalm.dataset.stages import (
     second_pass,
     trash,
 )
-from megalm.dataset.writer import sha256_of
 from megalm.errors import UserError
+from megalm.hashes import sha256_of
 from megalm.launch import available_cores
 from megalm.splits import SPLITS, split_limits
 from megalm.tasks import ends_on_sigterm, progress_bar, run_tasks

@@ -17,8 +17,8 @@ from megalm.dataset.origins import origins_path
 from megalm.dataset.pack_stream import packs_of
 from megalm.dataset.packing import LongDocuments
 from megalm.dataset.values import read_values, values_path
-from megalm.dataset.writer import sha256_of
 from megalm.errors import UserError
+from megalm.hashes import sha256_of
 from megalm.tokenizer import Tokenizer
 
 

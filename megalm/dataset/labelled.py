@@ -18,8 +18,9 @@ from megalm.dataset.labels import labels_as_bytes, labels_path
 from megalm.dataset.publishing import check_targets, publish, staged
 from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.dataset.tables import KINDS, kind_of, read_rows
-from megalm.dataset.writer import IndexedDatasetWriter, sha256_of
+from megalm.dataset.writer import IndexedDatasetWriter
 from megalm.errors import UserError
+from megalm.hashes import sha256_of
 from megalm.splits import SPLITS, hash64, split_limits
 from megalm.tokenizer import Tokenizer, load_tokenizer
 

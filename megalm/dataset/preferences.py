@@ -21,8 +21,9 @@ from megalm.dataset.preference_records import Preference, one_kind, preference_o
 from megalm.dataset.publishing import check_targets, publish, staged
 from megalm.dataset.sidecar import KIND, write_sidecar
 from megalm.dataset.values import values_as_bytes, values_path
-from megalm.dataset.writer import IndexedDatasetWriter, sha256_of
+from megalm.dataset.writer import IndexedDatasetWriter
 from megalm.errors import UserError
+from megalm.hashes import sha256_of
 from megalm.splits import SPLITS, split_limits, split_of
 from megalm.tokenizer import Tokenizer, load_tokenizer
 from megalm.tokenizer.chat import ChatTemplate

@@ -23,7 +23,7 @@ from megalm.dataset.shuffle import (
     write_piece,
 )
 from megalm.dataset.sidecar import KIND, write_sidecar
-from megalm.dataset.writer import sha256_of
+from megalm.hashes import sha256_of
 from megalm.splits import SPLITS
 from megalm.tasks import Task
 

@@ -17,6 +17,7 @@ from megalm.dataset.indexed import BLOCK, CODE_OF_DTYPE, HEADER, MAGIC, VERSION,
 from megalm.dataset.loss_mask import LossMaskWriter, mask_path
 from megalm.dataset.origins import OriginColumns, OriginsWriter, origins_path
 from megalm.errors import UserError
+from megalm.hashes import sha256_of
 
 
 class IndexedDatasetWriter:
@@ -178,15 +179,6 @@ def check_lengths(lengths: NDArray[Any]) -> None:
     """Raise UserError for a sequence that is too long for the format."""
     if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
         raise UserError(f"a document has {lengths.max()} tokens; the format holds 2^31 - 1, cut it")
-
-
-def sha256_of(path: str | Path) -> str:
-    """Return the digest (hex) of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _blocks(file: IO[bytes], dtype: str) -> Iterator[NDArray[Any]]:

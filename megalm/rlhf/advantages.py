@@ -34,17 +34,16 @@ def gae(
     mask_BS: Tensor,
     gamma: float = 1.0,
     lam: float = 0.95,
-    bootstrap_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over the tokens of the mask; returns (advantages, returns), both (B, S).
 
-    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 (arXiv:1506.02438, section 3); the return is A_t + V_t. values_BS: V_t, of the text before token t. bootstrap_B: V behind the last token, for responses that were cut
-    off at the longest length; 0 (None: for all) for those that came to their end. No gradient passes.
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 (arXiv:1506.02438, section 3); the return is A_t + V_t. values_BS: V_t, of the text before token t.
+    V behind the last token is 0, also where a response was cut off at the longest length: its reward is for all of it, and a value added
+    to that would be learned and added again, without end. No gradient passes.
     """
     mask_BS = mask_BS.bool()
     rewards_BS, values_BS = rewards_BS.detach(), values_BS.detach()
-    next_value_B = torch.zeros_like(values_BS[:, 0]) if bootstrap_B is None else bootstrap_B.detach()
-    next_value_B = next_value_B.to(values_BS.dtype)
+    next_value_B = torch.zeros_like(values_BS[:, 0])
     advantage_B = torch.zeros_like(next_value_B)
     advantages_BS = torch.zeros_like(values_BS)
     for t in reversed(range(values_BS.shape[1])):

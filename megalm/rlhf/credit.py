@@ -24,13 +24,10 @@ class Credit:
     level_groups: float | None = None
 
 
-def credit_of(
-    config: Config, scores_B: Tensor, answers: Answers, cut_B: Tensor, kl_coefficient: float
-) -> Credit:
+def credit_of(config: Config, scores_B: Tensor, answers: Answers, kl_coefficient: float) -> Credit:
     """The advantages of all answers of a step, float64, by the run's task.
 
-    scores_B: what each answer is worth. cut_B: whether it was cut off at the greatest length. kl_coefficient: of the penalty, where it
-    is part of the reward.
+    scores_B: what each answer is worth. kl_coefficient: of the penalty, where it is part of the reward.
     """
     kl, policy, mask_BS = config.rlhf.kl, config.rlhf.policy, answers.mask
     kl_BS = torch.zeros(mask_BS.shape, dtype=torch.float64)
@@ -39,9 +36,7 @@ def credit_of(
     if config.task == "ppo":
         rewards_BS = token_rewards(scores_B, kl_BS, mask_BS, kl_coefficient)
         values_BS = _score(answers, "values")
-        behind_B = values_BS[torch.arange(len(values_BS)), torch.from_numpy(answers.last)]
-        bootstrap_B = behind_B.where(cut_B, 0.0)
-        advantages_BS, returns_BS = gae(rewards_BS, values_BS, mask_BS, policy.gamma, policy.lam, bootstrap_B)
+        advantages_BS, returns_BS = gae(rewards_BS, values_BS, mask_BS, policy.gamma, policy.lam)
         if policy.whiten:
             advantages_BS = whiten(advantages_BS, mask_BS)
         return Credit(advantages_BS, returns_BS)

@@ -146,13 +146,6 @@ class PromptSet(Sequence[Prompt]):
         """Those of these prompts that `other` has as well: what was learned from says little as held out."""
         return [prompt for prompt, ids in zip(self, self._tokens, strict=True) if _key(ids) in other._known]
 
-    def fingerprint(self) -> str:
-        """A hash of all prompts and records in order, by which a run that goes on knows its data again."""
-        digest = hashlib.sha256(repr(self.counts).encode())
-        for line, ids in zip(self._lines, self._tokens, strict=True):
-            digest.update(_key(ids) + hashlib.sha256(line).digest())
-        return digest.hexdigest()
-
     def _reasons(self) -> str:
         told = [
             f"{count} {reason} (first: {self.left_out.first[reason][0].removeprefix(f'{self.field} ')})"

@@ -55,7 +55,7 @@ def main(config: Config) -> dict[str, Any]:
     check_directory(config, directory)
     settle_base(config, directory)
     before = recorded_lineage(directory)
-    lineage = lineage_of(config, tokenizer) | {"prompts": learned.prompts.fingerprint()}
+    lineage = lineage_of(config, tokenizer)
     notices = [*describe(world), *learned.prompts.notices(), *compare_lineage(directory, before, lineage)]
     check_base_tokenizer(config, tokenizer)
 

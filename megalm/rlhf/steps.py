@@ -106,7 +106,7 @@ class RlSteps:
             tokens = [(prompt.tokens, one.tokens) for prompt, one, _, _ in self.judged]
             answers = answers_of([prompt for prompt, _ in tokens], [one for _, one in tokens], self.config)
             figures |= self._score(answers, completions)
-            figures |= self._credit(answers, completions)
+            figures |= self._credit(answers)
         with _timed(seconds, "train"):
             metrics = self._learn(answers, number, lr)
         count = len(answers)
@@ -184,7 +184,7 @@ class RlSteps:
                 "precision.dtype=fp32, or another layout, or raise the bound"
             )
 
-    def _credit(self, answers: Answers, completions: Sequence[Completion]) -> dict[str, float]:
+    def _credit(self, answers: Answers) -> dict[str, float]:
         """From rewards to advantages."""
         scores_B = torch.tensor([total for _, _, total, _ in self.judged], dtype=torch.float64)
         if self.settings.normalize_rewards:
@@ -192,8 +192,7 @@ class RlSteps:
             scores_B = self.rewards_so_far.normalise(scores_B)
         if self.settings.reward_clip:
             scores_B = scores_B.clamp(-self.settings.reward_clip, self.settings.reward_clip)
-        cut_B = torch.tensor([one.finish_reason == "length" for one in completions])
-        credit: Credit = credit_of(self.config, scores_B, answers, cut_B, self.kl.coefficient)
+        credit: Credit = credit_of(self.config, scores_B, answers, self.kl.coefficient)
         answers.scores["advantages"] = credit.advantages_BS.numpy().astype(np.float32)
         figures = {"kl_coefficient": self.kl.coefficient} if self.roles.reference else {}
         if credit.level_groups is not None:

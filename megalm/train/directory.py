@@ -18,10 +18,11 @@ from megalm.config.rlhf import MAY_CHANGE as RLHF_MAY_CHANGE
 from megalm.config.rlhf import RL_TASKS
 from megalm.engine.base import Engine
 from megalm.errors import UserError
+from megalm.lineage.record import FILE_NAME as LINEAGE
 from megalm.model.sequence_head import OUTPUT
 from megalm.tokenizer.load import tokenizer_files
 from megalm.train.callbacks.base import Run
-from megalm.train.lineage import FILE_NAME as LINEAGE
+from megalm.train.lineage import with_start
 from megalm.train.sft import carry_template
 from megalm.train.student import take_teacher_layers
 
@@ -114,7 +115,8 @@ def prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
         if config.tokenizer.path:
             _copy_tokenizer(Path(config.tokenizer.path), directory / "tokenizer")
             carry_template(config, directory / "tokenizer")
-        atomic.write_text(directory / LINEAGE, json.dumps(lineage, indent=1))
+        record = with_start(directory, lineage, run.step, run.layout.describe())
+        atomic.write_text(directory / LINEAGE, json.dumps(record, indent=1))
     dist.barrier()
 
 

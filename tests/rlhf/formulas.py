@@ -19,11 +19,9 @@ def kl(logprob: float, reference: float, estimator: str) -> tuple[float, float]:
     }[estimator]
 
 
-def gae(
-    rewards: Sequence[float], values: Sequence[float], behind: float, gamma: float, lam: float
-) -> list[float]:
+def gae(rewards: Sequence[float], values: Sequence[float], gamma: float, lam: float) -> list[float]:
     """Advantages of one response by the definition: the sum over l of (gamma lam)^l delta_t+l."""
-    following = [*values[1:], behind][: len(values)]
+    following = [*values[1:], 0.0][: len(values)]
     deltas = [r + gamma * n - v for r, v, n in zip(rewards, values, following, strict=True)]
     return [
         sum((gamma * lam) ** (j - t) * deltas[j] for j in range(t, len(deltas))) for t in range(len(deltas))

@@ -142,23 +142,3 @@ def test_a_batch_depends_on_data_seed_and_position_alone(tokenizer, tmp_path):
     assert again.batch(order) == [whole[position] for position in order]
     other = PromptStream(prompts, [1.0], seed=6).batch(range(100))
     assert other != whole
-
-
-def test_the_fingerprint_tells_changed_data(tokenizer, tmp_path):
-    def fingerprint(*records: Any) -> str:
-        return PromptSet(
-            [write(tmp_path / "p.jsonl", list(records))], FIELD, text_writer(tokenizer)
-        ).fingerprint()
-
-    first = fingerprint({"prompt": "a", "answer": 1}, "b")
-    assert fingerprint({"prompt": "a", "answer": 1}, "b") == first
-    assert (
-        len(
-            {
-                first,
-                fingerprint({"prompt": "a", "answer": 2}, "b"),
-                fingerprint("b", {"prompt": "a", "answer": 1}),
-            }
-        )
-        == 3
-    )

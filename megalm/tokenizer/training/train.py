@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,7 +127,7 @@ def train_tokenizer(
             )
             _check_counts(counts, files, min_count)
         made = KINDS[kind].fit(Training(settings, counts, folder, progress))
-        _publish(made, folder / "made", output, settings)
+        _publish(made, folder / "made", output, settings, files)
     tokenizer = load_tokenizer(output)
     if vocab_size is not None and tokenizer.vocab_size < vocab_size:
         logger.warning("the text gave %d tokens of the %d asked for", tokenizer.vocab_size, vocab_size)
@@ -223,12 +224,14 @@ def _check_counts(counts: WordCounts, files: Sequence[Path], min_count: int) -> 
         )
 
 
-def _publish(made: Files, folder: Path, output: Path, settings: Settings) -> None:
+def _publish(made: Files, folder: Path, output: Path, settings: Settings, inputs: Sequence[Path]) -> None:
     """Move the files to `output`; while they replace others, no megalm.json vouches for a mixture."""
     eod_token = KINDS[settings.kind].eod_token
     for name, content in made.items():
         atomic.write_bytes(folder / name, content)
-    metadata = {"kind": settings.kind, "eod_token": eod_token, "hash": load_tokenizer(folder, eod_token).hash}
+    metadata: dict[str, Any] = {"kind": settings.kind, "eod_token": eod_token}
+    metadata["hash"] = load_tokenizer(folder, eod_token).hash
+    metadata["inputs"] = [{"path": str(path.absolute()), "bytes": path.stat().st_size} for path in inputs]
     atomic.write_text(folder / METADATA_NAME, json.dumps(metadata, indent=2) + "\n")
     output.mkdir(parents=True, exist_ok=True)
     for name in (METADATA_NAME, *FILE_NAMES):
