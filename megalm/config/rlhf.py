@@ -35,10 +35,10 @@ class OwnRanks(Section):
         "0: it shares the training's.",
     )
     tensor_model_parallel_size: int | None = Field(
-        None, gt=0, description="TP of its copies; default: the training's."
+        None, gt=0, description="TP of its model; default: the training's."
     )
     pipeline_model_parallel_size: int | None = Field(
-        None, gt=0, description="PP of its copies; default: the training's."
+        None, gt=0, description="PP of its model; default: the training's."
     )
 
     def sizes(self, training: "ParallelConfig") -> tuple[int, int]:
@@ -162,7 +162,7 @@ class PolicyConfig(Section):
     )
 
 
-class CriticConfig(Section):
+class CriticConfig(OwnRanks):
     """`ppo`: the model that foretells rewards."""
 
     load: str | None = Field(
@@ -175,12 +175,6 @@ class CriticConfig(Section):
         0.2, gt=0, description="How far a value may move from the old one in a step's loss."
     )
     warmup_steps: int = Field(0, ge=0, description="First steps in which the critic alone learns.")
-    tensor_model_parallel_size: int | None = Field(
-        None, gt=0, description="TP of the critic; default: the actor's."
-    )
-    pipeline_model_parallel_size: int | None = Field(
-        None, gt=0, description="PP of the critic; default: the actor's."
-    )
 
 
 class FrozenConfig(OwnRanks):

@@ -2,7 +2,7 @@
 
 from megalm.config.divides import divides
 from megalm.config.rewards import ModelRewardConfig
-from megalm.config.rlhf import RL_TASKS
+from megalm.config.rlhf import RL_TASKS, OwnRanks
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
@@ -104,11 +104,20 @@ def _check_layout(config: Config) -> None:
 def _check_ranks(config: Config) -> None:
     """Of roles that have ranks of their own."""
     settings = config.rlhf
-    for name, role in (("rollout", settings.rollout), ("frozen", settings.frozen)):
+    roles: dict[str, OwnRanks] = {
+        "rollout": settings.rollout,
+        "frozen": settings.frozen,
+        "critic": settings.critic,
+    }
+    for name, role in roles.items():
         tensor, pipeline = role.sizes(config.parallel)
         if role.ranks:
             by = f"rlhf.{name}.tensor_model_parallel_size x pipeline_model_parallel_size"
             divides(f"rlhf.{name}.ranks", role.ranks, f"{by} (by default the training's)", tensor * pipeline)
+    if settings.critic.ranks and config.task != "ppo":
+        raise UserError(
+            f"rlhf.critic.ranks {settings.critic.ranks}: task `{config.task}` has no critic: set it to 0"
+        )
     frozen = settings.frozen
     if (frozen.tensor_model_parallel_size or frozen.pipeline_model_parallel_size) and not frozen.ranks:
         raise UserError(

@@ -5,7 +5,7 @@ from megalm.config.rlhf import RL_TASKS, OwnRanks
 from megalm.config.schema import Config, ParallelConfig
 from megalm.errors import UserError
 
-TRAINING, ROLLOUT, FROZEN = "training", "rollout", "frozen"
+TRAINING, ROLLOUT, FROZEN, CRITIC = "training", "rollout", "frozen", "critic"
 
 
 def ranks_by_world(config: Config, world_size: int) -> dict[str, int]:
@@ -45,4 +45,4 @@ def own_parallel(training: ParallelConfig, settings: OwnRanks) -> ParallelConfig
 def _roles(config: Config) -> dict[str, OwnRanks]:
     if config.task not in RL_TASKS:
         return {}
-    return {ROLLOUT: config.rlhf.rollout, FROZEN: config.rlhf.frozen}
+    return {ROLLOUT: config.rlhf.rollout, FROZEN: config.rlhf.frozen, CRITIC: config.rlhf.critic}

@@ -1,27 +1,21 @@
 """The models of reinforcement learning: the actor learns and answers, the critic learns, reward models and reference are frozen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from megalm.checkpoint import load_weights, read_config
-from megalm.checkpoint.metadata import read_tensors
-from megalm.config import Config, data_parallel_size
-from megalm.config.checks import check
-from megalm.config.rewards import ModelRewardConfig
+from megalm.checkpoint.apart import Apart
+from megalm.config import Config
 from megalm.config.rlhf_checks import has_reference
-from megalm.config.schema import ParallelConfig
+from megalm.config.rlhf_ranks import CRITIC, FROZEN
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
-from megalm.errors import UserError
-from megalm.model.sequence_head import OUTPUT
 from megalm.parallel.channel import Channel
-from megalm.parallel.layout import Layout, create_layout
+from megalm.parallel.layout import Layout
+from megalm.rlhf.critic import Critic, CriticApart, load_critic
 from megalm.rlhf.frozen import (
     REFERENCE,
     REWARD,
@@ -33,9 +27,8 @@ from megalm.rlhf.frozen import (
     reward_models,
 )
 from megalm.tokenizer.base import Tokenizer
-from megalm.train.frozen import check_vocabulary, find_frozen
 
-CRITIC, EMA = "critic", "ema"
+EMA = "ema"
 
 
 @dataclass
@@ -43,17 +36,16 @@ class Roles:
     """All engines of a run. critic: of task `ppo`. ema: the moving average of the actor's weights. rewards: by title."""
 
     actor: Engine
-    critic: Engine | None = None
+    critic: Critic | CriticApart | None = None
     reference: ReferenceScore | None = None
     ema: Engine | None = None
     rewards: dict[str, Score] = field(default_factory=dict)
 
     @property
-    def companions(self) -> dict[str, Engine]:
+    def companions(self) -> dict[str, Engine | Apart]:
         """What a checkpoint holds beside the actor."""
-        return {
-            name: engine for name, engine in ((CRITIC, self.critic), (EMA, self.ema)) if engine is not None
-        }
+        found: dict[str, Engine | Apart] = {CRITIC: self.critic.engine} if self.critic else {}
+        return found | ({EMA: self.ema} if self.ema is not None else {})
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -78,15 +70,21 @@ def _pairs(one: Engine, other: Engine) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def load_roles(
-    config: Config, layout: Layout, tokenizer: Tokenizer, actor: Engine, fresh: bool, frozen: Channel | None
+    config: Config,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    actor: Engine,
+    fresh: bool,
+    apart: Mapping[str, Channel],
 ) -> tuple[Roles, list[str]]:
     """Build what the actor's run needs beside it, and say what there is to know. Collective.
 
-    fresh: the run begins, so that the critic takes the weights of a checkpoint. frozen: to the world that has the frozen models,
-    where that is another one. Raises UserError, naming the role, for a checkpoint
+    fresh: the run begins, so that the critic takes the weights of a checkpoint. apart: to the worlds of roles that have ranks of
+    their own. Raises UserError, naming the role, for a checkpoint
     that is none, of another tokenizer, or that the layout does not divide.
     """
     roles, notices = Roles(actor), []
+    frozen, critic = apart.get(FROZEN), apart.get(CRITIC)
     if frozen is not None:
         roles.rewards = {
             one.title: partial(frozen.call, f"{REWARD} {one.title}") for one in reward_models(config)
@@ -101,8 +99,9 @@ def load_roles(
         else:
             roles.reference = load_reference(config, layout, tokenizer)
     if config.task == "ppo":
-        roles.critic, told = _load_critic(config, layout, tokenizer, fresh)
-        notices += told
+        roles.critic = CriticApart(critic) if critic else load_critic(config, layout, tokenizer)
+        if fresh:
+            notices += roles.critic.begin()
     if config.rlhf.policy.ema_decay:
         own = config.model_copy(deep=True)
         own.engine, own.parallel.zero_stage = "megatron", 0
@@ -112,54 +111,3 @@ def load_roles(
         for chunk in roles.ema.chunks:
             chunk.requires_grad_(False)
     return roles, notices
-
-
-def _load_critic(
-    config: Config, layout: Layout, tokenizer: Tokenizer, fresh: bool
-) -> tuple[Engine, list[str]]:
-    path = config.rlhf.critic.load or next(
-        (reward.checkpoint for reward in config.rlhf.rewards if isinstance(reward, ModelRewardConfig)),
-        config.run.load,
-    )
-    checkpoint = find_frozen(str(path), CRITIC)
-    check_vocabulary(config, tokenizer, CRITIC, checkpoint)
-    settings = _critic_config(config, checkpoint)
-    own = _layout_of(settings.parallel, layout, config.run.seed)
-    engine = build_engine(settings, own)
-    if not fresh:
-        return engine, []
-    load_weights(engine, checkpoint)
-    has_head = OUTPUT in read_tensors(checkpoint)
-    return engine, [] if has_head else [f"the {CRITIC} {path} has no sequence head: this one's is new"]
-
-
-def _critic_config(run: Config, checkpoint: Path) -> Config:
-    stored, settings = read_config(checkpoint), run.rlhf.critic
-    config = run.model_copy(deep=True)
-    config.task, config.model = "reward", stored.model
-    config.model.vocab_size = run.model.vocab_size
-    config.model.sequence_head.outputs = 1
-    config.lora.rank = 0
-    config.train.freeze, config.train.train_last_layers = [], None
-    config.optimizer.lr = settings.lr or run.optimizer.lr
-    config.optimizer.min_lr = run.optimizer.min_lr * config.optimizer.lr / run.optimizer.lr
-    parallel = config.parallel
-    parallel.tensor_model_parallel_size = (
-        settings.tensor_model_parallel_size or parallel.tensor_model_parallel_size
-    )
-    if settings.pipeline_model_parallel_size:
-        parallel.pipeline_model_parallel_size = settings.pipeline_model_parallel_size
-        parallel.virtual_pipeline_model_parallel_size, parallel.pipeline_layers = 1, None
-    if parallel.tensor_model_parallel_size == 1:
-        parallel.sequence_parallel = False
-    try:
-        check(config)
-        data_parallel_size(config, dist.get_world_size())
-    except UserError as error:
-        raise UserError(f"the {CRITIC} {checkpoint} under this run's layout: {error}") from None
-    return config
-
-
-def _layout_of(parallel: ParallelConfig, actor: Layout, seed: int) -> Layout:
-    """The actor's layout where it is the same; else one more over the same ranks."""
-    return actor if parallel == actor.config else create_layout(parallel, seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 from megalm.checkpoint import find_checkpoint, newest_intact, read_config, tokenizer_of
 from megalm.config import Config
-from megalm.config.rlhf_ranks import FROZEN, ROLLOUT
+from megalm.config.rlhf_ranks import ROLLOUT
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.generate.chat import trained_template
@@ -67,9 +67,7 @@ def main(config: Config) -> dict[str, Any]:
         if checkpoint is None or config.lora.rank:
             notices += first_weights(run, engine, has_checkpoint=checkpoint is not None)
         apart = channels(world)
-        roles, told = load_roles(
-            config, layout, tokenizer, engine, fresh=checkpoint is None, frozen=apart.get(FROZEN)
-        )
+        roles, told = load_roles(config, layout, tokenizer, engine, checkpoint is None, apart)
         notices += told
         if checkpoint is None:
             roles.begin_average()

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import torch
+
 from megalm.config import Config
 from megalm.config.rlhf_checks import has_reference
-from megalm.config.rlhf_ranks import FROZEN, ROLLOUT, own_parallel, ranks_by_world
+from megalm.config.rlhf_ranks import CRITIC, FROZEN, ROLLOUT, own_parallel, ranks_by_world
 from megalm.engine.build import build_engine
 from megalm.engine.transfer import WeightTransfer
 from megalm.parallel.channel import Channel
-from megalm.parallel.layout import Layout, create_layout, init_process_group
+from megalm.parallel.layout import create_layout, init_process_group
 from megalm.parallel.worlds import World, find_world
 from megalm.rlhf.copies import Copies, rollout_config
+from megalm.rlhf.critic import load_critic
 from megalm.rlhf.frozen import REFERENCE, REWARD, load_reference, load_rewards
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.run import world_size
@@ -45,14 +48,12 @@ def channels(world: World | None) -> dict[str, Channel]:
 
 def serve(config: Config, tokenizer: Tokenizer, world: World) -> None:
     """Do what the training asks of this process's role until it ends. SIGTERM is left to the training's ranks, which save first."""
-    make = {ROLLOUT: _write, FROZEN: _judge}[world.name]
-    layout_config = own_parallel(config.parallel, getattr(config.rlhf, world.name))
-    layout = create_layout(layout_config, config.run.seed)
-    with StopRequest(layout.device):
-        make(config, tokenizer, world, layout)
+    with StopRequest(torch.device("cpu")):
+        {ROLLOUT: _write, FROZEN: _judge, CRITIC: _learn}[world.name](config, tokenizer, world)
 
 
-def _write(config: Config, tokenizer: Tokenizer, world: World, layout: Layout) -> None:
+def _write(config: Config, tokenizer: Tokenizer, world: World) -> None:
+    layout = create_layout(own_parallel(config.parallel, config.rlhf.rollout), config.run.seed)
     engine = build_engine(rollout_config(config), layout, train=False)
     channel = Channel(world, ROLLOUT)
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
@@ -60,11 +61,17 @@ def _write(config: Config, tokenizer: Tokenizer, world: World, layout: Layout) -
     channel.serve({"write": Copies(engine, config, tokenizer, transfer)})
 
 
-def _judge(config: Config, tokenizer: Tokenizer, world: World, layout: Layout) -> None:
+def _judge(config: Config, tokenizer: Tokenizer, world: World) -> None:
     own = config.model_copy(deep=True)
-    own.parallel = layout.config
+    own.parallel = own_parallel(config.parallel, config.rlhf.frozen)
+    layout = create_layout(own.parallel, config.run.seed)
     rewards = load_rewards(own, layout, tokenizer)
     handlers: dict[str, Callable[..., Any]] = {f"{REWARD} {title}": score for title, score in rewards.items()}
     if has_reference(config):
         handlers[REFERENCE] = load_reference(own, layout, tokenizer)
     Channel(world, FROZEN).serve(handlers)
+
+
+def _learn(config: Config, tokenizer: Tokenizer, world: World) -> None:
+    critic = load_critic(config, None, tokenizer)
+    critic.serve(Channel(world, CRITIC))

@@ -10,7 +10,7 @@ from megalm.checkpoint import CheckpointWriter
 from megalm.config import load_config
 from megalm.engine.megatron import MegatronEngine
 from megalm.launch import guard
-from megalm.rlhf import steps
+from megalm.rlhf import critic
 from megalm.rlhf.copies import Copies
 from megalm.rlhf.rollout import Rollout
 from tests.rlhf.runs import learn
@@ -19,7 +19,7 @@ from tests.rlhf.runs import learn
 PHASES: dict[str, tuple[Any, str, int]] = {
     "write": (Copies, "__call__", 1),
     "generate": (Rollout, "answer", 1),
-    "score": (steps, "token_values", 1),
+    "score": (critic, "token_values", 1),
     "train": (MegatronEngine, "step", 8 + 3),
     "save": (CheckpointWriter, "_publish", 1),
 }

@@ -18,12 +18,13 @@ from tests.rlhf.runs import (
     rl_config,
     step_lines,
 )
-from tests.rlhf.test_steps import GAP, PP2, TP2, ZERO, assert_same_curve
+from tests.rlhf.test_steps import CRITIC_TP, GAP, PP2, TP2, ZERO, assert_same_curve
 
 ROLLOUT = "rlhf.rollout.ranks={}".format
 FROZEN = "rlhf.frozen.ranks={}".format
 ROLLOUT_TP = "rlhf.rollout.tensor_model_parallel_size={}".format
 ROLLOUT_PP = "rlhf.rollout.pipeline_model_parallel_size={}".format
+CRITIC = "rlhf.critic.ranks={}".format
 FROZEN_TP = "rlhf.frozen.tensor_model_parallel_size={}".format
 LORA = ("lora.rank=4", "lora.alpha=8")
 APART: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -32,7 +33,10 @@ APART: dict[str, tuple[int, tuple[str, ...]]] = {
     "trains on DP2 with ZeRO-1, answers on PP2": (4, (ZERO(1), ROLLOUT(2), ROLLOUT_PP(2))),
     "DeepSpeed, answers apart": (3, ("engine=deepspeed", ZERO(2), ROLLOUT(1))),
     "frozen models apart, at rest": (2, (FROZEN(1), "rlhf.offload_frozen=true")),
-    "trains on PP2, all others apart": (
+    "critic apart": (2, (CRITIC(1),)),
+    "trains on TP2, critic on DP2 with ZeRO-1": (4, (TP2, ZERO(1), CRITIC(2), CRITIC_TP(1))),
+    "all apart": (4, (ROLLOUT(1), FROZEN(1), CRITIC(1))),
+    "trains on PP2, answers and frozen models apart": (
         4,
         (
             PP2,
@@ -96,10 +100,10 @@ def test_adapters_pass_to_copies_apart(tmp_path: Path, folder: Path) -> None:
 
 
 def test_a_run_with_roles_apart_goes_on_and_also_without(tmp_path: Path, folder: Path, alone: Any) -> None:
-    roles = (ROLLOUT(1), FROZEN(1))
-    learn_apart(3, ppo(tmp_path / "whole", folder, *roles))
+    roles = (ROLLOUT(1), FROZEN(1), CRITIC(1))
+    learn_apart(4, ppo(tmp_path / "whole", folder, *roles))
     for _ in range(2):
-        learn_apart(3, ppo(tmp_path / "parts", folder, *roles, "train.exit_after_steps=1"))
+        learn_apart(4, ppo(tmp_path / "parts", folder, *roles, "train.exit_after_steps=1"))
     learn_in_world(1, ppo(tmp_path / "parts", folder))
     assert step_lines(tmp_path / "parts") == step_lines(tmp_path / "whole")
     for name in (".", "critic"):
@@ -132,6 +136,7 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(
         ((ROLLOUT(1), TP2), "rlhf.rollout.ranks 1 is not a multiple of .* 2"),
         ((FROZEN_TP(2),), "set rlhf.frozen.ranks"),
         ((FROZEN(1), "rlhf.kl.coefficient=0"), "no frozen model to put there"),
+        ((CRITIC(1),), "task `grpo` has no critic"),
     ],
 )
 def test_roles_that_cannot_have_their_ranks_are_refused(
