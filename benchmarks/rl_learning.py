@@ -92,11 +92,10 @@ def configuration(task: str, algorithm: str, folder: Path, samples: int) -> dict
         "task": algorithm,
         "run": {"load": str(folder / "sft")},
         "model": MODEL,
-        "batch": {"seq_length": 32, "micro_batch_size": 128, "global_batch_size": 128},
+        "batch": {"seq_length": 16, "micro_batch_size": 128, "global_batch_size": 128},
         "optimizer": {
-            "lr": 3e-4,
-            "min_lr": 3e-4,
-            "schedule": "constant",
+            "lr": 1e-4,
+            "min_lr": 5e-6,
             "warmup_steps": 5,
             "weight_decay": 0.0,
             "adam_beta2": 0.99,
@@ -107,8 +106,10 @@ def configuration(task: str, algorithm: str, folder: Path, samples: int) -> dict
             "prompts": [{"path": str(folder / "prompts.jsonl")}],
             "eval_prompts": [{"path": str(folder / "held_out.jsonl")}],
             "rewards": [TASKS[task].reward],
-            "kl": {"coefficient": 0.0 if grouped else 0.005},
-            "critic": {"lr": 1e-3},
+            "kl": {"coefficient": 0.0},  # nothing to please but the rule
+            # without the bonus some sums are never answered any more, and what is never tried is never rewarded
+            "policy": {"entropy_coefficient": 0.02} | ({"clip_high": 0.28} if grouped else {"epochs": 2}),
+            "critic": {"lr": 3e-4},
             "rollout": {
                 "prompts_per_step": PROMPTS if grouped else PROMPTS * GROUP,
                 "responses_per_prompt": GROUP if grouped else 1,
