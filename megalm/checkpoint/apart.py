@@ -48,7 +48,8 @@ def handlers(engine: Engine) -> dict[str, Callable[..., Any]]:
 
 
 def _save(engine: Engine, folder: Path) -> dict[str, str]:
-    part, digests = plan_part(engine, folder, TENSORS), {}
+    part = plan_part(engine, folder, TENSORS)
+    digests: dict[str, str] = {}
     error = None
     try:
         write_part(part, digests)

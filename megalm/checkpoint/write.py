@@ -130,7 +130,8 @@ class CheckpointWriter:
         self.newest_step = step
 
     def _plan(self, step: int, temporary: Path, best: int | None) -> _Save:
-        parts, digests = [plan_part(self.engine, temporary, TENSORS)], {}
+        parts = [plan_part(self.engine, temporary, TENSORS)]
+        digests: dict[str, str] = {}
         for name, engine in self.companions.items():
             if isinstance(engine, Apart):
                 written = engine.save(temporary / name)

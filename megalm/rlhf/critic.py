@@ -1,6 +1,8 @@
 """The critic of task `ppo`: it foretells rewards, on the ranks that train the actor or on some of its own."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -51,9 +53,12 @@ class Critic:
 
     def serve(self, channel: Channel) -> None:
         """Do what a `CriticApart` asks until it ends."""
-        channel.serve(
-            {"begin": self.begin, "values": self.values, "learn": self.learn} | handlers(self.engine)
-        )
+        own: dict[str, Callable[..., Any]] = {
+            "begin": self.begin,
+            "values": self.values,
+            "learn": self.learn,
+        }
+        channel.serve(own | handlers(self.engine))
 
 
 class CriticApart:
