@@ -34,6 +34,7 @@ setup(
         "megalm.tokenizer": ["templates/*.jinja"],
         "megalm.corpus": ["templates/*.jinja"],
         "megalm.html": ["templates/*.jinja"],
+        "megalm.report": ["templates/*.jinja"],
         "megalm.corpus.bias": ["lists/*.yaml"],
     },
     python_requires=">=3.10",

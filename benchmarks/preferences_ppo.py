@@ -116,7 +116,7 @@ def configuration(work: Path, steps: int, target: float, seed: int) -> Any:
             "rlhf": {
                 "prompts": [{"path": str(work / "prompts_train.jsonl")}],
                 "eval_prompts": [{"path": str(work / "prompts_valid.jsonl")}],
-                "rewards": [{"name": "model", "checkpoint": str(reward)}],
+                "rewards": [{"name": "model", "checkpoint": str(reward), "mean": 0.0, "std": 1.0}],
                 "kl": {"coefficient": 0.05, "target": target, "horizon": 1000},
                 "critic": {"lr": 3e-4},
                 "policy": {"epochs": 2},

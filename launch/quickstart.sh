@@ -18,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 heading() { printf '\n=== %s\n' "$*"; }
 
-heading "1/18 environment"
+heading "1/19 environment"
 bash launch/setup_env.sh corpus quantize
 bin=${MEGALM_VENV:-.venv}/bin
 
@@ -45,26 +45,26 @@ PYTHON
 )
 echo "trained in $dtype"
 
-heading "2/18 pages: Python's documentation, crawled from its own server on this machine"
+heading "2/19 pages: Python's documentation, crawled from its own server on this machine"
 rm -rf "$work/pages.warc.gz" "$work/corpus" "$work/strict" "$work/documents.jsonl" "$work/tokenizer" "$work/data" "$work/run" "$work/sft" "$work/kinds" "$work/reward" "$work/dpo" "$work/ppo" "$work/hf" "$work/small"
 "$bin/python" launch/quickstart_pages.py "$work/pages.warc.gz" --max-pages "$pages"
 
-heading "3/18 corpus: their text, cleaned and without duplicates; and what rules made for prose would leave of it"
+heading "3/19 corpus: their text, cleaned and without duplicates; and what rules made for prose would leave of it"
 for recipe in pydoc=corpus pydoc_strict=strict; do
     "$bin/megalm" corpus build "configs/corpus/${recipe%=*}.yaml" "sources.0.path=$work/pages.warc.gz" \
         "output=$work/${recipe#*=}" --workers 2
 done
 
-heading "4/18 text: the standard library's docstrings and sources"
+heading "4/19 text: the standard library's docstrings and sources"
 "$bin/python" launch/quickstart_text.py "$work/documents.jsonl" --max-bytes "$text_bytes"
 
 text=("$work/corpus/documents" "$work/documents.jsonl")
 
-heading "5/18 tokenizer: byte-level BPE, 4096 tokens, and how well it does on the pages"
+heading "5/19 tokenizer: byte-level BPE, 4096 tokens, and how well it does on the pages"
 "$bin/megalm" tokenizer train "${text[@]}" --vocab-size 4096 --output "$work/tokenizer"
 "$bin/megalm" tokenizer info "$work/tokenizer" "$work/corpus/documents"
 
-heading "6/18 dataset: token files for training, validation and test"
+heading "6/19 dataset: token files for training, validation and test"
 "$bin/megalm" dataset build "${text[@]}" --tokenizer "$work/tokenizer" \
     --output-prefix "$work/data/stdlib" --workers 2
 
@@ -72,14 +72,14 @@ train=("$bin/megalm" train configs/pretrain/quickstart.yaml --nproc 2
     "run.dir=$work/run" "tokenizer.path=$work/tokenizer" "train.steps=$steps" "precision.dtype=$dtype"
     "data.train=[{path: \"$work/data/stdlib_train\"}]" "data.valid=[{path: \"$work/data/stdlib_valid\"}]")
 
-heading "7/18 plan: what each process will need, told without starting any"
+heading "7/19 plan: what each process will need, told without starting any"
 "$bin/megalm" plan configs/pretrain/quickstart.yaml --nodes 1 --gpus-per-node 2 --device cpu \
     "tokenizer.path=$work/tokenizer" parallel.tensor_model_parallel_size=2
 
-heading "8/18 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
+heading "8/19 pretraining on two processes that share each matrix (TP 2), stopped after $stop of $steps steps"
 "${train[@]}" parallel.tensor_model_parallel_size=2 "train.exit_after_steps=$stop"
 
-heading "9/18 the same run goes on under other layouts, and under another engine"
+heading "9/19 the same run goes on under other layouts, and under another engine"
 go_on() { # steps, then the layout
     echo "--- ${*:2}"
     "${train[@]}" --resume parallel.tensor_model_parallel_size=1 "train.exit_after_steps=$1" "${@:2}"
@@ -87,13 +87,13 @@ go_on() { # steps, then the layout
 go_on "$hop" parallel.context_parallel_size=2                                                           # shared sequences
 go_on "$hop" parallel.pipeline_model_parallel_size=2 parallel.virtual_pipeline_model_parallel_size=2     # interleaved pipeline
 go_on "$hop" engine=deepspeed parallel.zero_stage=3                                                     # everything sharded
-heading "10/18 and to its end as two copies with a sharded optimizer (DP 2, ZeRO-1)"
+heading "10/19 and to its end as two copies with a sharded optimizer (DP 2, ZeRO-1)"
 go_on "$steps" parallel.zero_stage=1
 
-heading "11/18 text from the model"
+heading "11/19 text from the model"
 "$bin/megalm" generate "$work/run" --prompt "def " --max-new-tokens 100 --temperature 0.8 --top-k 50
 
-heading "12/18 fine-tuning on questions about the library with answers from its docstrings (TP 2), and an answer"
+heading "12/19 fine-tuning on questions about the library with answers from its docstrings (TP 2), and an answer"
 questions="$work/questions.jsonl"
 "$bin/python" launch/quickstart_questions.py "$questions"
 "$bin/megalm" dataset build "$questions" --chat auto --chat-template alpaca --max-length 256 --max-rejected 0.5 \
@@ -104,14 +104,14 @@ base=("run.load=$work/run" "tokenizer.path=$work/tokenizer" "precision.dtype=$dt
     'samples.prompts=[{prompt: "What is the function shutil.copytree for?"}]' samples.max_new_tokens=40
 echo "What is the function shutil.copytree for?" | "$bin/megalm" chat "$work/sft" --max-new-tokens 40 --top-p 0.9
 
-heading "13/18 a classifier: is it a function or a class that a docstring describes?"
+heading "13/19 a classifier: is it a function or a class that a docstring describes?"
 "$bin/megalm" dataset build-labelled "$questions" --text-key output --label-key kind --tokenizer "$work/tokenizer" \
     --output-prefix "$work/data/kinds"
 "$bin/megalm" train configs/finetune/classify.yaml --nproc 2 "run.dir=$work/kinds" "${base[@]}" optimizer.warmup_steps=5 batch.micro_batch_size=16 \
     "data.train=[{path: \"$work/data/kinds_train\"}]" "data.valid=[{path: \"$work/data/kinds_valid\"}]"
 "$bin/megalm" classify "$work/kinds" --text "Return a copy of the list." --text "A dictionary that remembers its order."
 
-heading "14/18 preferences: a reward model learns to tell a docstring from its words in disorder"
+heading "14/19 preferences: a reward model learns to tell a docstring from its words in disorder"
 "$bin/python" launch/quickstart_preferences.py "$questions" "$work"
 "$bin/megalm" dataset build-preferences "$work/preferences.jsonl" --chat-template alpaca --max-length 256 --max-rejected 0.5 \
     --tokenizer "$work/tokenizer" --output-prefix "$work/data/pairs" --splits 9,1
@@ -119,25 +119,30 @@ aligned=("run.load=$work/sft" "tokenizer.path=$work/tokenizer" "precision.dtype=
 pairs=("data.train=[{path: \"$work/data/pairs_train\"}]" "data.valid=[{path: \"$work/data/pairs_valid\"}]")
 "$bin/megalm" train configs/align/reward.yaml --nproc 2 "run.dir=$work/reward" "${aligned[@]}" "${pairs[@]}"
 
-heading "15/18 direct preference optimisation of the answering model on the same pairs"
+heading "15/19 direct preference optimisation of the answering model on the same pairs"
 "$bin/megalm" train configs/align/dpo.yaml --nproc 2 "run.dir=$work/dpo" "dpo.cache=$work/data/reference" "${aligned[@]}" "${pairs[@]}"
 
-heading "16/18 and PPO: it answers, the reward model judges, actor (TP 2) and critic (two copies) learn"
+heading "16/19 and PPO: it answers, the reward model judges, actor (TP 2) and critic (two copies) learn"
 "$bin/megalm" train configs/align/ppo.yaml --nproc 2 parallel.tensor_model_parallel_size=2 rlhf.critic.tensor_model_parallel_size=1 \
     "run.dir=$work/ppo" "run.load=$work/sft" "rlhf.prompts=[{path: \"$work/prompts.jsonl\"}]" \
     "rlhf.eval_prompts=[{path: \"$work/prompts_held_out.jsonl\"}]" rlhf.rewards.0.checkpoint="$work/reward" \
     "train.steps=$learn" "train.eval_interval=$learn" "precision.dtype=$dtype"
 
-heading "17/18 the answering model in the form of Hugging Face's LLaMA"
+heading "17/19 the answering model in the form of Hugging Face's LLaMA"
 "$bin/megalm" convert "$work/sft" "$work/hf" --no-check
 
 methods=(--method int8 --method wanda:0.5 --method drop:1)
 if [ "$dtype" = bf16 ]; then methods+=(--method bf16); fi
-heading "18/18 smaller: fewer bits, fewer weights, fewer layers, and what each costs"
+heading "18/19 smaller: fewer bits, fewer weights, fewer layers, and what each costs"
 "$bin/megalm" compress compare "$work/run" "$work/small" "${methods[@]}" \
     --calibration "$work/data/stdlib_train" --held-out "$work/data/stdlib_valid" --held-out-samples 16 --plot "$work/small.png"
 
+heading "19/19 reports: the pretraining and the PPO run side by side, and a model card"
+"$bin/megalm" report "$work/run" "$work/ppo" --output "$work/report.html"
+"$bin/megalm" report "$work/ppo" --card "$work/model_card.md"
+
 heading "done"
+echo "report     $work/report.html, $work/ppo/report.html, $work/model_card.md"
 echo "run        $work/run (config.yaml, metrics.jsonl, checkpoints, learning curve)"
 echo "corpus     $work/corpus (report.html; megalm corpus show $work/corpus)"
 echo "tokenizer  $work/tokenizer"

@@ -21,10 +21,11 @@ from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
 from megalm.cli_generate import chat, embed, generate
 from megalm.cli_lineage import lineage
-from megalm.cli_model import Nproc, print_json, start_world
+from megalm.cli_model import Checkpoint, Nproc, print_json, start_world
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
 from megalm.cli_preferences import build_preferences, score
+from megalm.cli_report import report
 from megalm.cli_tokenizer import tokenizer_app
 from megalm.errors import UserError
 
@@ -61,6 +62,7 @@ app.command("chat")(chat)
 app.command("embed")(embed)
 app.command("classify")(classify)
 app.command("score")(score)
+app.command("report")(report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,9 +215,7 @@ def bench(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
-    ],
+    checkpoint: Checkpoint,
     step: Annotated[
         str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the newest.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from megalm import atomic, launch
-from megalm.cli_model import start_world
+from megalm.cli_model import Checkpoint, DType, Nproc, PipelineParallel, Step, TensorParallel, start_parts
 from megalm.cli_options import AsJson, Overwrite, TokenizerOption
 from megalm.errors import UserError
 
@@ -60,9 +60,7 @@ def build_labelled(
 
 def classify(
     context: typer.Context,
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
-    ],
+    checkpoint: Checkpoint,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -86,15 +84,11 @@ def classify(
         Path | None, typer.Option("--output", "-o", help="Write the predictions there as JSON lines.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts of one forward pass.")] = 32,
-    step: Annotated[
-        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the last good one.")
-    ] = None,
-    tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
-    pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
-    nproc: Annotated[
-        int | None, typer.Option("--nproc", min=1, help="Start this many processes on this machine.")
-    ] = None,
+    step: Step = None,
+    tensor_model_parallel_size: TensorParallel = 1,
+    pipeline_model_parallel_size: PipelineParallel = 1,
+    dtype: DType = "fp32",
+    nproc: Nproc = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict the labels of texts with a classifier.
@@ -119,9 +113,7 @@ def classify(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         dtype=dtype,
     )
-    if nproc is not None and nproc > 1 and not launch.in_world():
-        request.check_world_size(nproc)
-        start_world(context, nproc)
+    start_parts(context, request, nproc)
     from megalm.generate import classify as prediction
 
     result = prediction.main(request)

@@ -1,11 +1,10 @@
 """The commands `megalm generate`, `megalm chat` and `megalm embed`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from megalm import launch
 from megalm.cli_model import (
     Checkpoint,
     DType,
@@ -15,7 +14,7 @@ from megalm.cli_model import (
     TensorParallel,
     print_json,
     read_lines,
-    start_world,
+    start_parts,
 )
 from megalm.cli_options import AsJson
 from megalm.errors import UserError
@@ -121,7 +120,7 @@ def generate(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         dtype=dtype,
     )
-    _start(context, request, nproc)
+    start_parts(context, request, nproc)
     from megalm.generate import run
 
     print_json(run.main(request, show=not as_json), as_json)
@@ -155,7 +154,7 @@ def chat(
 ) -> None:
     """Talk with a model that was trained on chats: a line of standard input is a turn.
 
-    The line /forget begins anew.
+    The line /forget begins anew; Ctrl-C stops the answer that is being written, at the prompt it ends the conversation.
     """
     from megalm.generate.request import ChatRequest
 
@@ -179,17 +178,10 @@ def chat(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         dtype=dtype,
     )
-    _start(context, request, nproc)
+    start_parts(context, request, nproc, interactive=True)
     from megalm.generate import chat as conversation
 
     print_json(conversation.main(request, show=not as_json), as_json)
-
-
-def _start(context: typer.Context, request: Any, nproc: int | None) -> None:
-    """Hand over to `nproc` processes; where this is one of them, or alone, go on."""
-    if nproc is not None and not launch.in_world():
-        request.check_world_size(nproc)
-        start_world(context, nproc)
 
 
 def _biases(given: list[str]) -> dict[int, float]:
@@ -205,9 +197,7 @@ def _biases(given: list[str]) -> dict[int, float]:
 
 def embed(
     context: typer.Context,
-    checkpoint: Annotated[
-        str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
-    ],
+    checkpoint: Checkpoint,
     text: Annotated[list[str] | None, typer.Option(help="Text to embed; may be given several times.")] = None,
     file: Annotated[Path | None, typer.Option(help="UTF-8 file with one text a line.")] = None,
     output: Annotated[
@@ -215,12 +205,10 @@ def embed(
     ] = None,
     normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.")] = True,
     batch_size: Annotated[int, typer.Option(help="Texts of one forward pass.")] = 32,
-    step: Annotated[
-        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the last good one.")
-    ] = None,
-    tensor_model_parallel_size: Annotated[int, typer.Option(help="Ranks that share each matrix.")] = 1,
-    pipeline_model_parallel_size: Annotated[int, typer.Option(help="Stages that share the layers.")] = 1,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp64.")] = "fp32",
+    step: Step = None,
+    tensor_model_parallel_size: TensorParallel = 1,
+    pipeline_model_parallel_size: PipelineParallel = 1,
+    dtype: DType = "fp32",
     nproc: Nproc = None,
     as_json: AsJson = False,
 ) -> None:
@@ -240,7 +228,7 @@ def embed(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         dtype=dtype,
     )
-    _start(context, request, nproc)
+    start_parts(context, request, nproc)
     from megalm.generate import embed as embedding
 
     result = embedding.main(request, output)

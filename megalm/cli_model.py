@@ -3,12 +3,15 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megalm import launch
 from megalm.errors import UserError
+
+if TYPE_CHECKING:
+    from megalm.generate.request import ModelRequest
 
 Checkpoint = Annotated[
     str, typer.Argument(help="Run directory, or one of its checkpoints.", metavar="CHECKPOINT")
@@ -24,10 +27,21 @@ Nproc = Annotated[
 ]
 
 
-def start_world(context: typer.Context, nproc: int) -> None:
+def start_world(context: typer.Context, nproc: int, interactive: bool = False) -> None:
     """Hand this same command, less `--nproc`, to `nproc` processes and end with their exit code; one needs no launcher."""
     if nproc > 1:
-        raise typer.Exit(launch.run_local(_without_nproc(context.obj), nproc))
+        raise typer.Exit(launch.run_local(_without_nproc(context.obj), nproc, interactive))
+
+
+def start_parts(
+    context: typer.Context, request: "ModelRequest", nproc: int | None, interactive: bool = False
+) -> None:
+    """Hand over to `nproc` processes, if they can run the model; where this is one of them, or alone, go on."""
+    if nproc is not None and not launch.in_world():
+        from megalm.generate.candidates import check_layout
+
+        check_layout(request, nproc)
+        start_world(context, nproc, interactive)
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

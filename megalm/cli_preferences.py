@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from megalm import atomic, launch
-from megalm.cli_model import Checkpoint, DType, Nproc, PipelineParallel, Step, TensorParallel, start_world
+from megalm import atomic
+from megalm.cli_model import Checkpoint, DType, Nproc, PipelineParallel, Step, TensorParallel, start_parts
 from megalm.cli_options import AsJson, Overwrite, TokenizerOption
 
 TemplateOption = Annotated[
@@ -106,9 +106,7 @@ def score(
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         dtype=dtype,
     )
-    if nproc is not None and not launch.in_world():
-        request.check_world_size(nproc)
-        start_world(context, nproc)
+    start_parts(context, request, nproc)
     from megalm.generate import score as scoring
 
     result = scoring.main(request)

@@ -41,22 +41,23 @@ _CONNECTION_LOSS = re.compile(
 _CONNECTION_ERRORS = {"DistBackendError", "DistNetworkError", "DistStoreError"}
 
 
-def run_local(argv: Sequence[str], nproc: int) -> int:
+def run_local(argv: Sequence[str], nproc: int, interactive: bool = False) -> int:
     """Run `megalm ARGV` as `nproc` ranks on this machine and return the exit code for the shell.
 
     Rank 0 reads this process's input, and its output passes through; of the others only the first failing rank's error is
     shown. 0: every rank ended well; 1: a rank failed; 2: the cause was a UserError; 128 + signal where this process was told
     to stop and a rank did not end well (Ctrl-C: 130). A rank that trains takes SIGTERM as a request to save and end well.
+    interactive: what Ctrl-C means is left to the ranks each time, not the first time alone.
     """
-    return supervise([sys.executable, "-m", "megalm", *argv], nproc)
+    return supervise([sys.executable, "-m", "megalm", *argv], nproc, interactive)
 
 
-def supervise(command: Sequence[str], nproc: int) -> int:
+def supervise(command: Sequence[str], nproc: int, interactive: bool = False) -> int:
     """Run `command` as `nproc` ranks, as `run_local` does for megalm's own commands."""
     with tempfile.TemporaryDirectory(prefix="megalm-") as error_dir, _StopRequest() as stop:
         world = _World(command, nproc, Path(error_dir))
         try:
-            return world.wait(stop)
+            return world.wait(stop, interactive)
         finally:
             world.kill()
 
@@ -179,13 +180,14 @@ class _World:
             self.kill()
             raise
 
-    def wait(self, stop: "_StopRequest") -> int:
+    def wait(self, stop: "_StopRequest", interactive: bool) -> int:
         """Follow the ranks until all have ended, and say what became of them as an exit code."""
         while not self._failed():
             if all(child.process.poll() == 0 for child in self.children):
                 return 0
             if stop.pending():
-                if stop.number is not None:  # asked twice: no more patience
+                patient = interactive and stop.next() == signal.SIGINT
+                if stop.number is not None and not patient:  # asked twice
                     break
                 self._signal(stop.take())
             time.sleep(POLL_SECONDS)
@@ -279,6 +281,10 @@ class _StopRequest:
 
     def pending(self) -> bool:
         return bool(self._received)
+
+    def next(self) -> int:
+        """The oldest signal not taken yet, left there."""
+        return self._received[0]
 
     def take(self) -> int:
         """The oldest signal not taken yet."""

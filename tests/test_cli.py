@@ -64,6 +64,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ["doctor"],
         ["plan"],
         ["bench"],
+        ["report"],
     ],
 )
 def test_help_loads_nothing_heavy(command):
@@ -122,7 +123,7 @@ def test_impossible_layout_is_refused_before_any_process_starts(capsys, config, 
 
 def test_nproc_hands_the_same_command_to_so_many_processes(config, monkeypatch):
     started = []
-    monkeypatch.setattr(launch, "run_local", lambda argv, nproc: started.append((argv, nproc)) or 7)
+    monkeypatch.setattr(launch, "run_local", lambda argv, nproc, *_: started.append((argv, nproc)) or 7)
     assert cli.main(["train", config, "--nproc", "2", "run.seed=5", "--resume", "--json"]) == 7
     assert cli.main(["train", config, "--nproc=4", "run.seed=5"]) == 7
     assert started == [

@@ -62,7 +62,7 @@ def test_bench_refuses_an_impossible_layout_before_any_process_starts(capsys, co
 
 def test_bench_hands_the_same_command_to_so_many_processes(config, monkeypatch):
     started = []
-    monkeypatch.setattr(launch, "run_local", lambda argv, nproc: started.append((argv, nproc)) or 7)
+    monkeypatch.setattr(launch, "run_local", lambda argv, nproc, *_: started.append((argv, nproc)) or 7)
     assert cli.main(["bench", config, "--nproc", "2", "--steps", "5", "--json"]) == 7
     assert started == [(["bench", config, "--steps", "5", "--json"], 2)]
 

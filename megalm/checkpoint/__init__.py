@@ -1,17 +1,21 @@
-"""Save, load and reshard: weights and optimizer in one form that every layout reads."""
+"""Save, load and reshard: weights and optimizer in one form that every layout reads.
 
-from megalm.parallel import cpu
+What needs torch is imported when it is asked for: a command looks for a checkpoint before it starts processes.
+"""
 
-cpu.install()  # before any module here imports Megatron-Core
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from megalm.checkpoint.directory import (  # noqa: E402
+from megalm.checkpoint.directory import (
     find_checkpoint,
     list_checkpoints,
     read_config,
     tokenizer_of,
 )
-from megalm.checkpoint.read import load_training_state, load_weights, newest_intact  # noqa: E402
-from megalm.checkpoint.write import CheckpointWriter  # noqa: E402
+
+if TYPE_CHECKING:
+    from megalm.checkpoint.read import load_training_state, load_weights, newest_intact
+    from megalm.checkpoint.write import CheckpointWriter
 
 __all__ = [
     "CheckpointWriter",
@@ -23,3 +27,16 @@ __all__ = [
     "read_config",
     "tokenizer_of",
 ]
+
+_MODULES = {
+    "CheckpointWriter": "write",
+    "load_training_state": "read",
+    "load_weights": "read",
+    "newest_intact": "read",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

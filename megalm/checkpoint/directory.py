@@ -114,6 +114,17 @@ def point_to_best(run_directory: Path, step: int | None) -> None:
         logger.warning("%s cannot be made a link to %s (%s); use --step %s", link, target, error, BEST)
 
 
+def refuse_among_checkpoints(target: str | Path) -> None:
+    """Raise UserError where what is to be written at `target` would lie among a run's checkpoints, which its training keeps."""
+    for folder in Path(target).resolve().parents:
+        run = folder.parent
+        if folder.name == CHECKPOINTS and ((run / "config.yaml").is_file() or list_checkpoints(run)):
+            raise UserError(
+                f"{target} lies among the checkpoints of the run {run}, which its training keeps and deletes; choose a path "
+                "outside"
+            )
+
+
 def read_config(path: str | Path) -> Config:
     """Configuration of the run that wrote the checkpoint at `path`; UserError if it is damaged."""
     _check_file(Path(path), "config.yaml")

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch import Tensor
 
 from megalm.checkpoint.directory import (
@@ -28,7 +26,13 @@ from megalm.errors import UserError
 from megalm.model.init import shards_in
 from megalm.model.lora import is_adapter
 from megalm.model.quantized import form_of_checkpoint
+from megalm.parallel import cpu
 from megalm.parallel.layout import Layout
+
+cpu.install()
+
+from megatron.core import dist_checkpointing  # noqa: E402
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

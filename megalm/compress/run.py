@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megalm import atomic
-from megalm.checkpoint.directory import find_checkpoint, read_config, tokenizer_of
+from megalm.checkpoint.directory import find_checkpoint, read_config, refuse_among_checkpoints, tokenizer_of
 from megalm.compress.measure import is_language_model, measure
 from megalm.compress.methods import Method, OpenText
 from megalm.compress.picture import draw
@@ -58,11 +58,12 @@ def main(request: CompressRequest, methods: Sequence[tuple[Method, Path]]) -> di
     """
     source = find_checkpoint(request.source, request.step)
     config = read_config(source)
-    open_text = _opener(request.calibration, request.calibration_samples, request.length)
-    held_out = _held_out(request, source, config)
     for _, target in methods:
+        refuse_among_checkpoints(target)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{target} exists; choose another path")
+    open_text = _opener(request.calibration, request.calibration_samples, request.length)
+    held_out = _held_out(request, source, config)
     blind = [method.name for method, _ in methods if method.reads_text]
     if blind and open_text is None:
         raise UserError(f"{', '.join(blind)} chooses by text: name text or token files with --calibration")

@@ -13,23 +13,15 @@ from megalm.config.preference_checks import check_preferences
 from megalm.config.quantization_checks import check_quantization
 from megalm.config.rlhf_checks import check_rlhf
 from megalm.config.samples_checks import check_samples
-from megalm.config.schema import Config
+from megalm.config.schema import Config, ParallelConfig
 from megalm.config.training_checks import check_training
 from megalm.errors import UserError
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:
-    """Return how many copies of the model `world_size` processes hold; UserError where it is not a whole number."""
+    """Return how many copies of the model `world_size` processes hold; UserError where they cannot share out a batch."""
     parallel, batch = config.parallel, config.batch
-    copies, rest = divmod(world_size, parallel.model_parallel_size)
-    if rest or copies == 0:
-        sizes = f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size}"
-        if parallel.context_parallel_size > 1:
-            sizes += f" x CP {parallel.context_parallel_size}"
-        raise UserError(
-            f"the layout needs a multiple of {sizes} = {parallel.model_parallel_size} processes, "
-            f"but there are {world_size}: change parallel.* or --nproc"
-        )
+    copies = copies_in(parallel, world_size)
     check_expert_ranks(config, copies)
     per_microbatch = batch.micro_batch_size * copies
     if batch.global_batch_size % per_microbatch:
@@ -39,6 +31,20 @@ def data_parallel_size(config: Config, world_size: int) -> int:
             f"(data-parallel size = {world_size} processes / {parallel.model_parallel_size})"
         )
     check_microbatches(config, copies)
+    return copies
+
+
+def copies_in(parallel: ParallelConfig, world_size: int) -> int:
+    """Return how many copies of a model `world_size` processes hold; UserError where it is not a whole number."""
+    copies, rest = divmod(world_size, parallel.model_parallel_size)
+    if rest or copies == 0:
+        sizes = f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size}"
+        if parallel.context_parallel_size > 1:
+            sizes += f" x CP {parallel.context_parallel_size}"
+        raise UserError(
+            f"the layout needs a multiple of {sizes} = {parallel.model_parallel_size} processes, "
+            f"but there are {world_size}: change parallel.* or --nproc"
+        )
     return copies
 
 

@@ -154,9 +154,16 @@ class ModelRewardConfig(_Reward):
 
     name: Literal["model"] = Field("model", description="`model`: a trained reward model's score.")
     checkpoint: str = Field(description="Run or checkpoint of task `reward`.")
-    mean: float = Field(0.0, allow_inf_nan=False, description="Subtracted from the score.")
-    std: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="Divides the score, after `mean` is subtracted."
+    mean: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Subtracted from the score; default: the mean at the model's last validation, 0 where there was none.",
+    )
+    std: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Divides the score, after `mean` is subtracted; default: the deviation at that validation, else 1.",
     )
 
 

@@ -136,8 +136,8 @@ class PolicyConfig(Section):
     )
     aggregation: Literal["auto", "token_mean", "sequence_mean", "constant_length"] = Field(
         "auto",
-        description="How tokens add up: all alike (`auto` for ppo and grpo), answers alike (for rloo, and GSPO), or the sum "
-        "over max_new_tokens (Dr. GRPO, arXiv:2503.20783).",
+        description="How tokens add up: all alike (`auto` for ppo and grpo), answers alike (for GSPO), or the sum over "
+        "max_new_tokens (for rloo, whose gradient is of whole answers; Dr. GRPO, arXiv:2503.20783).",
     )
     entropy_coefficient: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Bonus for the entropy of each token's distribution."

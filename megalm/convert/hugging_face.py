@@ -26,7 +26,7 @@ from megalm.convert.hub_files import HubTensors, write_tensors
 from megalm.convert.rules import Rule
 from megalm.convert.source import InFormat, Source, open_source
 from megalm.convert.stored import Entry
-from megalm.convert.tokenizers import copy_tokenizer, export_tokenizer
+from megalm.convert.tokenizers import copy_tokenizer, export_tokenizer, turn_ends
 from megalm.errors import UserError
 from megalm.lineage.record import hub_records, model_record, write_made
 
@@ -78,6 +78,8 @@ def to_hugging_face(
 ) -> dict[str, Any]:
     """Write a checkpoint (or of a run, that of `step`) as a directory that transformers opens, tokenizer included.
 
+    With a chat template beside the tokenizer, transformers' `generate` ends at its end of turn, too.
+
     family: a `model_type`, where several can hold the model. like: a directory of Hugging Face's whose config.json is
     taken over but for what the model says itself; by default that of the conversion to here. dtype: `fp32`, `bf16` or
     `fp16` for all weights; by default each stays as it is stored. Returns and raises as `from_hugging_face`.
@@ -97,8 +99,8 @@ def to_hugging_face(
         if tokenizer is not None:
             settings = export_tokenizer(tokenizer, folder) | settings
         atomic.write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-        if kept is not None and (kept / GENERATION).is_file():
-            shutil.copyfile(kept / GENERATION, folder / GENERATION)
+        ends = turn_ends(tokenizer) if tokenizer and config.model.architecture == "gpt" else []
+        _write_generation(folder, None if kept is None else kept / GENERATION, settings, ends)
         write_made(folder, "converted to Hugging Face's form", [model_record("source", source)])
         report = _describe(chosen, config)
         return report | (compare_logits(source, folder, stored) if compare else {})
@@ -107,12 +109,14 @@ def to_hugging_face(
 def read_hub_config(folder: Path) -> dict[str, Any]:
     """The config.json of a directory; UserError if there is none."""
     path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: name a directory of Hugging Face's with a model")
+    return _read_settings(path)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} has no config.json: name a directory of Hugging Face's with a model"
-        ) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(content, dict):
@@ -183,6 +187,22 @@ def _their_config(family: Family, model: ModelConfig, template: dict[str, Any], 
         if family.read(template, where) == family.read({**template, **written}, where):
             return template | {"dtype": dtype}
     return template | written
+
+
+def _write_generation(folder: Path, kept: Path | None, settings: dict[str, Any], ends: list[int]) -> None:
+    """What transformers' `generate` goes by: the file taken over, and among the ids that end a text `ends`."""
+    found = _read_settings(kept) if kept is not None and kept.is_file() else None
+    content: dict[str, Any] = found or {
+        key: settings[key] for key in ("bos_token_id", "pad_token_id") if key in settings
+    }
+    known = content.get("eos_token_id", settings.get("eos_token_id"))
+    known = known if isinstance(known, list) else [known] if known is not None else []
+    new = [end for end in ends if end not in known]
+    if new:
+        content = {**content, "eos_token_id": [*known, *new]}
+        atomic.write_text(folder / GENERATION, json.dumps(content, indent=2) + "\n")
+    elif kept is not None and found is not None:
+        shutil.copyfile(kept, folder / GENERATION)
 
 
 def _widest(formats: set[torch.dtype]) -> str:

@@ -39,8 +39,10 @@ def model_of(args: Mapping[str, Any], where: str, vocab_size: int | None) -> Mod
     """The section `model` of a model that was trained with `args`.
 
     vocab_size: without padding; by default what the arguments say, which may be the padded one. Raises UserError, with
-    the file `where`, for what we do not compute.
+    the file `where`, for what we do not compute, and for a vocab_size that leaves out more than the padding.
     """
+    if vocab_size is not None:
+        _check_padding(args, where, vocab_size)
     for name, value in _ONLY.items():
         if args.get(name, value) not in (value, None):
             raise UserError(f"{where}: {name} is {args[name]!r}, and only {value!r} has a counterpart here")
@@ -66,6 +68,18 @@ def model_of(args: Mapping[str, Any], where: str, vocab_size: int | None) -> Mod
         fields["rope_scaling_factor"] = float(args.get("rope_scaling_factor", ROPE_SCALING["factor"]))
         fields["rope_original_max_sequence_length"] = ROPE_SCALING["original"]
     return ModelConfig(**fields)
+
+
+def _check_padding(args: Mapping[str, Any], where: str, vocab_size: int) -> None:
+    """A vocabulary is padded to the next multiple, so that less than one is padding."""
+    known, padded = args.get("vocab_size"), args.get("padded_vocab_size")
+    multiple = args.get("make_vocab_size_divisible_by", 128) * args.get("tensor_model_parallel_size", 1)
+    least = known or (padded - multiple + 1 if padded else 1)
+    if vocab_size < least:
+        raise UserError(
+            f"--vocab-size {vocab_size} would cut tokens off: by its arguments the vocabulary of {where} has "
+            f"{'' if known else 'at least '}{least}"
+        )
 
 
 def args_of(model: ModelConfig, padded_vocab_size: int) -> Namespace:

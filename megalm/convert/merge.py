@@ -8,7 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from megalm import atomic
-from megalm.checkpoint.directory import find_base, find_checkpoint, read_config, tokenizer_of, write_manifest
+from megalm.checkpoint.directory import (
+    find_base,
+    find_checkpoint,
+    read_config,
+    refuse_among_checkpoints,
+    tokenizer_of,
+    write_manifest,
+)
 from megalm.checkpoint.metadata import TensorInfo, read_tensors
 from megalm.config import Config
 from megalm.config.lora import LoraConfig
@@ -32,6 +39,7 @@ def merge_checkpoints(
     its optimizer, adapters added to the weights, codes as the weights that they stand for. A tensor at a time is in memory, summed in fp32 at least. Raises
     UserError for checkpoints of different models or vocabularies; then nothing is left at `target`.
     """
+    refuse_among_checkpoints(target)
     folders = [find_checkpoint(source) for source in sources]
     shares = _shares(folders, weights)
     configs = [read_config(folder) for folder in folders]

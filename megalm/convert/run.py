@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from megalm.checkpoint.directory import find_checkpoint, read_config
+from megalm.checkpoint.directory import find_checkpoint, read_config, refuse_among_checkpoints
 from megalm.config.suggest import nearest
 from megalm.convert.hugging_face import from_hugging_face, to_hugging_face
 from megalm.convert.megatron_lm import from_megatron_lm, is_megatron_lm, to_megatron_lm
@@ -60,6 +60,7 @@ def convert(
         "transformer_impl": transformer_impl,
     }
     _refuse_useless(given, found, to)
+    refuse_among_checkpoints(target)
     if found == "megalm":
         checkpoint = find_checkpoint(source, step)
         if outputs := read_config(checkpoint).model.sequence_head.outputs:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from megalm.errors import UserError
+from megalm.tokenizer.chat import load_chat_template, stored_template
 from megalm.tokenizer.export import convert_tokenizer, named_tokens
 from megalm.tokenizer.load import CONFIG_NAME, PATTERNS, load_tokenizer, tokenizer_files
 
@@ -40,3 +41,15 @@ def export_tokenizer(source: Path, target: Path) -> dict[str, int]:
     names = named_tokens(tokenizer)
     roles = [role for role in ("bos_token", "eos_token", "pad_token") if role in names]
     return {f"{role}_id": tokenizer.special_tokens[names[role]] for role in roles}
+
+
+def turn_ends(source: Path) -> list[int]:
+    """Ids of the tokens with which the chat template beside a tokenizer ends an answer; none without a template that works."""
+    try:
+        if stored_template(source) is None:
+            return []
+        tokenizer = load_tokenizer(source)
+        ends = load_chat_template(source, tokenizer).end_of_turn()
+    except UserError:
+        return []
+    return [tokenizer.special_tokens[text] for text in ends]

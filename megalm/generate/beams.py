@@ -1,11 +1,10 @@
 """Beam search: the likeliest texts among several that grow side by side."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from megalm.generate.request import GenerationOptions
-
-LIMIT = "length"
+from megalm.generate.text import GrowingText, add_token
 
 
 @dataclass(frozen=True)
@@ -14,6 +13,7 @@ class Beam:
 
     score: float
     tokens: list[int] = field(default_factory=list)
+    text: GrowingText | None = None
     finish_reason: str | None = None
 
 
@@ -25,11 +25,11 @@ class BeamSearch:
     """
 
     def __init__(
-        self, options: GenerationOptions, limit: int, ends: Callable[[list[int]], str | None]
+        self, options: GenerationOptions, limit: int, eod_id: int | None, text: GrowingText | None
     ) -> None:
-        """limit: tokens of a text at most. ends: why a text ends where it ends before, else None."""
-        self.options, self.limit, self.ends = options, limit, ends
-        self.growing = [Beam(0.0)]
+        """limit: tokens of a text at most. eod_id: the token that ends one. text: the empty one; None without tokenizer."""
+        self.options, self.limit, self.eod_id = options, limit, eod_id
+        self.growing = [Beam(0.0, text=text)]
         self.ended: list[Beam] = []
 
     @property
@@ -46,16 +46,22 @@ class BeamSearch:
         found: list[Beam] = []
         sources: list[int] = []
         for rank, (score, parent, token) in enumerate(zip(scores, parents, tokens, strict=True)):
-            text = [*self.growing[parent].tokens, token]
-            reason = self.ends(text) or (LIMIT if len(text) == self.limit else None)
-            if reason is None and len(found) < beams:
-                found.append(Beam(score, text))
+            if rank >= beams == len(found):
+                break
+            beam = self._continued(self.growing[parent], score, token)
+            if beam.finish_reason is None and len(found) < beams:
+                found.append(beam)
                 sources.append(parent)
-            elif reason is not None and rank < beams:
-                self.ended.append(Beam(self._worth(score, len(text)), text, reason))
+            elif beam.finish_reason is not None and rank < beams:
+                self.ended.append(replace(beam, score=self._worth(score, len(beam.tokens))))
         self.ended = sorted(self.ended, key=lambda beam: -beam.score)[:beams]
         self.growing = [] if self._is_over(found) else found
         return sources if self.growing else []
+
+    def _continued(self, beam: Beam, score: float, token: int) -> Beam:
+        tokens, text = [*beam.tokens, token], None if beam.text is None else beam.text.copy()
+        _, reason = add_token(text, token, self.eod_id, len(tokens) == self.limit)
+        return Beam(score, tokens, text, reason)
 
     def _worth(self, score: float, length: int) -> float:
         return score / length**self.options.length_penalty

@@ -3,7 +3,6 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 
@@ -18,7 +17,7 @@ from megalm.generate.limits import cache_tokens
 from megalm.generate.mode import decoding
 from megalm.generate.prefix import PrefixCache
 from megalm.generate.request import GenerationOptions
-from megalm.generate.rows import Completion, Event, Request, Row, beam_completion, written
+from megalm.generate.rows import Completion, Event, Request, Row, beam_completion
 from megalm.generate.text import GrowingText
 from megalm.model.gpt import GPT
 from megalm.parallel.layout import Layout
@@ -81,6 +80,8 @@ class Generator:
         self.rows: list[Row] = []
         """The open sequences in the order of their slots: first those that grow, then those whose prompts are being read."""
         self._waiting: deque[Request] = deque()
+        self._held: list[Event] = []
+        """What came of requests beside those of a call of `generate`, for the next `step`."""
         self._count = 0
         self._is_running = False
 
@@ -90,12 +91,15 @@ class Generator:
         options: GenerationOptions,
         sequences: Sequence[int] | None = None,
         on_text: Callable[[int, str], None] | None = None,
+        is_over: Callable[[], bool] | None = None,
     ) -> list[Completion]:
         """Continue each of `prompts` (token ids, not empty); the result is the same on every rank.
 
         A prompt's `options.n` texts follow each other. sequences: numbers that set the prompts' random draws apart, by default
         0, 1, ...; a prompt's result depends on its own number and on no other prompt. on_text: called with (index of the prompt,
-        piece of its first text) as pieces come. Raises UserError as `check` does.
+        piece of its first text) as pieces come. is_over: asked after each step, on every rank, with one answer for all: once it is
+        true, texts stay as they are, `cancelled` (those of beams empty). Requests that were submitted go on beside it; what comes of them, the next `step`
+        tells. Raises UserError as `check` does.
         """
         self.check(prompts, options)
         names = range(len(prompts)) if sequences is None else sequences
@@ -108,13 +112,20 @@ class Generator:
         try:
             with self.running():
                 while len(done) < len(prompts) * options.n:
-                    for event in self.step():
+                    events = self._proceed()
+                    self._held += [event for event in events if event.request not in places]
+                    for event in events:
                         if event.request not in places:
                             continue
                         if event.text and on_text is not None and event.sample == 0:
                             on_text(places[event.request], event.text)
                         if event.completion is not None:
                             done[event.request, event.sample] = event.completion
+                    if is_over is not None and is_over():
+                        break
+            for number in places:
+                for sample in range(options.n):
+                    done.setdefault((number, sample), self._so_far(number, sample))
         finally:  # an interrupt leaves none behind
             self.cancel(*places)
         for (number, _), completion in sorted(done.items(), key=lambda item: item[0]):
@@ -133,7 +144,9 @@ class Generator:
         limit = self._limit(prompt, options)
         request = Request(self._count, list(prompt), options, str(sequence), limit)
         if options.beams > 1:
-            request.search = BeamSearch(options, limit - len(prompt), partial(self._beam_ends, request))
+            request.search = BeamSearch(
+                options, limit - len(prompt), self._eod_id, self._text(prompt, options)
+            )
         self._waiting.append(request)
         return request.number
 
@@ -141,6 +154,7 @@ class Generator:
         """Forget requests; nothing more comes of them. At any time, within `running` or not."""
         gone = set(numbers)
         self._waiting = deque(request for request in self._waiting if request.number not in gone)
+        self._held = [event for event in self._held if event.request not in gone]
         kept = [row for row in self.rows if row.request.number not in gone]
         if len(kept) < len(self.rows):
             with torch.inference_mode():  # as the cache was made
@@ -148,8 +162,8 @@ class Generator:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is open."""
-        return bool(self.rows or self._waiting)
+        """Whether a request is open, or something has come of one that no `step` has told yet."""
+        return bool(self.rows or self._waiting or self._held)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -170,10 +184,9 @@ class Generator:
         To be called within `running`.
         """
         assert self._is_running
-        self._admit()
-        if not self.rows:
-            return []
-        return self._step()
+        events = self._proceed()
+        held, self._held = self._held, []
+        return held + events
 
     def forget(self) -> None:
         """Drop what is remembered of past prompts: the weights are others now. Gives back memory that no text is using."""
@@ -211,13 +224,22 @@ class Generator:
                 f"values holds {self.cache.tokens}: lower max_new_tokens, or allow more memory (cache_gib)"
             )
 
-    def _beam_ends(self, request: Request, tokens: list[int]) -> str | None:
-        if self.tokenizer is None:
-            return None
-        if tokens[-1] == self.tokenizer.eod_id:
-            return "stop"
-        stops = request.options.stop and written(self.tokenizer, request, tokens)[1]
-        return "stop" if stops else None
+    @property
+    def _eod_id(self) -> int | None:
+        return None if self.tokenizer is None else self.tokenizer.eod_id
+
+    def _text(self, prompt: Sequence[int], options: GenerationOptions) -> GrowingText | None:
+        return None if self.tokenizer is None else GrowingText(self.tokenizer, prompt, options.stop)
+
+    def _so_far(self, number: int, sample: int) -> Completion:
+        for row in self.rows:
+            if (row.request.number, row.sample) == (number, sample) and row.request.search is None:
+                return row.completion()
+        return Completion([], "", "cancelled")
+
+    def _proceed(self) -> list[Event]:
+        self._admit()
+        return self._step() if self.rows else []
 
     def _step(self) -> list[Event]:
         grown = sum(row.is_growing for row in self.rows)
@@ -257,9 +279,7 @@ class Generator:
                 self.rows[first].cached = self.prefixes.load(request.prompt, self.cache, first)
 
     def _open(self, request: Request, sample: int) -> Row:
-        text = None
-        if self.tokenizer is not None and request.search is None:
-            text = GrowingText(self.tokenizer, request.prompt, request.options.stop)
+        text = None if request.search else self._text(request.prompt, request.options)
         counts = self.chooser.counts(request.prompt) if request.options.counts_tokens else None
         return Row(request, sample, list(request.prompt), text, counts=counts)
 
@@ -309,10 +329,9 @@ class Generator:
         self, choices: list[tuple[Row, Choice]], continuations: list[tuple[Request, Continuations]]
     ) -> list[Event]:
         """Add what was chosen, and close those that have ended."""
-        eod_id = None if self.tokenizer is None else self.tokenizer.eod_id
         events = []
         for row, choice in choices:
-            piece = row.add(choice.token, eod_id)
+            piece = row.add(choice.token, self._eod_id)
             if row.counts is not None:
                 row.counts.add(choice.token)
             if choice.logprob is not None:
@@ -340,9 +359,7 @@ class Generator:
         if not search.growing:
             for row in rows:
                 row.finish_reason = "stop"
-            found = [
-                beam_completion(request, beam, self.tokenizer) for beam in search.ended[: request.options.n]
-            ]
+            found = [beam_completion(beam) for beam in search.ended[: request.options.n]]
             return [Event(request.number, sample, done.text, done) for sample, done in enumerate(found)]
         moved = [(first + source, first + place) for place, source in enumerate(sources) if source != place]
         if moved:

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megalm.checkpoint import find_checkpoint, list_checkpoints, load_weights, read_config, tokenizer_of
+from megalm.checkpoint import load_weights, tokenizer_of
 from megalm.checkpoint.directory import tokenizer_places
 from megalm.checkpoint.read import damage
 from megalm.config import Config
-from megalm.config.checks import check
-from megalm.config.inference import for_inference
-from megalm.config.schema import ParallelConfig
 from megalm.engine.base import Engine
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
+from megalm.generate.candidates import find_candidates, lay_out, read_newest_config
 from megalm.generate.request import ModelRequest
 from megalm.model.kernel_choice import without_unusable
 from megalm.parallel.layout import Layout, create_layout
@@ -41,8 +39,8 @@ def open_model(request: ModelRequest, kind: str) -> tuple[Engine, Config, Tokeni
     kind: the architecture, CLASSIFIER or REWARD_MODEL.
     """
     request.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
-    candidates = _candidates(request)
-    config = _read_config(candidates)
+    candidates = find_candidates(request)
+    config = read_newest_config(candidates)
     head = config.model.sequence_head.outputs
     with_head = REWARD_MODEL if config.task == "reward" else CLASSIFIER
     found = with_head if head else config.model.architecture
@@ -51,29 +49,11 @@ def open_model(request: ModelRequest, kind: str) -> tuple[Engine, Config, Tokeni
         what = f"a {with_head}" if head else f"a model of architecture `{found}`{without}"
         raise UserError(f"{candidates[0]} holds {what}: use `{_COMMANDS[found]}`")
     tokenizer = _open_tokenizer(candidates[0], config)
-    config = without_unusable(_adapted(config, request, tokenizer))
+    config = without_unusable(_with_vocabulary(lay_out(config, request), tokenizer))
     layout = create_layout(config.parallel, config.run.seed)
     engine = build_engine(config, layout, train=False)
     load_weights(engine, _newest_intact(candidates, layout))
     return engine, config, tokenizer
-
-
-def _candidates(request: ModelRequest) -> list[Path]:
-    """The checkpoint that is named, or those of the run directory, newest first."""
-    newest = find_checkpoint(request.checkpoint, request.step)
-    if request.step is not None or newest == Path(request.checkpoint):
-        return [newest]
-    return list(reversed(list_checkpoints(request.checkpoint).values()))
-
-
-def _read_config(candidates: list[Path]) -> Config:
-    """The configuration, in the newest checkpoint where it is whole: all of a run's describe one model."""
-    for path in candidates[:-1]:
-        try:
-            return read_config(path)
-        except UserError:
-            continue  # `_newest_intact` will name it
-    return read_config(candidates[-1])
 
 
 def _newest_intact(candidates: list[Path], layout: Layout) -> Path:
@@ -92,15 +72,7 @@ def _newest_intact(candidates: list[Path], layout: Layout) -> Path:
     return shared[0][-1]  # loading it tells what is wrong with it
 
 
-def _adapted(config: Config, request: ModelRequest, tokenizer: Tokenizer) -> Config:
-    """With this use's layout and precision in the place of the training's."""
-    parallel = ParallelConfig(
-        tensor_model_parallel_size=request.tensor_model_parallel_size,
-        pipeline_model_parallel_size=request.pipeline_model_parallel_size,
-        backend=config.parallel.backend,
-        timeout_minutes=config.parallel.timeout_minutes,
-    )
-    config = for_inference(config, parallel, request.dtype)  # type: ignore[arg-type]
+def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     if config.model.vocab_size is None:
         config.model.vocab_size = tokenizer.vocab_size
     if tokenizer.vocab_size > config.model.vocab_size:
@@ -108,7 +80,6 @@ def _adapted(config: Config, request: ModelRequest, tokenizer: Tokenizer) -> Con
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.model.vocab_size}: "
             "use the tokenizer that the model was trained with"
         )
-    check(config)
     return config
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from megalm.generate.beams import Beam, BeamSearch
 from megalm.generate.request import GenerationOptions
 from megalm.generate.sampling import TokenCounts
-from megalm.generate.text import GrowingText
-from megalm.tokenizer import Tokenizer
+from megalm.generate.text import GrowingText, add_token
 
 
 @dataclass(frozen=True)
@@ -81,19 +80,8 @@ class Row:
     def add(self, token: int, eod_id: int | None) -> str:
         """Append a token, see whether the row ends with it, and return the text that it settles."""
         self.tokens.append(token)
-        piece = ""
-        if token == eod_id:
-            self.finish_reason = "stop"
-        elif self.text is not None:
-            piece = self.text.push(token)
-            if self.text.stopped:
-                self.finish_reason = "stop"
-        if self.finish_reason is None and len(self.tokens) == self.request.limit:
-            self.finish_reason = "length"
-        if self.finish_reason is not None and self.text is not None:
-            piece += self.text.finish()
-            if self.text.stopped:  # the last held-back bytes may complete a stop string
-                self.finish_reason = "stop"
+        is_last = len(self.tokens) == self.request.limit
+        piece, self.finish_reason = add_token(self.text, token, eod_id, is_last)
         return piece
 
     def completion(self) -> Completion:
@@ -108,19 +96,8 @@ class Row:
         )
 
 
-def beam_completion(request: Request, beam: Beam, tokenizer: Tokenizer | None) -> Completion:
-    """The text of a beam."""
-    text = ""
-    if tokenizer is not None:
-        tokens = beam.tokens[:-1] if beam.tokens[-1:] == [tokenizer.eod_id] else beam.tokens
-        text, _ = written(tokenizer, request, tokens)
-    return Completion(beam.tokens, text, beam.finish_reason or "cancelled", score=beam.score)
-
-
-def written(tokenizer: Tokenizer, request: Request, tokens: list[int]) -> tuple[str, bool]:
-    """The text of tokens behind a prompt, and whether a stop string has ended it."""
-    text = GrowingText(tokenizer, request.prompt, request.options.stop)
-    for token in tokens:
-        text.push(token)
-    text.finish()
-    return text.text, text.stopped
+def beam_completion(beam: Beam) -> Completion:
+    """The text of a beam that has ended."""
+    assert beam.finish_reason is not None
+    text = "" if beam.text is None else beam.text.text
+    return Completion(beam.tokens, text, beam.finish_reason, score=beam.score)

@@ -1,5 +1,6 @@
 """The text of a growing sequence: whole characters only, cut before the first stop string."""
 
+import copy
 from collections.abc import Sequence
 
 from megalm.tokenizer import Tokenizer
@@ -38,6 +39,12 @@ class GrowingText:
             self._add(self._stream.finish())
         return self._show(len(self._decoded))
 
+    def copy(self) -> "GrowingText":
+        """The same text, which goes its own way from here."""
+        other = copy.copy(self)
+        other._stream = self._stream.copy()
+        return other
+
     def _add(self, piece: str) -> None:
         start = max(0, len(self._decoded) - max(map(len, self._stop), default=0))
         self._decoded += piece
@@ -58,3 +65,22 @@ class GrowingText:
         piece = self._decoded[self._shown : end]
         self._shown = end
         return piece
+
+
+def add_token(
+    text: GrowingText | None, token: int, eod_id: int | None, is_last: bool
+) -> tuple[str, str | None]:
+    """Add a token to `text`; what is settled by it, and why the text ends here, None where it goes on.
+
+    eod_id: the token that ends a text. is_last: there is room for no other. text: None without a tokenizer.
+    """
+    piece, reason = "", "length" if is_last else None
+    if token == eod_id:
+        reason = "stop"
+    elif text is not None:
+        piece = text.push(token)
+    if text is not None and (reason or text.stopped):
+        piece += text.finish()
+        if text.stopped:  # the last held-back bytes may complete a stop string
+            reason = "stop"
+    return piece, reason

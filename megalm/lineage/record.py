@@ -15,8 +15,8 @@ from megalm import atomic
 from megalm.checkpoint.directory import find_checkpoint
 from megalm.errors import UserError
 from megalm.hashes import sha256_of
+from megalm.run_files import LINEAGE as FILE_NAME
 
-FILE_NAME = "lineage.json"
 PACKAGES = (
     "torch",
     "megatron-core",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from megalm.config.pipeline import microbatches_of_step
+from megalm.config.rlhf import RL_TASKS
 from megalm.config.schema import Config
 from megalm.engine.base import Engine, MicroBatch, split_samples
 from megalm.engine.build import build_engine
@@ -24,6 +25,7 @@ from megalm.plan.report import StagePlan
 from megalm.plan.traffic import Traffic
 from megalm.plan.values import Values
 from megalm.plan.world import fake_world
+from megalm.train.frozen import as_frozen
 from megalm.train.tasks import task_of
 
 LAYER = re.compile(r"\blayers\.\d+$")
@@ -38,6 +40,7 @@ PARTS = (
 )
 HEAD = "head and loss"
 BATCH = "batch"
+REFERENCE = "reference"
 
 
 def plan_stage(config: Config, world_size: int, stages: tuple[int, int], device: torch.device) -> StagePlan:
@@ -70,6 +73,10 @@ def _agreement(config: Config) -> contextlib.AbstractContextManager[Any]:
 def _rehearse(config: Config, layout: Layout, tracker: MemoryTracker, stages: tuple[int, int]) -> StagePlan:
     engine = build_engine(config, layout)
     _label_state(tracker, engine)
+    reference = (
+        build_engine(as_frozen(config, config, None), layout, False) if keeps_reference(config) else None
+    )
+    tracker.relabel("other", REFERENCE)
     resting = tracker.live.copy()
     follow_parts(tracker, {module: _part(name) for name, module in _modules(engine)})
     if config.parallel.zero_stage > 1:
@@ -81,6 +88,7 @@ def _rehearse(config: Config, layout: Layout, tracker: MemoryTracker, stages: tu
     engine.step(microbatches, task_of(config).make_loss(config), config.optimizer.lr)
     waiting = tracker.at_peak[BATCH] // rehearsed * (count - rehearsed)
     tracker.at_peak[BATCH] += waiting
+    del reference  # it was there all the time
     return StagePlan(
         layout=layout.describe(),
         stages=stages,
@@ -93,6 +101,20 @@ def _rehearse(config: Config, layout: Layout, tracker: MemoryTracker, stages: tu
         peak=tracker.peak + waiting,
         at_peak={label: size for label, size in sorted(tracker.at_peak.items()) if size},
         sent=tracker.traffic.of_step(rehearsed, count),
+    )
+
+
+def keeps_reference(config: Config) -> bool:
+    """Whether a frozen model to compare with, planned as a copy of the one that learns, has weights of its own on the device."""
+    if config.task == "dpo":
+        dpo = config.dpo
+        return not (dpo.reference_free or dpo.cache or (config.lora.rank and dpo.reference is None))
+    kl = config.rlhf.kl
+    return (
+        config.task in RL_TASKS
+        and kl.coefficient > 0
+        and not config.rlhf.offload_frozen
+        and not (config.lora.rank and kl.reference is None)
     )
 
 

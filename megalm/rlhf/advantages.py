@@ -37,9 +37,9 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over the tokens of the mask; returns (advantages, returns), both (B, S).
 
-    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 (arXiv:1506.02438, section 3); the return is A_t + V_t. values_BS: V_t, of the text before token t.
-    V behind the last token is 0, also where a response was cut off at the longest length: its reward is for all of it, and a value added
-    to that would be learned and added again, without end. No gradient passes.
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1 (arXiv:1506.02438, section 3); the return is A_t + V_t.
+    values_BS: V_t, of the text before token t. V behind the last token is 0, also where a response was cut off at the longest
+    length: its reward is for all of it, and a value added to that would be learned and added again, without end. No gradient passes.
     """
     mask_BS = mask_BS.bool()
     rewards_BS, values_BS = rewards_BS.detach(), values_BS.detach()
@@ -163,8 +163,9 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Unbiased standard deviation; 1 before there are two different values."""
-        return (self.deviations / (self.count - 1)) ** 0.5 if self.count > 1 and self.deviations > 0 else 1.0
+        """Unbiased standard deviation; 1 as long as all values are equal but for rounding, which is not to be blown up."""
+        std = (self.deviations / (self.count - 1)) ** 0.5 if self.count > 1 else 0.0
+        return std if std > 1e-12 * abs(self.mean) else 1.0
 
     def normalise(self, values_B: Tensor, shift_mean: bool = True) -> Tensor:
         """Values less the mean, if so wished, over the standard deviation."""

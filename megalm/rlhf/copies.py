@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+import torch.distributed as dist
+
 from megalm.config import Config
-from megalm.config.checks import check
+from megalm.config.checks import check, copies_in
 from megalm.config.rlhf_ranks import own_parallel
 from megalm.engine.base import Engine
 from megalm.engine.transfer import WeightTransfer
@@ -72,6 +74,7 @@ def rollout_config(config: Config) -> Config:
     own.parallel = own_parallel(config.parallel, config.rlhf.rollout)
     try:
         check(own)
+        copies_in(own.parallel, dist.get_world_size())
     except UserError as error:
         raise UserError(f"the layout of rlhf.rollout: {error}") from None
     return own

@@ -61,8 +61,9 @@ def token_shares(config: Config, answers: Answers) -> dict[str, NDArray[np.float
     policy, mask_BS = config.rlhf.policy, answers.mask
     aggregation = policy.aggregation
     if aggregation == "auto":
-        by_answer = config.task == "rloo" or policy.ratio == "sequence"
-        aggregation = "sequence_mean" if by_answer else "token_mean"
+        aggregation = "constant_length" if config.task == "rloo" else "token_mean"
+        if policy.ratio == "sequence":
+            aggregation = "sequence_mean"
     weights_BS, _ = token_weights(mask_BS, cast(Aggregation, aggregation), config.rlhf.rollout.max_new_tokens)
     divisors_BS = weights_BS
     if aggregation == "constant_length":

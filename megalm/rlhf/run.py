@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megalm.checkpoint import find_checkpoint, newest_intact, read_config, tokenizer_of
+from megalm.checkpoint import newest_intact, read_config, tokenizer_of
 from megalm.config import Config
+from megalm.config.rewards import RewardConfig
 from megalm.config.rlhf_ranks import ROLLOUT
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
@@ -21,6 +22,7 @@ from megalm.rlhf.prompts import Prompt, PromptSet, PromptStream, PromptWriter
 from megalm.rlhf.rewards import Sample, TotalReward
 from megalm.rlhf.roles import Roles, load_roles
 from megalm.rlhf.rollout import Rollout, copies_of
+from megalm.rlhf.scale import scaled
 from megalm.rlhf.steps import Dealt, RlSteps
 from megalm.rlhf.table import RolloutTable
 from megalm.rlhf.worlds import channels, describe, join_world, serve
@@ -31,6 +33,7 @@ from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.data import TrainingData, open_stream
 from megalm.train.directory import check_directory, first_weights, prepare_directory, resumed, settle_base
+from megalm.train.frozen import find_frozen
 from megalm.train.lineage import compare_lineage, lineage_of, recorded_lineage
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
@@ -71,12 +74,14 @@ def main(config: Config) -> dict[str, Any]:
         notices += told
         if checkpoint is None:
             roles.begin_average()
+        rewards, told = scaled(config.rlhf.rewards)
+        notices += told
         steps = RlSteps(
             config,
             roles,
             Rollout(copies_of(engine, config, tokenizer, apart.get(ROLLOUT)), config, stop),
             learned,
-            _reward(config, roles, learned.prompts, held_out),
+            _reward(config, rewards, roles, learned.prompts, held_out),
             TrainingData(config, layout, text) if text else None,
         )
         callbacks = [RolloutTable(steps), *standard_callbacks(config)]
@@ -103,7 +108,7 @@ def _resolve(config: Config) -> tuple[Config, Tokenizer]:
         )
     assert config.run.load is not None
     if config.tokenizer.path is None:
-        base = find_checkpoint(config.run.load)
+        base = find_frozen(config.run.load, "model of run.load")
         found = tokenizer_of(base, read_config(base))
         if found is None:
             raise UserError(
@@ -143,14 +148,18 @@ def _open_prompts(
 
 
 def _reward(
-    config: Config, roles: Roles, prompts: PromptSet, held_out: Sequence[Prompt] | None
+    config: Config,
+    rewards: Sequence[RewardConfig],
+    roles: Roles,
+    prompts: PromptSet,
+    held_out: Sequence[Prompt] | None,
 ) -> TotalReward:
     def rows(samples: Sequence[Sample]) -> Answers:
         prompts = [sample.prompt_tokens for sample in samples]
         return answers_of(prompts, [sample.response_tokens for sample in samples], config)
 
     models = {title: ModelReward(score, rows) for title, score in roles.rewards.items()}
-    reward = TotalReward(config.rlhf.rewards, models)
+    reward = TotalReward(rewards, models)
     reward.check([(prompt.record, prompt.where) for prompt in [*prompts, *(held_out or [])]])
     reward.rewards |= {title: Dealt(rule) for title, rule in reward.rewards.items() if title not in models}
     return reward

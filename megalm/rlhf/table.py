@@ -3,10 +3,9 @@
 import json
 
 from megalm.rlhf.steps import RlSteps
+from megalm.run_files import ROLLOUTS as FILE_NAME
 from megalm.train.callbacks.base import Callback, Run, StepRecord
 from megalm.train.callbacks.metrics import keep_lines
-
-FILE_NAME = "rollouts.jsonl"
 
 
 class RolloutTable(Callback):

@@ -86,3 +86,6 @@ class TextStream(Protocol):
 
     def finish(self) -> str:
         """Return what is still held back: the bytes of an open character as U+FFFD, or nothing."""
+
+    def copy(self) -> "TextStream":
+        """Return a decoder that has read the same ids, and goes its own way from here."""

@@ -1,6 +1,7 @@
 """Decoding token by token: what is shown while a model writes."""
 
 import codecs
+import copy
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
@@ -27,6 +28,11 @@ class ByteStream:
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
 
+    def copy(self) -> "ByteStream":
+        other = copy.copy(self)
+        other._decoder = copy.copy(self._decoder)
+        return other
+
 
 class ContextStream:
     """The text of tokens that are spelled by the one before them, as the words of WordPiece are."""
@@ -48,6 +54,11 @@ class ContextStream:
         piece = self._piece()
         self._context, self._open = [], []
         return piece
+
+    def copy(self) -> "ContextStream":
+        other = copy.copy(self)
+        other._open = list(self._open)
+        return other
 
     def _piece(self) -> str:
         settled = self._decode(self._context)

@@ -18,8 +18,8 @@ from megalm.config.rlhf import MAY_CHANGE as RLHF_MAY_CHANGE
 from megalm.config.rlhf import RL_TASKS
 from megalm.engine.base import Engine
 from megalm.errors import UserError
-from megalm.lineage.record import FILE_NAME as LINEAGE
 from megalm.model.sequence_head import OUTPUT
+from megalm.run_files import CONFIG, LINEAGE
 from megalm.tokenizer.load import tokenizer_files
 from megalm.train.callbacks.base import Run
 from megalm.train.lineage import with_start
@@ -111,7 +111,7 @@ def prepare_directory(run: Run, lineage: dict[str, Any]) -> None:
     config, directory = run.config, run.directory
     if run.layout.rank == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        dump_config(config, directory / "config.yaml")
+        dump_config(config, directory / CONFIG)
         if config.tokenizer.path:
             _copy_tokenizer(Path(config.tokenizer.path), directory / "tokenizer")
             carry_template(config, directory / "tokenizer")

@@ -20,9 +20,8 @@ from megalm.tokenizer.load import load_tokenizer
 def frozen_config(run: Config, role: str, checkpoint: Path, dtype: Dtype | None) -> Config:
     """The configuration of the model in `checkpoint` as it computes for `run`: its own model, the run's samples and layout.
 
-    It shares tensor, sequence, pipeline, context and expert parallelism with the run; its layers fall into equal parts. It
-    always runs on engine `megatron`, whole on each data-parallel rank. UserError, naming its `role`, where the layout does not
-    divide it or its positions end before the run's samples.
+    UserError, naming its `role`, where the layout does not divide it or its positions end before the run's samples; see
+    `as_frozen`.
     """
     stored = read_config(checkpoint)
     if stored.model.architecture != run.model.architecture:
@@ -30,6 +29,20 @@ def frozen_config(run: Config, role: str, checkpoint: Path, dtype: Dtype | None)
             f"the {role} {checkpoint} is of model.architecture `{stored.model.architecture}`, this run's model of "
             f"`{run.model.architecture}`: both must be of one"
         )
+    config = as_frozen(run, stored, dtype)
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"the {role} {checkpoint} under this run's layout: {error}") from None
+    return without_unusable(config)
+
+
+def as_frozen(run: Config, stored: Config, dtype: Dtype | None) -> Config:
+    """The configuration of the model that `stored` describes as it computes, frozen, for `run`, in the run's format by default.
+
+    It shares tensor, sequence, pipeline, context and expert parallelism with the run; its layers fall into equal parts. It
+    always runs on engine `megatron`, whole on each data-parallel rank.
+    """
     parallel = run.parallel.model_dump(exclude={"pipeline_layers"}) | {
         "zero_stage": 0,
         "overlap_param_gather": False,
@@ -41,11 +54,7 @@ def frozen_config(run: Config, role: str, checkpoint: Path, dtype: Dtype | None)
     config = for_inference(stored, ParallelConfig(**parallel), dtype or run.precision.dtype)
     config.batch, config.data = run.batch, run.data
     config.model.make_vocab_size_divisible_by = run.model.make_vocab_size_divisible_by
-    try:
-        check(config)
-    except UserError as error:
-        raise UserError(f"the {role} {checkpoint} under this run's layout: {error}") from None
-    return without_unusable(config)
+    return config
 
 
 def check_vocabulary(run: Config, tokenizer: Tokenizer | None, role: str, checkpoint: Path) -> None:

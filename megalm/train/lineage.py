@@ -14,7 +14,8 @@ from megalm.config.rlhf import RL_TASKS
 from megalm.config.schema import DataSource
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
-from megalm.lineage.record import FILE_NAME, file_record, model_record, now, program
+from megalm.lineage.record import file_record, model_record, now, program
+from megalm.run_files import LINEAGE as FILE_NAME
 from megalm.tokenizer.base import Tokenizer
 
 logger = logging.getLogger(__name__)

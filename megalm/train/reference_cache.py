@@ -34,6 +34,9 @@ def cache_files(config: Config, sources: list[DataSource]) -> list[Path] | None:
         "seq_length": config.batch.seq_length,
         "too_long": settings.too_long,
     }
+    if config.lora.quantize_base != "none" and settings.reference is None:
+        # the reference is the model that is trained, less its adapters
+        made_of["quantized"] = [config.lora.quantize_base, config.lora.quantize_group_size]
     files = []
     for source in sources:
         sidecar = read_sidecar(source.path) or {}

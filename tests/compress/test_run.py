@@ -122,6 +122,8 @@ def test_command_prints_a_table_and_where_the_checkpoint_lies(
         (["quantize", "BASE", "NEW", "--dtype", "fp12"], "--dtype is 'fp12'"),
         (["quantize", "NOWHERE", "NEW"], "no such run or checkpoint"),
         (["quantize", "BASE", "BASE"], "exists; choose another path"),
+        (["quantize", "RUN", "AMONG"], "lies among the checkpoints of the run"),
+        (["compare", "RUN", "AMONG", "--method", "int8"], "lies among the checkpoints of the run"),
         (["quantize", "BASE", "NEW", "--held-out", "NOWHERE"], "does not exist"),
         (["quantize", "BASE", "NEW", "--held-out", "SHORT"], "give more text"),
         (["quantize", "BASE", "NEW", "--held-out", "TEXT", "--length", "100000"], "context of"),
@@ -149,12 +151,16 @@ def test_mistakes_are_told_in_one_line(
         "NOWHERE": tmp_path / "x",
         "TEXT": base / "text.txt",
         "SHORT": tmp_path / "short.txt",
+        "RUN": tmp_path / "run",
+        "AMONG": tmp_path / "run" / "checkpoints" / "int8",
     }
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step_00000001").symlink_to(base / "base")
     paths["SHORT"].write_text("the end", encoding="utf-8")
     assert main(["compress", *(str(paths.get(argument, argument)) for argument in arguments)]) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and error.startswith("megalm: error: ") and said in error
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new").exists() and not paths["AMONG"].exists()
 
 
 def test_comparison_that_fails_on_the_way_leaves_no_checkpoint_that_bars_the_next(

@@ -1,17 +1,19 @@
 """Models go from Hugging Face's form to ours, through a parallel layout, and back without a changed bit."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from megalm.checkpoint import find_checkpoint, load_weights, read_config
 from megalm.checkpoint.directory import write_manifest
 from megalm.checkpoint.write import CheckpointWriter
+from megalm.cli import main
 from megalm.convert.run import convert
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
@@ -19,7 +21,9 @@ from megalm.generate.load import open_model
 from megalm.generate.request import ModelRequest
 from megalm.parallel.layout import create_layout
 from megalm.testing import run_distributed
-from megalm.tokenizer import load_tokenizer
+from megalm.tokenizer import load_tokenizer, train_bpe
+from megalm.tokenizer.chat import BUNDLED
+from megalm.tokenizer.export import TEMPLATE_NAME
 from megalm.tokenizer.training.train import train_tokenizer
 from tests.convert.hub import MODELS, VOCABULARY, make, save
 
@@ -107,6 +111,46 @@ def test_transformers_is_told_where_a_text_ends(tmp_path: Path) -> None:
     assert theirs.eos_token_id == ours.eod_id
     assert theirs("words of text")["input_ids"] == ours.encode("words of text")
     assert json.loads((tmp_path / "back" / "config.json").read_text())["eos_token_id"] == ours.eod_id
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_answers_of_a_chat_model_end_at_its_end_of_turn_in_transformers(tmp_path: Path, kept: bool) -> None:
+    source = save("llama3", tmp_path / "hf", vocab_size=330, eos_token_id=7)
+    (tmp_path / "a.txt").write_text("user assistant says what is to be said\n" * 9)
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = train_bpe([tmp_path / "a.txt"], 290, source, special_tokens=special)
+    shutil.copyfile(BUNDLED / "chatml.jinja", source / TEMPLATE_NAME)
+    convert(source, tmp_path / "ours", compare=False)
+    if not kept:  # as of a run that began here
+        shutil.rmtree(tmp_path / "ours" / "hugging_face")
+        (tmp_path / "ours" / "manifest.json").unlink()
+        write_manifest(tmp_path / "ours", {})
+    convert(tmp_path / "ours", tmp_path / "back", compare=False)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
+    end = tokenizer.special_tokens["<|im_end|>"]
+    assert model.generation_config.eos_token_id == [7 if kept else tokenizer.eod_id, end]
+    prompt = torch.tensor([[5, 6, 7]])
+    written = model.generate(
+        prompt, do_sample=False, max_new_tokens=5, sequence_bias={(end,): 1e4}, pad_token_id=0
+    )
+    assert written[0, 3:].tolist() == [end]
+    convert(tmp_path / "back", tmp_path / "again", compare=False)
+    convert(tmp_path / "again", tmp_path / "last", compare=False)
+    name = "generation_config.json"
+    assert (tmp_path / "last" / name).read_bytes() == (tmp_path / "back" / name).read_bytes()
+
+
+@pytest.mark.parametrize("command", ["convert", "merge"])
+@pytest.mark.parametrize("place", ["new", "step_00000003/new", "step_00000009"])
+def test_nothing_is_written_among_the_checkpoints_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, place: str
+) -> None:
+    (tmp_path / "run" / "checkpoints" / "step_00000003").mkdir(parents=True)
+    target = tmp_path / "run" / "checkpoints" / place
+    assert main([command, str(tmp_path / "run"), str(target)]) == 2
+    error = capsys.readouterr().err
+    assert "lies among the checkpoints of the run" in error and error.count("\n") == 1
+    assert not target.exists()
 
 
 def test_files_of_bounded_size_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from megalm.checkpoint import load_weights, read_config
 from megalm.config.schema import ParallelConfig
 from megalm.convert.check_megatron import compare_with_library
-from megalm.convert.megatron_args import args_of
+from megalm.convert.megatron_args import args_of, model_of
 from megalm.convert.run import convert
 from megalm.convert.source import open_source
 from megalm.engine.build import build_engine
@@ -235,6 +235,26 @@ def test_older_form_with_names_of_transformer_engine_is_read_again(tmp_path: Pat
 def rank_keys(folder: Path) -> set[str]:
     with torch.serialization.safe_globals([Namespace]):
         return set(torch.load(folder / "model_optim_rng.pt", weights_only=True)["model"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "least"),
+    [
+        ({}, VOCABULARY),
+        ({"vocab_size": None, "make_vocab_size_divisible_by": 8}, PADDED - 7),
+        (
+            {"vocab_size": None, "make_vocab_size_divisible_by": 4, "tensor_model_parallel_size": 4},
+            PADDED - 15,
+        ),
+    ],
+)
+def test_a_vocabulary_that_would_lose_more_than_its_padding_is_refused(
+    changes: dict[str, Any], least: int
+) -> None:
+    args = {**_GPT, **changes}
+    assert model_of(args, "here", least).vocab_size == least
+    with pytest.raises(UserError, match=f"--vocab-size {least - 1} would cut tokens off.* {least}$"):
+        model_of(args, "here", least - 1)
 
 
 class Evil:

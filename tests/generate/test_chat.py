@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from megalm.generate.request import ChatRequest, GenerationOptions
 from megalm.testing import run_distributed
 from megalm.tokenizer import load_tokenizer, train_bpe
 from megalm.tokenizer.chat import load_chat_template
-from tests.generate.test_run import save_random_model
+from tests.generate.test_run import TP2_SP, save_random_model
 from tests.worlds import in_world
+
+LONG = 16384
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,63 @@ def test_the_command_talks_line_by_line_on_one_and_two_ranks(run_directory: Path
         texts.append(json.loads(done.stdout)["messages"])
     assert texts[0] == texts[1]
     assert [message["content"] for message in texts[0][::2]] == ["the end", "of the text"]
+
+
+@in_world(1)
+def test_an_answer_that_is_stopped_stays_as_it_is_and_the_conversation_goes_on(run_directory: Path) -> None:
+    whole = conversation(run_directory).answer("the hand")
+    chat = conversation(run_directory)
+    pieces: list[str] = []
+    asked = iter([False, False, False, True])
+    stopped = chat.answer("the hand", lambda _, piece: pieces.append(piece), lambda: next(asked))
+    assert stopped.finish_reason == "cancelled"
+    assert stopped.tokens == whole.tokens[:4]
+    assert whole.text.startswith(stopped.text) and stopped.text == "".join(pieces)
+    assert not chat.generator.busy
+    assert chat.messages[-1] == {"role": "assistant", "content": stopped.text}
+    before = list(chat.messages)
+    chat.generator.prompt_tokens = 4  # it is stopped before all is read
+    assert chat.answer("and the text", is_over=lambda: True).text == ""
+    assert chat.messages == before, "of an answer without a word nothing is kept"
+    assert chat.answer("and the text", is_over=lambda: False).finish_reason != "cancelled"
+
+
+@pytest.mark.parametrize("more", [[], ["--nproc", "2", "--tensor-model-parallel-size", "2"]])
+def test_ctrl_c_stops_an_answer_and_at_the_prompt_ends_the_chat(tmp_path: Path, more: list[str]) -> None:
+    (tmp_path / "text.txt").write_text("the end of the text, and of the hand\n" * 10, encoding="utf-8")
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = train_bpe([tmp_path / "text.txt"], 290, tmp_path / "tokenizer", special_tokens=special)
+    long = (*TP2_SP, f"model.max_sequence_length={LONG}")
+    run_distributed(save_random_model, 2, tmp_path, tokenizer.vocab_size, long)
+    command = [sys.executable, "-m", "megalm", "chat", str(tmp_path), "--greedy", "--chat-template", "chatml"]
+    process = subprocess.Popen(
+        [*command, "--max-new-tokens", str(LONG // 2), *more],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert process.stdin and process.stdout and process.stderr
+    impatience = threading.Timer(240, process.kill)
+    impatience.start()
+    try:
+        for _ in range(2):
+            process.stdin.write("the end\n")
+            process.stdin.flush()
+            begun = process.stdout.read(1)
+            assert begun, process.stderr.read()
+            process.send_signal(signal.SIGINT)
+            answer = begun + process.stdout.readline()
+            assert answer.endswith("\n")
+            assert len(answer) < LONG // 4, "it would have been longer"
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, process.stderr.read()
+    finally:
+        impatience.cancel()
+        process.kill()
+        process.communicate()
 
 
 def test_more_processes_than_parts_of_the_model_are_refused() -> None:

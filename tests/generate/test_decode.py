@@ -166,6 +166,44 @@ def test_logprobs_are_those_of_the_training_model(name: str, prompt_tokens: int)
 
 
 @in_world(1)
+def test_logprobs_are_at_each_request_s_own_temperature_where_it_asks_for_that() -> None:
+    generator = make_generator("rope", "model.init_method_std=0.05")
+    network = generator.chunks[0].eval()
+    asked: list[tuple[dict[str, Any], float]] = [
+        ({"temperature": 2.0}, 0.0),
+        ({"temperature": 0.5, "logprobs": 1, "logprobs_at_temperature": True}, 0.5),
+        ({"temperature": 3.0, "logprobs": 2}, 1.0),
+        ({"temperature": 1.5, "logprobs": 0, "logprobs_at_temperature": True}, 1.5),
+    ]
+    with generator.running():
+        numbers = [
+            generator.submit(prompt, GenerationOptions(max_new_tokens=6, **one))
+            for prompt, (one, _) in zip(PROMPTS, asked, strict=True)
+        ]
+        events = []
+        while generator.busy:
+            events += generator.step()
+    done = {event.request: event.completion for event in events if event.completion}
+    for number, prompt, (one, temperature) in zip(numbers, PROMPTS, asked, strict=True):
+        row = done[number]
+        if not temperature:
+            assert row.logprobs is None and row.top_logprobs is None
+            continue
+        with torch.no_grad():
+            logits_SV = network(torch.tensor([prompt + row.tokens]))[0, len(prompt) - 1 : -1]
+        logprobs_SV = (logits_SV / temperature).log_softmax(-1)
+        expected = logprobs_SV.gather(-1, torch.tensor(row.tokens)[:, None])[:, 0]
+        assert row.logprobs == pytest.approx(expected.tolist(), abs=1e-9)
+        if not one["logprobs"]:
+            assert row.top_logprobs is None
+            continue
+        likeliest = logprobs_SV.topk(one["logprobs"])
+        for place, top in enumerate(row.top_logprobs):
+            assert list(top) == likeliest.indices[place].tolist()
+            assert list(top.values()) == pytest.approx(likeliest.values[place].tolist(), abs=1e-9)
+
+
+@in_world(1)
 def test_repetition_penalty_counts_prompt_and_text() -> None:
     generator = make_generator("rope")
     prompts = torch.randint(VOCABULARY, (64, 40), generator=torch.Generator().manual_seed(0)).tolist()
@@ -285,7 +323,8 @@ def test_beams_end_at_stop_strings_and_at_the_end_of_a_document(tokenizer_path: 
     settings: dict[str, Any] = {"beams": 3, "n": 3, "max_new_tokens": 12, "length_penalty": 0.5}
     free = generator.generate(PROMPTS[:1], GenerationOptions(**settings))
     assert all(done.text == tokenizer.decode(done.tokens) for done in free)
-    stop = free[0].text[4:6]
+    pairs = [done.text[at : at + 2] for done in free for at in range(3, len(done.text) - 1)]
+    stop = next(pair for pair in pairs if "\ufffd" not in pair)
     eod = {tokenizer.eod_id: 12.0}
     reasons = []
     for options in (
@@ -305,6 +344,48 @@ def test_beams_end_at_stop_strings_and_at_the_end_of_a_document(tokenizer_path: 
             assert len(tokens) == 12 or ends
             reasons.append((bool(options.stop), done.finish_reason))
     assert {(True, "stop"), (False, "stop")} <= set(reasons)
+
+
+@in_world(1)
+def test_what_comes_of_others_is_not_lost_where_a_callback_raises(tokenizer_path: str) -> None:
+    from megalm.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_path)
+    generator = make_generator("rope", tokenizer=tokenizer)
+    (letter,) = tokenizer.encode("e")
+    numbers: list[int] = []
+
+    def on_text(_: int, piece: str) -> None:
+        if numbers:
+            raise KeyboardInterrupt
+        numbers.append(generator.submit([3], GenerationOptions(greedy=True, max_new_tokens=1)))
+
+    with generator.running():
+        with pytest.raises(KeyboardInterrupt):  # in the very step in which the other text ends
+            generator.generate(
+                [[1, 2]], GenerationOptions(greedy=True, logit_bias={letter: 100.0}), None, on_text
+            )
+        assert not generator.rows
+        assert [(event.request, len(event.completion.tokens)) for event in generator.step()] == [
+            (numbers[0], 1)
+        ]
+
+
+@in_world(1)
+def test_each_continuation_of_a_beam_decodes_its_last_token_alone(tokenizer_path: str) -> None:
+    from megalm.tokenizer import load_tokenizer
+    from megalm.tokenizer.streams import ByteStream
+
+    generator = make_generator("rope", tokenizer=load_tokenizer(tokenizer_path))
+    options = GenerationOptions(beams=3, max_new_tokens=20, stop=["\x00"])
+    pushed = []
+    original = ByteStream.push
+    ByteStream.push = lambda self, token: (pushed.append(token), original(self, token))[1]
+    try:
+        generator.generate(PROMPTS[1:2], options)
+    finally:
+        ByteStream.push = original
+    assert 20 <= len(pushed) - len(PROMPTS[1]) <= 20 * 2 * options.beams
 
 
 @in_world(1)

@@ -31,6 +31,9 @@ class Ends:
     def stream(self) -> "Ends":
         return self
 
+    def copy(self) -> "Ends":
+        return self
+
     def push(self, token: int) -> str:
         return ""
 
@@ -63,6 +66,8 @@ SEARCHES: list[dict[str, Any]] = [
     {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 2.0},
     {"num_beams": 4, "num_return_sequences": 4, "length_penalty": -1.0, "early_stopping": True},
     {"num_beams": 2, "repetition_penalty": 1.5},
+    {"num_beams": 4, "num_return_sequences": 4, "repetition_penalty": 1.4, "length_penalty": 0.6},
+    {"num_beams": 4, "num_return_sequences": 4, "repetition_penalty": 0.8, "length_penalty": 1.7},
 ]
 
 
@@ -93,12 +98,17 @@ def test_texts_equal_hugging_face(family: tuple[str, Path]) -> None:
                 max_new_tokens=14,
                 pad_token_id=0,
                 sequence_bias={(END,): 2.0},
+                return_dict_in_generate=True,
+                output_scores=True,
                 **search,
             )
-            for row in output[:, len(prompt) :].tolist():
+            worth = iter(output.sequences_scores.tolist() if options.beams > 1 else [])
+            for row in output.sequences[:, len(prompt) :].tolist():
                 length = row.index(END) + 1 if END in row else len(row)
                 completion = next(found)
                 assert completion.tokens == row[:length], search
                 assert completion.finish_reason == ("stop" if END in row else "length")
+                if options.beams > 1:  # theirs in float32
+                    assert completion.score == pytest.approx(next(worth), rel=1e-5)
                 ended += END in row
     assert ended, "beams that end early are the difficult case"

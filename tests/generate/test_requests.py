@@ -187,6 +187,68 @@ def test_requests_that_cannot_work_are_refused_and_leave_the_others_alone() -> N
     assert [done.tokens for done in tokens] == [expected]
 
 
+def under_load(
+    given: list[tuple[list[int], dict[str, Any]]], room: int
+) -> tuple[dict[int, list[list[int]]], list[str], int]:
+    """Hand in a request a step; the texts of each that is taken, what the others were told, and how many waited at most.
+
+    Keys, values and remembered beginnings together never take more than `room` tokens' memory.
+    """
+    token_bytes = make_generator("rope").network.token_bytes
+    limits = {"max_rows": 6, "prompt_tokens": 16, "prefix_share": 0.3}
+    generator = make_generator("rope", cache_bytes=room * token_bytes, **limits)
+    found: dict[int, dict[int, list[int]]] = {}
+    refused, waited, left = [], 0, list(enumerate(given))
+    places: dict[int, int] = {}
+    with generator.running():
+        while left or generator.busy:
+            if left:
+                place, (prompt, options) = left.pop(0)
+                try:
+                    places[generator.submit(prompt, GenerationOptions(**options))] = place
+                except UserError as error:
+                    refused.append(str(error))
+            for event in generator.step():
+                if event.completion:
+                    texts = found.setdefault(places[event.request], {})
+                    texts[event.sample] = event.completion.tokens
+            held = [*generator.cache.layers, *generator.prefixes._blocks.values()]
+            assert sum(tensor.numel() * tensor.itemsize for tensor in held) <= room * token_bytes
+            waited = max(waited, len(generator._waiting))
+    assert found.keys() == set(places.values()), "each that was taken comes to its end"
+    return {place: [texts[n] for n in sorted(texts)] for place, texts in found.items()}, refused, waited
+
+
+@in_world(1)
+def test_under_any_load_memory_stays_within_its_limit_and_what_cannot_work_changes_nothing() -> None:
+    draw = random.Random(11)
+    possible = [
+        (
+            [draw.randrange(400) for _ in range(draw.choice([1, 5, 20, 33]))],
+            {**KINDS[number % len(KINDS)], "max_new_tokens": draw.choice([1, 5, 12])},
+        )
+        for number in range(42)
+    ]
+    impossible: list[tuple[list[int], dict[str, Any]]] = [
+        ([], {}),
+        ([3] * CONTEXT, {}),
+        ([1], {"n": 7}),
+        ([1] * 40, {"n": 4, "max_new_tokens": 8}),
+        ([1, 2], {"top_p": 2.0}),
+        ([1, 2], {"beams": 2, "temperature": 0.5}),
+        ([1, VOCABULARY], {}),
+    ]
+    expected, refused, waited = under_load(possible, 200)
+    assert len(expected) == len(possible) and not refused
+    assert waited > 3
+    mixed = [*possible]
+    for number, one in enumerate(impossible):
+        mixed.insert(1 + 6 * number, one)
+    found, refused, _ = under_load(mixed, 200)
+    assert len(refused) == len(impossible)
+    assert [found[place] for place in sorted(found)] == [expected[place] for place in sorted(expected)]
+
+
 @in_world(1)
 def test_what_is_cancelled_leaves_and_the_others_go_on() -> None:
     generator = make_generator("rope", max_rows=3)
@@ -213,11 +275,11 @@ def test_an_interrupted_call_leaves_nothing_behind() -> None:
     generator = make_generator("rope")
     options = GenerationOptions(greedy=True, max_new_tokens=10)
     expected = generator.generate([[1, 2]], options)
-    step = generator.step
-    generator.step = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+    proceed = generator._proceed
+    generator._proceed = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         generator.generate([[3, 4], [5]], options)
-    generator.step = step
+    generator._proceed = proceed
     assert not generator.busy
     assert generator.generate([[1, 2]], options) == expected
 
@@ -302,6 +364,25 @@ def test_a_prompt_that_is_read_in_parts_may_change_its_slot_in_between(leaves: s
 
 
 @in_world(1)
+def test_what_comes_of_a_request_beside_a_call_is_told_by_the_next_step() -> None:
+    generator = make_generator("rope")
+    options = GenerationOptions(greedy=True, max_new_tokens=6)
+    prompts = [[1, 2], [3], [4, 5, 6]]
+    expected = [row.tokens for row in generator.generate(prompts, options)]
+    with generator.running():
+        beside, gone = (generator.submit(prompt, options) for prompt in (prompts[0], [7]))
+        longer = GenerationOptions(greedy=True, max_new_tokens=9)
+        assert [row.tokens[:6] for row in generator.generate(prompts[1:], longer)] == expected[1:]
+        assert not generator.rows, "all have ended in the call"
+        assert generator.busy
+        generator.cancel(gone)
+        events = generator.step()
+        assert [(event.request, event.completion.tokens) for event in events] == [(beside, expected[0])]
+        assert not generator.busy
+        assert generator.step() == []
+
+
+@in_world(1)
 def test_after_an_interrupt_in_the_middle_others_go_on_where_they_were() -> None:
     """Texts that were handed in before, beside and between those of the call that is interrupted: they change slots."""
     generator = make_generator("rope", prompt_tokens=7)
@@ -309,7 +390,7 @@ def test_after_an_interrupt_in_the_middle_others_go_on_where_they_were() -> None
     prompts = [[1, 2], [3] * 9, [4, 5, 6]]
     expected = [row.tokens for row in generator.generate(prompts, options)]
     found: dict[int, list[int]] = {}
-    step, count = generator.step, 0
+    proceed, count = generator._proceed, 0
 
     def interrupted() -> Any:
         nonlocal count
@@ -318,17 +399,17 @@ def test_after_an_interrupt_in_the_middle_others_go_on_where_they_were() -> None
             numbers.append(generator.submit(prompts[1], options))
         if count == 5:
             numbers.append(generator.submit(prompts[2], options))
-            step()
+            generator._held += proceed()
             raise KeyboardInterrupt
-        return step()
+        return proceed()
 
     with generator.running():
         numbers = [generator.submit(prompts[0], options)]
-        step()
-    generator.step = interrupted
+        generator.step()
+    generator._proceed = interrupted
     with pytest.raises(KeyboardInterrupt):
         generator.generate([[9, 8], [7]], options)
-    generator.step = step
+    generator._proceed = proceed
     with generator.running():
         while generator.busy:
             for event in generator.step():
@@ -463,7 +544,7 @@ def test_a_search_ends_early_only_if_asked_to_while_a_better_text_still_grows(ea
     from megalm.generate.beams import BeamSearch
 
     options = GenerationOptions(beams=2, early_stopping=early)
-    search = BeamSearch(options, 9, lambda tokens: "stop" if tokens[-1] == 0 else None)
+    search = BeamSearch(options, 9, eod_id=0, text=None)
     search.advance([-0.1, -3.0, -4.0, -5.0], [0, 0, 0, 0], [1, 0, 2, 3])
     assert [beam.tokens for beam in search.growing] == [[1], [2]]
     search.advance([-0.2, -3.5, -4.5, -6.0], [0, 0, 1, 1], [1, 0, 1, 2])

@@ -198,6 +198,52 @@ def test_options_that_cannot_have_an_effect_are_refused(capsys: Any, arguments: 
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "layout", "said"),
+    [
+        (
+            ["generate", "--prompt", "a"],
+            ["--tensor-model-parallel-size", "3"],
+            "num_attention_heads 4 is not",
+        ),
+        (["chat"], ["--pipeline-model-parallel-size", "3"], "num_layers 2"),
+        (["embed", "--text", "a"], ["--tensor-model-parallel-size", "3"], "num_attention_heads 4 is not"),
+        (["classify", "--text", "a"], ["--pipeline-model-parallel-size", "3"], "num_layers 2"),
+        (
+            ["score", "--prompt", "a", "--text", "b"],
+            ["--tensor-model-parallel-size", "3"],
+            "num_attention_heads",
+        ),
+    ],
+)
+def test_a_layout_that_does_not_divide_the_model_is_refused_before_processes_start(
+    run_directory: Path, capsys: Any, monkeypatch: Any, command: list[str], layout: list[str], said: str
+) -> None:
+    from megalm import launch
+
+    monkeypatch.setattr(launch, "run_local", lambda *_: pytest.fail("processes were started"))
+    assert main([command[0], str(run_directory), *command[1:], "--nproc", "3", *layout]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_looking_for_a_checkpoint_before_processes_start_loads_no_torch(run_directory: Path) -> None:
+    code = (
+        "import sys; from megalm.generate.candidates import check_layout; from megalm.generate.request import ModelRequest; "
+        "check_layout(ModelRequest(checkpoint=sys.argv[1], tensor_model_parallel_size=2), 2); "
+        "print([name for name in ('torch', 'megatron', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run_directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
 @in_world(1)
 def test_the_newest_intact_checkpoint_of_a_run_is_taken_and_nothing_is_moved(
     run_directory: Path, tmp_path: Path

@@ -14,6 +14,13 @@ TP2 = "parallel.tensor_model_parallel_size=2"
 PP4 = "parallel.pipeline_model_parallel_size=4"
 PP2 = "parallel.pipeline_model_parallel_size=2"
 GIB = 2**30
+LEARNS = (
+    "run.load=base",
+    "rlhf.prompts=[{path: prompts}]",
+    "rlhf.rewards=[{name: stop}]",
+    "rlhf.rollout.responses_per_prompt=2",
+    "rlhf.rollout.max_new_tokens=8",
+)
 
 
 def large_config(*overrides: str) -> Config:
@@ -100,6 +107,35 @@ def test_full_recompute_keeps_no_activation_of_a_layer():
     )
     assert recomputes["activations.MLP"] < keeps["activations.MLP"] / 3
     assert recomputes["weights"] == keeps["weights"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_one"),
+    [
+        (("task=dpo", "run.load=base"), True),
+        (("task=dpo", "run.load=base", "dpo.cache=cache"), False),
+        (("task=dpo", "dpo.reference_free=true"), False),
+        (("task=dpo", "run.load=base", "lora.rank=2"), False),
+        (("task=dpo", "run.load=base", "lora.rank=2", "dpo.reference=other"), True),
+        (("task=grpo", *LEARNS), True),
+        (("task=grpo", *LEARNS, "rlhf.kl.coefficient=0"), False),
+        (("task=grpo", *LEARNS, "rlhf.offload_frozen=true"), False),
+    ],
+)
+def test_which_runs_keep_a_reference(settings: tuple[str, ...], has_one: bool):
+    from megalm.plan.stage import keeps_reference
+
+    assert keeps_reference(small_config(*settings)) == has_one
+
+
+def test_a_reference_is_one_more_copy_of_the_weights():
+    settings = "precision.dtype=bf16", "task=dpo", TP2
+    alone = planned(small_config(*settings, "dpo.reference_free=true"), 2).fullest
+    stage = planned(small_config(*settings, "run.load=base"), 2).fullest
+    assert stage.at_peak["reference"] == pytest.approx(stage.weights, rel=2e-3)
+    assert stage.resting == alone.resting + stage.at_peak["reference"]
+    assert stage.peak == pytest.approx(alone.peak + stage.at_peak["reference"], rel=1e-3)
+    assert "reference" not in alone.at_peak
 
 
 def test_kernels_are_those_of_the_planned_device():

@@ -199,6 +199,15 @@ def test_running_moments_hold_far_from_zero() -> None:
     )
 
 
+@pytest.mark.parametrize("count", [3, 24, 768])
+def test_equal_values_are_normalised_to_nothing(count: int) -> None:
+    """Rounding alone sets their mean apart from them, and must not be taken for a deviation."""
+    moments, values_B = RunningMoments(), torch.full((count,), 0.1, dtype=torch.float64)
+    for _ in range(3):
+        moments.update(values_B)
+    assert float(moments.normalise(values_B).abs().max()) < 1e-15
+
+
 def test_normalising_before_there_is_a_variance_divides_by_one() -> None:
     moments = RunningMoments()
     moments.update(torch.tensor([3.0]))

@@ -79,6 +79,14 @@ def test_what_is_left_out_is_counted_and_the_first_is_named(tokenizer, tmp_path)
     ]
 
 
+def test_a_prompt_as_long_as_the_limit_is_taken_and_one_token_more_is_not(tokenizer, tmp_path):
+    source = write(tmp_path / "p.jsonl", [{"prompt": "1 and 2"}, {"prompt": "1"}])
+    length = len(tokenizer.encode("1 and 2"))
+    assert length > 1
+    taken = [len(PromptSet([source], FIELD, text_writer(tokenizer, most))) for most in (length, length - 1)]
+    assert taken == [2, 1]
+
+
 def test_copies_across_files_count_once_and_held_out_ones_are_found(tokenizer, tmp_path):
     one, two = write(tmp_path / "1.jsonl", ["a", "b"]), write(tmp_path / "2.jsonl", ["b", "c"])
     both = PromptSet([one, two], FIELD, text_writer(tokenizer))

@@ -167,6 +167,20 @@ def test_a_stream_joins_to_the_decoded_text_and_splits_no_character(kind):
     assert sum(map(bool, pieces)) > len(tokenizer.decode(ids)) // 6, "text is held back"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copied_stream_goes_on_from_where_it_was_copied_and_leaves_the_other_alone(kind):
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer.encode(TEXT)
+    other = ids[::-1]
+    stream, shown = tokenizer.stream(), ""
+    for count, token in enumerate(ids):
+        copied = stream.copy()
+        rest = "".join(map(copied.push, other[:6])) + copied.finish()
+        assert shown + rest == tokenizer.decode(ids[:count] + other[:6])
+        shown += stream.push(token)
+    assert shown + stream.finish() == tokenizer.decode(ids)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "word piece"])
 def test_a_stream_holds_no_more_than_an_open_character(kind):
     tokenizer = tokenizer_of(kind)

@@ -220,6 +220,24 @@ def test_cached_log_probabilities_give_the_same_run_and_need_no_reference(
     assert len(list(cache.iterdir())) == 4, "other samples have files of their own"
 
 
+def test_a_quantised_reference_has_a_cache_of_its_own(pairs: Path, base: Path, tmp_path: Path) -> None:
+    from megalm.train.reference_cache import cache_files
+
+    lora, cache = "lora.rank=4", f"dpo.cache={tmp_path}"
+    quantised = lora, "lora.quantize_base=nf4", "lora.quantize_group_size=16"
+    kinds = (
+        (),
+        (lora,),
+        quantised,
+        (*quantised, "lora.quantize_group_size=8"),
+        (*quantised, f"dpo.reference={base}"),
+    )
+    runs = [dpo_run(tmp_path / "run", pairs, base, cache, *kind) for kind in kinds]
+    whole, adapted, in_nf4, other_groups, named = (cache_files(run, run.data.train) for run in runs)
+    assert whole == adapted == named
+    assert len({str(files) for files in (whole, in_nf4, other_groups)}) == 3
+
+
 def test_adapters_are_compared_with_the_model_without_them(pairs: Path, base: Path, tmp_path: Path) -> None:
     lora = (*EXACT, "lora.rank=4", "optimizer.lr=2e-2")
     train_in_world(2, dpo_run(tmp_path / "off", pairs, base, *lora, TP2))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from megalm.checkpoint import find_checkpoint
+from megalm.config.rewards import ModelRewardConfig, StopConfig
 from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 from megalm.generate.answers import Scored, read_answers
@@ -55,6 +56,27 @@ def test_the_checkpoint_knows_mean_and_spread_of_its_rewards(trained: Path) -> N
     found = validation(trained)
     expected = found["valid_reward_mean"], found["valid_reward_std"]
     assert reward_moments(find_checkpoint(trained)) == expected and expected[1] > 0
+
+
+def test_reinforcement_learning_normalises_by_them_where_nothing_else_is_given(trained: Path) -> None:
+    from megalm.rlhf.scale import scaled
+
+    found = validation(trained)
+    given = [
+        ModelRewardConfig(checkpoint=str(trained)),
+        ModelRewardConfig(checkpoint=str(trained), label="shifted", mean=0.25),
+        ModelRewardConfig(checkpoint=str(trained), label="as given", mean=0.0, std=2.0),
+        StopConfig(),
+    ]
+    before = [reward.model_dump() for reward in given]
+    rewards, told = scaled(given)
+    mean, std = found["valid_reward_mean"], found["valid_reward_std"]
+    assert [(one.mean, one.std) for one in rewards[:3]] == [(mean, std), (0.25, std), (0.0, 2.0)]
+    assert rewards[2:] == given[2:] and [reward.model_dump() for reward in given] == before
+    assert told == [
+        f"reward `model`: less {mean:.6g}, over {std:.6g}",
+        f"reward `shifted`: less 0.25, over {std:.6g}",
+    ]
 
 
 def score(directory: Path, changes: dict[str, Any]) -> dict[str, Any]:

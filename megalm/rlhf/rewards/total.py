@@ -37,10 +37,10 @@ class Scores:
 
 
 class Normalised:
-    """(what a model says - mean) / std."""
+    """(what a model says - mean) / std; 0 and 1 where the configuration has none."""
 
     def __init__(self, model: Reward, config: ModelRewardConfig) -> None:
-        self.model, self.mean, self.std = model, config.mean, config.std
+        self.model, self.mean, self.std = model, config.mean or 0.0, config.std or 1.0
 
     def check(self, record: Mapping[str, Any]) -> None:
         """See Reward."""

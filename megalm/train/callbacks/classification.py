@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from megalm.atomic import write_bytes, write_text
 from megalm.evaluate.metrics import classification_metrics
+from megalm.run_files import CLASSIFICATION as REPORT
 from megalm.train.callbacks.base import Callback, Run, Validation
 
 logger = logging.getLogger(__name__)
 
-REPORT, PICTURE = "classification.json", "confusion_matrix.png"
+PICTURE = "confusion_matrix.png"
 _MOST_CLASSES = 100
 """Of which a picture still shows something."""
 

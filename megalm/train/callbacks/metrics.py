@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from megalm.atomic import open_atomic
+from megalm.run_files import METRICS as FILE_NAME
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
 
-FILE_NAME = "metrics.jsonl"
 Line = dict[str, Any]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megalm.atomic import write_bytes
+from megalm.smoothing import smooth
 from megalm.train.callbacks.base import Callback, Run
 from megalm.train.callbacks.metrics import FILE_NAME, read_metrics
 
@@ -61,19 +62,6 @@ def read_curve(path: Path) -> Curve:
             restarts.append(line["step"])
     steps, losses, rates, skipped = np.array(rows, dtype=float).reshape(-1, 4).T  # None becomes NaN
     return Curve(steps, losses, rates, skipped.astype(bool), validation, restarts)
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a fiftieth of the values (3 at least), narrower at the ends; NaNs are left out."""
-    half = max(1, len(values) // 100)
-    finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, index[::-1]))
-    low, high = index - reach, index + reach + 1
-    count = counts[high] - counts[low]
-    return np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), np.nan)
 
 
 def draw(curve: Curve, title: str) -> bytes:

@@ -6,13 +6,14 @@ import logging
 from typing import Any
 
 from megalm.atomic import write_bytes, write_text
+from megalm.run_files import REWARD as REPORT
 from megalm.train.callbacks.base import Callback, Run, Validation
 from megalm.train.reward import kind_of_data
 from megalm.train.reward_figures import pair_figures, rating_figures
 
 logger = logging.getLogger(__name__)
 
-REPORT, PICTURE = "reward.json", "reward_calibration.png"
+PICTURE = "reward_calibration.png"
 _ONLY_REPORTED = ("pairs", "answers", "bins", "chosen_shorter", "accuracy_low", "accuracy_high")
 
 

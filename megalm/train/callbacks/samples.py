@@ -8,12 +8,11 @@ from megalm.evaluate.metrics import text_metrics
 from megalm.generate.decode import Generator, context_length
 from megalm.generate.rows import Completion
 from megalm.generate.share import generate_shared
+from megalm.run_files import SAMPLES as FILE_NAME
 from megalm.tokenizer import Tokenizer
 from megalm.train.callbacks.base import Answer, Callback, Run, StepRecord, Validation
 from megalm.train.callbacks.metrics import keep_lines
 from megalm.train.samples import Prompts
-
-FILE_NAME = "samples.jsonl"
 
 
 class Samples(Callback):

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from megalm.train.callbacks import plot
 from megalm.train.callbacks.base import Validation
 from megalm.train.callbacks.metrics import MetricsFile
-from megalm.train.callbacks.plot import LearningCurve, draw, read_curve, smooth
+from megalm.train.callbacks.plot import LearningCurve, draw, read_curve
 
 
 def written(run, play, until):
@@ -84,15 +84,3 @@ def test_curve_holds_steps_validations_skips_and_restarts(make_run, play, record
     assert curve.validation == {2: 2.5}
     assert curve.restarts == [3]
     assert has_colour(imread(io.BytesIO(draw(curve, "title"))), plot.RED)
-
-
-def test_smoothing_keeps_lines_straight_and_leaves_out_gaps():
-    line = np.linspace(5.0, 1.0, 301)
-    np.testing.assert_allclose(smooth(line), line, rtol=1e-12)
-    gap = np.array([2.0, np.nan, 2.0, np.nan, np.nan, np.nan, 4.0])
-    np.testing.assert_array_equal(smooth(gap), [2.0, 2.0, 2.0, 2.0, np.nan, 4.0, 4.0])
-
-
-def test_smoothing_averages_noise_away():
-    noise = np.where(np.arange(1000) % 2, 1.0, -1.0)
-    assert np.abs(smooth(noise)[10:-10]).max() < 0.1
