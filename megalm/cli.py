@@ -160,12 +160,13 @@ def train(
 
     Goes on from the run directory's last good checkpoint if there is one, also under another layout.
     """
-    from megalm.config import data_parallel_size, load_config
+    from megalm.config import load_config
     from megalm.config.rlhf import RL_TASKS
+    from megalm.config.rlhf_ranks import ranks_by_world
 
     resolved = load_config(config, [*(overrides or []), *(["run.resume=always"] if resume else [])])
     if nproc is not None and not launch.in_world():
-        data_parallel_size(resolved, nproc)
+        ranks_by_world(resolved, nproc)
         start_world(context, nproc)
     if resolved.task in RL_TASKS:
         from megalm.rlhf import run as rlhf_run

@@ -1,7 +1,6 @@
 """Saves checkpoints in the background; one appears under its name only when it is whole on disk."""
 
 import json
-import queue
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megalm import atomic
+from megalm.checkpoint.apart import Apart
 from megalm.checkpoint.directory import (
     CHECKPOINTS,
     TENSORS,
@@ -25,26 +25,9 @@ from megalm.checkpoint.directory import (
     prune,
     write_manifest,
 )
+from megalm.checkpoint.parts import Part, plan_part, write_part
 from megalm.config import Config, dump_config
 from megalm.engine.base import Engine
-from megalm.hashes import sha256_of
-from megalm.parallel import cpu
-
-cpu.install()
-
-from megatron.core import dist_checkpointing  # noqa: E402
-from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
-from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync  # noqa: E402
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy  # noqa: E402
-
-
-@dataclass
-class _Part:
-    """An engine of a save; `folder` is where its tensors go, within the checkpoint."""
-
-    folder: str
-    request: Any
-    results: Any
 
 
 @dataclass
@@ -53,7 +36,7 @@ class _Save:
 
     step: int
     temporary: Path
-    parts: list[_Part]
+    parts: list[Part]
     best: int | None
     thread: threading.Thread | None = None
     digests: dict[str, str] = field(default_factory=dict)
@@ -73,7 +56,7 @@ class CheckpointWriter:
         config: Config,
         engine: Engine,
         on_saved: Callable[[int], None] = lambda step: None,
-        companions: Mapping[str, Engine] | None = None,
+        companions: Mapping[str, Engine | Apart] | None = None,
     ) -> None:
         self.run_directory = run_directory
         self.config = config
@@ -99,11 +82,12 @@ class CheckpointWriter:
         if step == self.newest_step:
             return
         temporary = self.run_directory / CHECKPOINTS / f".{checkpoint_name(step)}.tmp"
+        counters = {name: engine.counters for name, engine in self.companions.items()}
         if self.engine.layout.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             _prepare(temporary, self.config, state)
             for name, engine in self.companions.items():
-                _prepare(temporary / name, engine.config, {"step": step, "counters": engine.counters})
+                _prepare(temporary / name, engine.config, {"step": step, "counters": counters[name]})
         dist.barrier()
         self.pending = self._plan(step, temporary, best_step_in(state))
         self.pending.thread = threading.Thread(
@@ -146,20 +130,15 @@ class CheckpointWriter:
         self.newest_step = step
 
     def _plan(self, step: int, temporary: Path, best: int | None) -> _Save:
-        engines = {TENSORS: self.engine}
-        engines |= {f"{name}/{TENSORS}": engine for name, engine in self.companions.items()}
-        parts = []
-        for folder, engine in engines.items():
-            # the library hands results back through a manager process that takes seconds to start; our writer is a thread
-            filesystem_async._results_queue = queue.Queue()
-            request = dist_checkpointing.save(
-                engine.state(),
-                str(temporary / folder),
-                TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1),
-                async_sharded_save=True,
-            )
-            parts.append(_Part(folder, request, filesystem_async._results_queue))
-        return _Save(step, temporary, parts, best)
+        parts = [plan_part(self.engine, temporary, TENSORS)]
+        digests: dict[str, str] = {}
+        for name, engine in self.companions.items():
+            if isinstance(engine, Apart):
+                written = engine.save(temporary / name)
+                digests |= {f"{name}/{file}": digest for file, digest in written.items()}
+            else:
+                parts.append(plan_part(engine, temporary, f"{name}/{TENSORS}"))
+        return _Save(step, temporary, parts, best, digests=digests)
 
     def _complete(self) -> None:
         """Write the table and the manifest, then give the directory its name."""
@@ -171,9 +150,7 @@ class CheckpointWriter:
             if error:
                 raise OSError(f"rank {rank} could not write {save.temporary}: {error}")
         for part in save.parts:
-            filesystem_async._results_queue = part.results
-            for finalize in part.request.finalize_fns:
-                finalize()
+            part.complete()
         failure: list[str | None] = [None]
         if self.engine.layout.rank == 0:
             try:
@@ -217,25 +194,6 @@ def _write(save: _Save) -> None:
     """Write this rank's tensors; runs in a thread and makes no collective call."""
     try:
         for part in save.parts:
-            _write_part(part, save.digests)
+            write_part(part, save.digests)
     except BaseException as error:  # told to all ranks by the main thread
         save.error = error
-
-
-def _write_part(part: _Part, digests: dict[str, str]) -> None:
-    if part.request.async_fn is None:
-        return  # nothing of it is this rank's to write
-    # the tensors are on the CPU already: the library's copy from the device is asynchronous and, in a thread, would
-    # wait for the wrong one
-    (_, buckets, _), transforms = part.request.async_fn_args, part.request.async_fn.args[0]
-    written = {}
-    for number, bucket in enumerate(buckets):
-        results: queue.Queue[Any] = queue.Queue()
-        busy: queue.Queue[int] = queue.Queue()
-        busy.put(number)
-        FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, results, busy, use_fsync=True)
-        written[number] = results.get()[1]
-        if isinstance(written[number], Exception):
-            raise written[number]
-        digests[f"{part.folder}/{bucket[1]}"] = sha256_of(Path(bucket[0]))
-    part.results.put(written)

@@ -1,6 +1,6 @@
 """The section `rlhf`: tasks `ppo`, `grpo` and `rloo`, in which a model learns from what its own answers are worth."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -8,11 +8,15 @@ from megalm.config.prompts import PromptsConfig
 from megalm.config.rewards import Rewards
 from megalm.config.section import Section
 
+if TYPE_CHECKING:
+    from megalm.config.schema import ParallelConfig
+
 RL_TASKS = ("ppo", "grpo", "rloo")
-_LAYOUT = {"tensor_model_parallel_size", "pipeline_model_parallel_size"}
+_LAYOUT = {"ranks", "tensor_model_parallel_size", "pipeline_model_parallel_size"}
 MAY_CHANGE = {
     "eval_prompts": True,
     "offload_frozen": True,
+    "frozen": True,
     "samples_shown": True,
     "alarms": True,
     "rollout": _LAYOUT | {"max_rows", "cache_gib", "max_logprob_gap"},
@@ -21,7 +25,31 @@ MAY_CHANGE = {
 """Fields, in pydantic's form, that a run may go on with other values of: what is learned does not hang on them."""
 
 
-class RolloutConfig(Section):
+class OwnRanks(Section):
+    """On which ranks a role computes, and how they share its model."""
+
+    ranks: int = Field(
+        0,
+        ge=0,
+        description="Processes for it alone, beside those that train: a world of their own, the last ranks of the run; "
+        "0: it shares the training's.",
+    )
+    tensor_model_parallel_size: int | None = Field(
+        None, gt=0, description="TP of its model; default: the training's."
+    )
+    pipeline_model_parallel_size: int | None = Field(
+        None, gt=0, description="PP of its model; default: the training's."
+    )
+
+    def sizes(self, training: "ParallelConfig") -> tuple[int, int]:
+        """TP and PP."""
+        return (
+            self.tensor_model_parallel_size or training.tensor_model_parallel_size,
+            self.pipeline_model_parallel_size or training.pipeline_model_parallel_size,
+        )
+
+
+class RolloutConfig(OwnRanks):
     """How the model answers prompts to learn from."""
 
     prompts_per_step: int = Field(32, gt=0, description="Prompts answered in a step, over all ranks.")
@@ -46,11 +74,8 @@ class RolloutConfig(Section):
     tensor_model_parallel_size: int | None = Field(
         None,
         gt=0,
-        description="TP of the copies that answer; default: the training's. With it, or the next, they are an engine of their own, "
-        "and weights pass to them in memory before each step's answers.",
-    )
-    pipeline_model_parallel_size: int | None = Field(
-        None, gt=0, description="PP of the copies that answer; default: the training's."
+        description="TP of the copies that answer; default: the training's. With it, `ranks` or another PP they are an engine of "
+        "their own, and weights pass to them in memory before each step's answers.",
     )
     max_logprob_gap: float = Field(
         0.05,
@@ -137,7 +162,7 @@ class PolicyConfig(Section):
     )
 
 
-class CriticConfig(Section):
+class CriticConfig(OwnRanks):
     """`ppo`: the model that foretells rewards."""
 
     load: str | None = Field(
@@ -150,12 +175,10 @@ class CriticConfig(Section):
         0.2, gt=0, description="How far a value may move from the old one in a step's loss."
     )
     warmup_steps: int = Field(0, ge=0, description="First steps in which the critic alone learns.")
-    tensor_model_parallel_size: int | None = Field(
-        None, gt=0, description="TP of the critic; default: the actor's."
-    )
-    pipeline_model_parallel_size: int | None = Field(
-        None, gt=0, description="PP of the critic; default: the actor's."
-    )
+
+
+class FrozenConfig(OwnRanks):
+    """Reference and reward models; without `ranks` they have the training's layout."""
 
 
 class AlarmConfig(Section):
@@ -189,6 +212,9 @@ class RlhfConfig(PromptsConfig):
     kl: KlConfig = Field(default_factory=KlConfig, description="Distance from the reference.")
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="The actor's loss.")
     critic: CriticConfig = Field(default_factory=CriticConfig, description="The critic.")
+    frozen: FrozenConfig = Field(
+        default_factory=FrozenConfig, description="Where reference and reward models compute."
+    )
     offload_frozen: bool = Field(
         False, description="Reference and reward models rest in the host's memory between their uses."
     )

@@ -1,6 +1,8 @@
 """What reinforcement learning needs, and what it does not go with."""
 
-from megalm.config.rlhf import RL_TASKS
+from megalm.config.divides import divides
+from megalm.config.rewards import ModelRewardConfig
+from megalm.config.rlhf import RL_TASKS, OwnRanks
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
@@ -39,6 +41,7 @@ def check_rlhf(config: Config) -> None:
     _check_batch(config)
     _check_lengths(config)
     _check_layout(config)
+    _check_ranks(config)
     if config.rlhf.policy.ptx_coefficient and not config.data.train:
         raise UserError("rlhf.policy.ptx_coefficient learns from data.train, too: name token files there")
     if config.rlhf.policy.ratio == "sequence" and config.rlhf.policy.aggregation not in (
@@ -96,3 +99,42 @@ def _check_layout(config: Config) -> None:
         raise UserError(
             f"data.packing and data.reset_at_document_end are of no use in task `{task}`: leave them out"
         )
+
+
+def _check_ranks(config: Config) -> None:
+    """Of roles that have ranks of their own."""
+    settings = config.rlhf
+    roles: dict[str, OwnRanks] = {
+        "rollout": settings.rollout,
+        "frozen": settings.frozen,
+        "critic": settings.critic,
+    }
+    for name, role in roles.items():
+        tensor, pipeline = role.sizes(config.parallel)
+        if role.ranks:
+            by = f"rlhf.{name}.tensor_model_parallel_size x pipeline_model_parallel_size"
+            divides(f"rlhf.{name}.ranks", role.ranks, f"{by} (by default the training's)", tensor * pipeline)
+    if settings.critic.ranks and config.task != "ppo":
+        raise UserError(
+            f"rlhf.critic.ranks {settings.critic.ranks}: task `{config.task}` has no critic: set it to 0"
+        )
+    frozen = settings.frozen
+    if (frozen.tensor_model_parallel_size or frozen.pipeline_model_parallel_size) and not frozen.ranks:
+        raise UserError(
+            "rlhf.frozen has a layout but no ranks of its own, and on those that train it has theirs: set rlhf.frozen.ranks"
+        )
+    if frozen.ranks and not (has_reference(config) or _has_reward_model(config)):
+        raise UserError(
+            f"rlhf.frozen.ranks {frozen.ranks}: this run has no frozen model to put there, neither a reward model nor a reference "
+            "apart from the actor: set it to 0"
+        )
+
+
+def has_reference(config: Config) -> bool:
+    """Whether a reference of its own is loaded; that of adapters is the actor without them."""
+    kl = config.rlhf.kl
+    return bool(kl.coefficient) and not (config.lora.rank and kl.reference is None)
+
+
+def _has_reward_model(config: Config) -> bool:
+    return any(isinstance(reward, ModelRewardConfig) for reward in config.rlhf.rewards)

@@ -13,6 +13,7 @@ from megalm.config.schema import ParallelConfig
 from megalm.errors import UserError
 from megalm.parallel import cpu
 from megalm.parallel.backend import backend_for
+from megalm.parallel.worlds import World
 
 cpu.install()
 
@@ -128,8 +129,10 @@ class Layout:
         return f"TP{self.tp_size}{sequence} x PP{self.pp_size}{virtual}{context} x DP{self.dp_size}{expert}{zero}"
 
 
-def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
-    """Join the world that the environment describes (RANK, WORLD_SIZE, ...; default one process).
+def init_process_group(
+    backend: str = "auto", timeout_minutes: float = 30.0, world: World | None = None
+) -> torch.device:
+    """Join `world`, or the one that the environment describes (RANK, WORLD_SIZE, ...; default one process).
 
     Returns this process's device. backend: see `backend_for`. UserError for more processes than GPUs.
     """
@@ -141,7 +144,10 @@ def init_process_group(backend: str = "auto", timeout_minutes: float = 30.0) -> 
     if not dist.is_initialized():
         timeout = datetime.timedelta(minutes=timeout_minutes)
         bound = device if backend == "nccl" else None  # else NCCL guesses the device from the rank
-        if "RANK" in os.environ:
+        if world is not None:
+            place = {"store": world.own_store, "rank": world.rank, "world_size": world.size}
+            dist.init_process_group(backend, timeout=timeout, device_id=bound, **place)  # type: ignore[arg-type]
+        elif "RANK" in os.environ:
             dist.init_process_group(backend, timeout=timeout, device_id=bound)
         else:
             dist.init_process_group(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megalm.checkpoint import newest_intact, read_config, tokenizer_of
-from megalm.config import Config, data_parallel_size
+from megalm.config import Config
 from megalm.config.rewards import RewardConfig
+from megalm.config.rlhf_ranks import ROLLOUT
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.generate.chat import trained_template
@@ -16,13 +17,15 @@ from megalm.model.kernel_choice import check_kernels
 from megalm.model.names import check_names
 from megalm.parallel.layout import create_layout
 from megalm.rlhf.answers import Answers, answers_of
+from megalm.rlhf.frozen import ModelReward
 from megalm.rlhf.prompts import Prompt, PromptSet, PromptStream, PromptWriter
 from megalm.rlhf.rewards import Sample, TotalReward
-from megalm.rlhf.roles import ModelReward, Roles, load_roles
-from megalm.rlhf.rollout import Rollout
+from megalm.rlhf.roles import Roles, load_roles
+from megalm.rlhf.rollout import Rollout, copies_of
 from megalm.rlhf.scale import scaled
 from megalm.rlhf.steps import Dealt, RlSteps
 from megalm.rlhf.table import RolloutTable
+from megalm.rlhf.worlds import channels, describe, join_world, serve
 from megalm.tokenizer.base import Tokenizer
 from megalm.tokenizer.chat import ChatTemplate
 from megalm.train.base_model import check_base_tokenizer
@@ -34,7 +37,7 @@ from megalm.train.frozen import find_frozen
 from megalm.train.lineage import compare_lineage, lineage_of, recorded_lineage
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
-from megalm.train.run import resolve_vocabulary, world_size
+from megalm.train.run import resolve_vocabulary
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -45,15 +48,18 @@ def main(config: Config) -> dict[str, Any]:
     check_names(config.model)
     check_kernels(config)
     config, tokenizer = _resolve(config)
+    world = join_world(config)
+    if world and not world.leads:
+        serve(config, tokenizer, world)
+        return {}
     learned, held_out, stop = _open_prompts(config, tokenizer)
-    data_parallel_size(config, world_size())
     text = open_stream(config, config.data.train, tokenizer) if config.rlhf.policy.ptx_coefficient else None
     directory = Path(config.run.dir)
     check_directory(config, directory)
     settle_base(config, directory)
     before = recorded_lineage(directory)
     lineage = lineage_of(config, tokenizer)
-    notices = [*learned.prompts.notices(), *compare_lineage(directory, before, lineage)]
+    notices = [*describe(world), *learned.prompts.notices(), *compare_lineage(directory, before, lineage)]
     check_base_tokenizer(config, tokenizer)
 
     layout = create_layout(config.parallel, config.run.seed)
@@ -63,7 +69,8 @@ def main(config: Config) -> dict[str, Any]:
         checkpoint = newest_intact(directory, layout)
         if checkpoint is None or config.lora.rank:
             notices += first_weights(run, engine, has_checkpoint=checkpoint is not None)
-        roles, told = load_roles(config, layout, tokenizer, engine, fresh=checkpoint is None)
+        apart = channels(world)
+        roles, told = load_roles(config, layout, tokenizer, engine, checkpoint is None, apart)
         notices += told
         if checkpoint is None:
             roles.begin_average()
@@ -72,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
         steps = RlSteps(
             config,
             roles,
-            Rollout(engine, config, tokenizer, stop),
+            Rollout(copies_of(engine, config, tokenizer, apart.get(ROLLOUT)), config, stop),
             learned,
             _reward(config, rewards, roles, learned.prompts, held_out),
             TrainingData(config, layout, text) if text else None,
@@ -86,7 +93,10 @@ def main(config: Config) -> dict[str, Any]:
         if checkpoint is None or run.step < config.train.steps:
             prepare_directory(run, lineage)
         loop.notices = notices
-        return loop.train() | {"run_dir": str(directory), "layout": layout.describe()}
+        result = loop.train()
+        for channel in apart.values():
+            channel.close()
+        return result | {"run_dir": str(directory), "layout": layout.describe()}
 
 
 def _resolve(config: Config) -> tuple[Config, Tokenizer]:
@@ -148,9 +158,7 @@ def _reward(
         prompts = [sample.prompt_tokens for sample in samples]
         return answers_of(prompts, [sample.response_tokens for sample in samples], config)
 
-    micro = config.batch.micro_batch_size
-    rests = config.rlhf.offload_frozen
-    models = {title: ModelReward(engine, micro, rows, rests) for title, engine in roles.rewards.items()}
+    models = {title: ModelReward(score, rows) for title, score in roles.rewards.items()}
     reward = TotalReward(rewards, models)
     reward.check([(prompt.record, prompt.where) for prompt in [*prompts, *(held_out or [])]])
     reward.rewards |= {title: Dealt(rule) for title, rule in reward.rewards.items() if title not in models}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from megalm.config.rewards import ModelRewardConfig, RewardConfig
-from megalm.rlhf.roles import REWARD
+from megalm.rlhf.frozen import REWARD
 from megalm.train.frozen import find_frozen
 from megalm.train.reward import reward_moments
 

@@ -16,7 +16,7 @@ from megalm.engine.base import Engine, Metrics, MicroBatch
 from megalm.engine.parameter_groups import rates_by_name
 from megalm.errors import UserError
 from megalm.generate.rows import Completion
-from megalm.rlhf.actor_loss import PolicyLoss, ValueLoss, is_only_update
+from megalm.rlhf.actor_loss import PolicyLoss, is_only_update
 from megalm.rlhf.advantages import RunningMoments, explained_variance, masked_sums
 from megalm.rlhf.alarms import Alarms
 from megalm.rlhf.answers import Answers, answers_of
@@ -24,8 +24,9 @@ from megalm.rlhf.credit import Credit, credit_of, penalty_is_in_loss, token_shar
 from megalm.rlhf.kl import KLController, kl_per_token
 from megalm.rlhf.prompts import Prompt, PromptStream
 from megalm.rlhf.rewards import Sample, TotalReward
-from megalm.rlhf.roles import Roles, logprobs, token_values
+from megalm.rlhf.roles import Roles
 from megalm.rlhf.rollout import Rollout
+from megalm.rlhf.scoring import logprobs
 from megalm.train.data import TrainingData
 
 Judged = tuple[Prompt, Completion, float, dict[str, float]]
@@ -169,7 +170,7 @@ class RlSteps:
             k3_BS = kl_per_token(policy_BS, reference_BS, answers.mask, "k3")
             figures["kl_per_token"] = float(k3_BS.sum() / answers.mask.sum())
         if self.roles.critic:
-            found["values"] = token_values(self.roles.critic, answers, rows)
+            found["values"] = self.roles.critic.values(answers)
         answers.scores |= {name: score.astype(np.float32) for name, score in found.items()}
         return figures
 
@@ -209,7 +210,7 @@ class RlSteps:
         """All updates of the step; figures are means over them."""
         policy, size = self.settings.policy, self.config.batch.global_batch_size
         actor_loss = PolicyLoss(self.config, self.kl.coefficient if penalty_is_in_loss(self.config) else 0.0)
-        critic_loss, critic = ValueLoss(self.settings.critic.clip), self.roles.critic
+        critic = self.roles.critic
         actors: list[Metrics] = []
         critics: list[Metrics] = []
         for epoch in range(policy.epochs):
@@ -219,10 +220,7 @@ class RlSteps:
                 batch = answers.rows(rows)
                 batch.scores |= token_shares(self.config, batch)
                 if critic:
-                    rate = lr * critic.config.optimizer.lr / self.config.optimizer.lr
-                    critics.append(
-                        critic.step(_microbatches(batch, critic.config, critic), critic_loss, rate)
-                    )
+                    critics.append(critic.learn(batch, lr))
                 if number > self.settings.critic.warmup_steps or not critic:
                     microbatches = _microbatches(batch, self.config, self.roles.actor)
                     text = self.text.next() if self.text else []

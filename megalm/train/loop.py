@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
+from megalm.checkpoint.apart import Apart
 from megalm.checkpoint.read import shared_list
 from megalm.dataset.cursor import Cursor
 from megalm.engine.base import Engine, Metrics
@@ -40,7 +41,7 @@ class Loop:
         steps: Steps,
         validate: Validate | None,
         callbacks: Sequence[Callback],
-        companions: Mapping[str, Engine] | None = None,
+        companions: Mapping[str, Engine | Apart] | None = None,
     ) -> None:
         """companions: engines that are saved and loaded beside `engine`, by name."""
         self.run = run
@@ -67,7 +68,10 @@ class Loop:
         """Go on from an intact checkpoint: weights, optimizer, counters, data position. Newer ones are deleted."""
         state = load_training_state(self.engine, checkpoint, verified=True)
         for name, engine in self.companions.items():
-            load_training_state(engine, checkpoint / name, verified=True)
+            if isinstance(engine, Apart):
+                engine.load(checkpoint / name)
+            else:
+                load_training_state(engine, checkpoint / name, verified=True)
         self.selection.load(state, shared_list(self.run.directory, self.engine.layout))
         best = self.selection.best
         self.writer.go_back_to(state["step"], best.step if best else None)

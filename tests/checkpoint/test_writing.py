@@ -90,12 +90,12 @@ def test_training_goes_on_while_a_save_is_written(
 
 def save_without_the_device(config: Config) -> None:
     """Save with the library's own copy from the device forbidden; what the thread gets must be on the CPU."""
-    from megalm.checkpoint import write
+    from megalm.checkpoint import parts, write
     from megalm.engine.megatron import MegatronEngine
     from megalm.parallel.layout import create_layout
 
     engine = MegatronEngine(config, create_layout(config.parallel))
-    with mock.patch.object(write.FileSystemWriterAsync, "preload_tensors", side_effect=AssertionError):
+    with mock.patch.object(parts.FileSystemWriterAsync, "preload_tensors", side_effect=AssertionError):
         writer = write.CheckpointWriter(Path(config.run.dir), config, engine)
         writer.save(1, {})
         assert writer.pending is not None
@@ -112,9 +112,9 @@ def test_the_writing_thread_leaves_the_device_alone(tmp_path: Path, data: Path) 
 
 def train_until_disk_is_full(config: Config, rank: int, part: str, good_saves: int) -> str:
     """Train on a disk that is full for `rank` after so many saves; returns the error that every rank sees."""
-    from megalm.checkpoint import write
+    from megalm.checkpoint import parts, write
 
-    target = write.FileSystemWriterAsync if part == "write_preloaded_data" else write
+    target = parts.FileSystemWriterAsync if part == "write_preloaded_data" else write
     really, saves = getattr(target, part), []
 
     def write_or_fail(*args: Any, **kwargs: Any) -> Any:

@@ -9,14 +9,17 @@ from typing import Any
 from megalm.checkpoint import CheckpointWriter
 from megalm.config import load_config
 from megalm.engine.megatron import MegatronEngine
-from megalm.rlhf import steps
+from megalm.launch import guard
+from megalm.rlhf import critic
+from megalm.rlhf.copies import Copies
 from megalm.rlhf.rollout import Rollout
 from tests.rlhf.runs import learn
 
 # What is called in each phase of the second step of three, and how often before; a step has 2 x 2 updates of actor and critic.
 PHASES: dict[str, tuple[Any, str, int]] = {
+    "write": (Copies, "__call__", 1),
     "generate": (Rollout, "answer", 1),
-    "score": (steps, "token_values", 1),
+    "score": (critic, "token_values", 1),
     "train": (MegatronEngine, "step", 8 + 3),
     "save": (CheckpointWriter, "_publish", 1),
 }
@@ -33,7 +36,8 @@ def main(config: str, phase: str) -> None:
         return function(*positional, **keywords)
 
     setattr(owner, call, fatal)
-    learn(load_config(config))
+    with guard():
+        learn(load_config(config))
 
 
 if __name__ == "__main__":

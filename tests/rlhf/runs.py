@@ -1,10 +1,15 @@
 """Runs of reinforcement learning so small that a test can afford several: a random model, prompts, rewards by rule."""
 
 import json
+import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megalm.config import Config, parse_config
+from megalm.launch import free_port
 from megalm.testing import run_distributed
 from megalm.tokenizer import train_bpe
 from megalm.train.callbacks.metrics import read_metrics
@@ -28,18 +33,24 @@ def make_base(folder: Path) -> Path:
             {"prompt": f"{word} {other}"} for word in words for other in dict.fromkeys(words) if word != other
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run_distributed(_save, 1, folder)
+    run_distributed(_save, 1, folder, "base")
     return folder
 
 
-def _save(folder: Path) -> None:
+def make_reward_model(folder: Path) -> Path:
+    """The checkpoint of a random reward model in the folder of `make_base`."""
+    run_distributed(_save, 1, folder, "judge", "task=reward", "run.seed=6", "model.sequence_head.outputs=1")
+    return folder / "judge"
+
+
+def _save(folder: Path, name: str, *overrides: str) -> None:
     from megalm.checkpoint import CheckpointWriter
     from megalm.engine.build import build_engine
     from megalm.parallel.layout import create_layout
 
-    config = base_config(folder)
+    config = base_config(folder, *overrides)
     engine = build_engine(config, create_layout(config.parallel, config.run.seed))
-    CheckpointWriter(folder / "base", config, engine).save(1, {"step": 1, "counters": engine.counters})
+    CheckpointWriter(folder / name, config, engine).save(1, {"step": 1, "counters": engine.counters})
 
 
 def base_config(folder: Path, *overrides: str) -> Config:
@@ -103,3 +114,31 @@ def step_lines(directory: Path) -> list[dict[str, Any]]:
         for line in lines
         if "loss" in line
     ]
+
+
+def learn_apart(world_size: int, config: Config) -> dict[str, Any]:
+    """Run `learn` on processes that part into the worlds of `config`; return what the training does."""
+    results = run_distributed(
+        _learn_in_own_world, world_size, config, free_port(), free_port(), timeout=100.0
+    )
+    trained = [result for result in results if result]
+    assert 0 < len(trained) < world_size and all(result == trained[0] for result in trained)
+    return trained[0]
+
+
+def _learn_in_own_world(config: Config, port: int, port_after: int) -> dict[str, Any]:
+    """As in processes just launched: the worker's own world gives way, and is made anew for the call that comes next."""
+    _leave_world()
+    os.environ["MASTER_PORT"] = str(port)
+    result = learn(config)
+    _leave_world()
+    os.environ["MASTER_PORT"] = str(port_after)
+    dist.init_process_group("gloo", timeout=timedelta(minutes=30))
+    return result
+
+
+def _leave_world() -> None:
+    from megalm.parallel.groups import destroy_groups
+
+    destroy_groups()
+    dist.destroy_process_group()
