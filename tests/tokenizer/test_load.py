@@ -37,6 +37,7 @@ def test_directory_and_file_open_alike(trained):
         "kind": "bpe",
         "eod_token": "<|endoftext|>",
         "hash": by_file.hash,
+        "inputs": [{"path": str(trained.parent / "a.txt"), "bytes": 1000}],
     }
 
 
