@@ -169,14 +169,17 @@ def main() -> None:
     parser.add_argument("--recovery-steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=5e-4, help="of the recovery")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-bf16", action="store_true", help="for processors that compute in it slowly")
     arguments = parser.parse_args()
     work, threads = arguments.work.resolve(), arguments.threads
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported here
     work.mkdir(parents=True, exist_ok=True)
     prepare(work, arguments.data, threads)
     pretrain(work, arguments.steps, threads)
-    print_rows("Fewer bits beside fp32", compare(work, "bits", "fp32", ["bf16", *QUANTIZED], threads))
-    print_rows("The same beside bf16", compare(work, "bits-bf16", "bf16", QUANTIZED, threads))
+    narrow = [] if arguments.no_bf16 else ["bf16"]
+    print_rows("Fewer bits beside fp32", compare(work, "bits", "fp32", [*narrow, *QUANTIZED], threads))
+    if narrow:
+        print_rows("The same beside bf16", compare(work, "bits-bf16", "bf16", QUANTIZED, threads))
     print_rows("Zeros", compare(work, "zeros", "fp32", SPARSE, threads))
     shallow = compare(work, "layers", "fp32", DROPPED, threads)
     print_rows("Fewer layers", shallow)
