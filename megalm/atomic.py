@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,27 @@ from megalm.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where no more can be written."""
+
+
+STORAGE = (*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOTDIR)
+"""What it says where storage fails that has worked before; a run can wait for it to come back."""
+
+
+_TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|inline_container\.cc:\d+\] \. unexpected pos")
+
+
+def storage_failure(error: BaseException) -> str | None:
+    """What is wrong with the storage, where that is what `error` or one that led to it says; else None."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        if isinstance(error, OSError) and error.errno in STORAGE:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror}"
+        if _TORCH_WRITES.search(str(error)):  # torch keeps the system's answer to itself
+            return "a file could not be written"
+        error = error.__cause__ or error.__context__ or error
+    return None
 
 
 @contextlib.contextmanager

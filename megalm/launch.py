@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +30,9 @@ TAIL_LINES = 20
 _SUPERVISOR = "MEGALM_SUPERVISOR_PID"
 _ERROR_DIR = "MEGALM_ERROR_DIR"
 _PR_SET_PDEATHSIG = 1
+_FAILURE, _USER_ERROR, _LOST_PEER, _HANG = "failure", "user error", "lost peer", "hang"  # what a rank reports
+ANNOUNCED = (signal.SIGUSR1, signal.SIGUSR2)
+"""How batch systems announce the end of a job."""
 
 # What gloo, NCCL and the TCP store say when the other end is gone.
 _CONNECTION_LOSS = re.compile(
@@ -52,10 +55,53 @@ def run_local(argv: Sequence[str], nproc: int, interactive: bool = False) -> int
     return supervise([sys.executable, "-m", "megalm", *argv], nproc, interactive)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where this machine's ranks stand in a world of several machines: from `first_rank` on; the world meets at address and port."""
+
+    first_rank: int
+    world_size: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of this machine's ranks.
+
+    code: for the shell, as of `run_local`. signals: by which this process was told to stop. failed: the rank that began the failure and
+    `how` it ended. lost_peer: the ranks here ended because they lost one elsewhere. A
+    rank that hangs may be one of another machine; `failed` is None where nobody is to blame.
+    """
+
+    code: int
+    signals: frozenset[int] = frozenset()
+    failed: int | None = None
+    how: str = ""
+    lost_peer: bool = False
+
+
 def supervise(command: Sequence[str], nproc: int, interactive: bool = False) -> int:
     """Run `command` as `nproc` ranks, as `run_local` does for megalm's own commands."""
-    with tempfile.TemporaryDirectory(prefix="megalm-") as error_dir, _StopRequest() as stop:
-        world = _World(command, nproc, Path(error_dir))
+    return _supervise(command, nproc, None, _StopRequest(), interactive).code
+
+
+def supervise_node(command: Sequence[str], nproc: int, place: Place | None = None) -> Outcome:
+    """Run `command` as `nproc` ranks, of a larger world at `place`.
+
+    SIGUSR1 and SIGUSR2, by which batch systems announce the end of a job, ask it to stop, too; ranks get SIGTERM for them. These systems
+    send several signals and kill when they have waited long enough, so that only the first one is passed on.
+    """
+    return _supervise(command, nproc, place, _StopRequest(is_patient=True))
+
+
+def _supervise(
+    command: Sequence[str], nproc: int, place: Place | None, stop: "_StopRequest", interactive: bool = False
+) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="megalm-") as error_dir, stop:
+        world = _World(
+            command, nproc, Path(error_dir), place, _ignore_announcements if stop.is_patient else None
+        )
         try:
             return world.wait(stop, interactive)
         finally:
@@ -89,13 +135,13 @@ def guard() -> Iterator[None]:
     except Exception as error:
         if is_connection_loss(error):
             _await_the_end()
-            print(f"rank {_rank()}: lost another rank: {_first_line(error)}", file=sys.stderr, flush=True)
+            _report(f"lost another rank: {_first_line(error)}", _LOST_PEER)
         else:
             assert error.__traceback__ is not None
             frames = traceback.format_exception(
                 type(error), error, error.__traceback__.tb_next
             )  # less this one
-            _report("".join(frames), user_error=False)
+            _report("".join(frames), _FAILURE)
         _leave(1)
 
 
@@ -124,13 +170,18 @@ def free_port() -> int:
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     """The variables by which torch finds its place in a world on this machine."""
+    return _place_environment(Place(0, world_size, "127.0.0.1", port), rank, world_size)
+
+
+def _place_environment(place: Place, number: int, count: int) -> dict[str, str]:
+    """The same for the process `number` of the `count` on this machine."""
     return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "RANK": str(place.first_rank + number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(place.world_size),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": str(place.port),
     }
 
 
@@ -167,37 +218,55 @@ class _Child:
 class _World:
     """The ranks of one local world."""
 
-    def __init__(self, command: Sequence[str], nproc: int, error_dir: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        nproc: int,
+        error_dir: Path,
+        place: Place | None,
+        prepare: Callable[[], None] | None,
+    ) -> None:
+        """prepare: called in each rank's process before its program is."""
         self.error_dir = error_dir
         self.children: list[_Child] = []
-        port = free_port()
-        shared = _shared_environment(nproc) | {_SUPERVISOR: str(os.getpid()), _ERROR_DIR: str(error_dir)}
+        place = place or Place(0, nproc, "127.0.0.1", free_port())
+        shared = _shared_environment(nproc, nproc == place.world_size) | {
+            _SUPERVISOR: str(os.getpid()),
+            _ERROR_DIR: str(error_dir),
+        }
         try:
-            for rank in range(nproc):
-                environment = shared | rank_environment(rank, nproc, port)
-                self.children.append(_start(command, rank, environment))
+            for number in range(nproc):
+                environment = shared | _place_environment(place, number, nproc)
+                self.children.append(
+                    _start(command, place.first_rank + number, environment, number == 0, prepare)
+                )
         except BaseException:
             self.kill()
             raise
 
-    def wait(self, stop: "_StopRequest", interactive: bool) -> int:
-        """Follow the ranks until all have ended, and say what became of them as an exit code."""
+    def wait(self, stop: "_StopRequest", interactive: bool) -> Outcome:
+        """Follow the ranks until all have ended, and say what became of them."""
         while not self._failed():
             if all(child.process.poll() == 0 for child in self.children):
-                return 0
+                return Outcome(0, stop.taken)
             if stop.pending():
-                patient = interactive and stop.next() == signal.SIGINT
-                if stop.number is not None and not patient:  # asked twice
+                is_first = stop.number is None
+                is_each = interactive and stop.next() == signal.SIGINT
+                if not (is_first or is_each or stop.is_patient):  # asked twice
                     break
-                self._signal(stop.take())
+                number = stop.take()
+                if is_first or is_each:
+                    self._signal(signal.SIGTERM if number in ANNOUNCED else number)
             time.sleep(POLL_SECONDS)
         if stop.number is not None and not self._reported():
             self._end(stop)
-            return 128 + stop.number
+            return Outcome(128 + stop.number, stop.taken)
         time.sleep(SETTLE_SECONDS)
-        code = self._explain()
+        while stop.is_patient and stop.pending():
+            stop.take()
+        outcome = self._explain(stop.taken)
         self._end(stop)
-        return code
+        return outcome
 
     def kill(self) -> None:
         """End what is left, at once, with everything the ranks started."""
@@ -224,12 +293,18 @@ class _World:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _explain(self) -> int:
-        """Print the first failure and return this world's exit code."""
+    def _explain(self, signals: frozenset[int]) -> Outcome:
+        """Print the first failure and return what there is to say of it."""
         cause, report = self._cause()
-        if report is not None and report["user_error"]:
+        if report is not None and report["kind"] == _USER_ERROR:
             print(f"megalm: error: {report['text']}", file=sys.stderr, flush=True)
-            return 2
+            return Outcome(2, signals, cause.rank, report["text"])
+        if report is not None and report["kind"] == _LOST_PEER:
+            print(f"rank {cause.rank}: {report['text']}", file=sys.stderr, flush=True)
+            return Outcome(1, signals, cause.rank, report["text"], lost_peer=True)
+        if report is not None and report["kind"] == _HANG:
+            print(report["text"].rstrip(), file=sys.stderr, flush=True)
+            return Outcome(1, signals, report["rank"], report["how"])
         code = cause.process.poll()
         how = "exit code 1" if code is None else describe_exit(code)
         text = report["text"].rstrip() if report is not None else cause.last_lines()
@@ -237,7 +312,7 @@ class _World:
         if text:
             print(text, file=sys.stderr)
         sys.stderr.flush()
-        return 2 if code == 2 and report is None else 1
+        return Outcome(2 if code == 2 and report is None else 1, signals, cause.rank, how)
 
     def _cause(self) -> tuple[_Child, dict[str, Any] | None]:
         """The rank that began it, with its report if it could write one.
@@ -245,14 +320,15 @@ class _World:
         A signal (other than an abort of its own) is nobody's consequence; else the earliest report; else rank 0, whose
         words have passed through already; else whoever ended.
         """
-        reports = {rank: report for rank in range(len(self.children)) if (report := self._report_of(rank))}
+        ranks = {child.rank: child for child in self.children}
+        reports = {rank: report for rank in ranks if (report := self._report_of(rank))}
         ended = [child for child in self.children if child.process.poll()]
         for child in ended:
             if child.process.returncode < 0 and child.process.returncode != -signal.SIGABRT:
                 return child, reports.get(child.rank)
         if reports:
             rank = min(reports, key=lambda rank: reports[rank]["time"])
-            return self.children[rank], reports[rank]
+            return ranks[rank], reports[rank]
         return min(ended, key=lambda child: child.rank), None
 
     def _report_of(self, rank: int) -> dict[str, Any] | None:
@@ -261,17 +337,22 @@ class _World:
 
 
 class _StopRequest:
-    """SIGINT, SIGTERM and SIGHUP, kept for the loop that follows the ranks instead of ending this process."""
+    """SIGINT, SIGTERM and SIGHUP, kept for the loop that follows the ranks instead of ending this process.
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    is_patient: to be asked again means no more, and what batch systems send is kept, too.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, is_patient: bool = False) -> None:
+        self.is_patient = is_patient
+        self.signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *(ANNOUNCED if is_patient else ()))
         self.number: int | None = None
+        """The last one taken."""
+        self.taken: frozenset[int] = frozenset()
         self._received: deque[int] = deque()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopRequest":
-        for number in self.SIGNALS:
+        for number in self.signals:
             self._previous[number] = signal.signal(number, lambda number, _: self._received.append(number))
         return self
 
@@ -289,32 +370,47 @@ class _StopRequest:
     def take(self) -> int:
         """The oldest signal not taken yet."""
         self.number = self._received.popleft()
+        self.taken |= {self.number}
         return self.number
 
 
-def _start(command: Sequence[str], rank: int, environment: dict[str, str]) -> _Child:
-    output: int | None = None if rank == 0 else subprocess.PIPE
+def _ignore_announcements() -> None:
+    """Batch systems send them to all of a job's processes, and a rank that is about to start would end by them."""
+    for number in ANNOUNCED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _start(
+    command: Sequence[str],
+    rank: int,
+    environment: dict[str, str],
+    shown: bool,
+    prepare: Callable[[], None] | None,
+) -> _Child:
+    """shown: it reads this process's input, and its output passes through."""
+    output: int | None = None if shown else subprocess.PIPE
     child = _Child(
         rank,
         subprocess.Popen(
             list(command),
             env=environment,
-            stdin=None if rank == 0 else subprocess.DEVNULL,
+            stdin=None if shown else subprocess.DEVNULL,
             stdout=output,
-            stderr=None if rank == 0 else subprocess.STDOUT,
+            stderr=None if shown else subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=prepare,
         ),
     )
-    if rank != 0:
+    if not shown:
         child.reader = threading.Thread(target=child.drain, daemon=True)
         child.reader.start()
     return child
 
 
-def _shared_environment(nproc: int) -> dict[str, str]:
+def _shared_environment(nproc: int, is_alone: bool) -> dict[str, str]:
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // nproc)))
-    if sys.platform == "linux":
+    if sys.platform == "linux" and is_alone:
         # The machine's name need not resolve to an address of this machine; loopback always works.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return environment
@@ -342,18 +438,32 @@ def _report_user_error(message: str) -> None:
     """Every rank meets the same mistake, as a rule: rank 0 speaks, the others only if nobody ended them meanwhile."""
     if _ERROR_DIR not in os.environ and _rank() != 0:
         _await_the_end()
-    _report(message, user_error=True)
+    _report(message, _USER_ERROR)
 
 
-def _report(text: str, user_error: bool) -> None:
+def report_hang(text: str, how: str, rank: int | None) -> None:
+    """Hand over what is known of a rank that hangs, by another one that does not; the caller ends with code 1.
+
+    how: in a line. rank: None where nobody is to blame.
+    """
+    _report(text, _HANG, how=how, rank=rank)
+
+
+def follow_hang() -> None:
+    """Say that this rank ends because another one hangs, of which yet another one tells."""
+    if _ERROR_DIR in os.environ:
+        _report("ends because another rank hangs", _LOST_PEER)
+
+
+def _report(text: str, kind: str, **more: Any) -> None:
     """Hand the error to the supervisor, which prints one; under any other launcher print it here."""
     error_dir = os.environ.get(_ERROR_DIR)
     if error_dir is None:
-        shown = f"megalm: error: {text}" if user_error else f"rank {_rank()}: {text.rstrip()}"
-        print(shown, file=sys.stderr, flush=True)
+        prefix = {_USER_ERROR: "megalm: error: ", _HANG: ""}.get(kind, f"rank {_rank()}: ")
+        print(f"{prefix}{text.rstrip()}", file=sys.stderr, flush=True)
         return
     path = Path(error_dir) / f"rank_{_rank()}.json"
-    report = {"time": time.monotonic(), "user_error": user_error, "text": text}
+    report = {"time": time.monotonic(), "kind": kind, "text": text, **more}
     temporary = path.with_suffix(".tmp")
     with contextlib.suppress(FileNotFoundError):  # the supervisor has gone on without us
         temporary.write_text(json.dumps(report), encoding="utf-8")

@@ -1,10 +1,12 @@
 """What a file that appears whole or not at all may replace."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from megalm import atomic
 from megalm.atomic import open_atomic, write_text
 
 
@@ -34,3 +36,19 @@ def test_what_raises_changes_nothing(tmp_path: Path) -> None:
         file.write("new")
         1 / 0  # noqa: B018
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_storage_that_fails_is_told_from_other_errors(tmp_path: Path) -> None:
+    import torch
+
+    assert atomic.storage_failure(ValueError("No space left on device")) is None
+    assert atomic.storage_failure(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    with pytest.raises(OSError) as full:
+        Path("/dev/full").write_text("text")
+    assert "No space left on device" in str(atomic.storage_failure(full.value))
+    later = RuntimeError("the save failed")
+    later.__cause__ = full.value
+    assert "No space left on device" in str(atomic.storage_failure(later))
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.save({"a": torch.ones(1 << 16)}, "/dev/full")
+    assert atomic.storage_failure(of_torch.value) is not None

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megalm import atomic
 from megalm.checkpoint.directory import TENSORS
+from megalm.checkpoint.failure import Failure, SaveFailed, failure_of, on_first_rank
 from megalm.checkpoint.parts import plan_part, write_part
 from megalm.checkpoint.read import load_training_state
 from megalm.config import Config
@@ -29,8 +30,14 @@ class Apart:
         return self.channel.call("counters")
 
     def save(self, folder: Path) -> dict[str, str]:
-        """Have its tensors written into `folder`, on storage that both worlds share; the SHA-256 of each file by its name there."""
-        return self.channel.call("save", folder)
+        """Have its tensors written into `folder`, on storage that both worlds share; the SHA-256 of each file by its name there.
+
+        SaveFailed where a rank there could not write, on all ranks here.
+        """
+        digests, failure = self.channel.call("save", folder)
+        if failure:
+            raise SaveFailed(failure)
+        return digests
 
     def load(self, folder: Path) -> None:
         """Have it go on from the checkpoint in `folder`, whose checksums are known to hold."""
@@ -47,24 +54,29 @@ def handlers(engine: Engine) -> dict[str, Callable[..., Any]]:
     }
 
 
-def _save(engine: Engine, folder: Path) -> dict[str, str]:
+def _save(engine: Engine, folder: Path) -> tuple[dict[str, str], Failure | None]:
+    """The digests of what was written, and what went wrong on one of the ranks; this world serves on in any case."""
     part = plan_part(engine, folder, TENSORS)
     digests: dict[str, str] = {}
-    error = None
+    failure = failure_of(part.errors[0]) if part.errors else None
     try:
         write_part(part, digests)
-    except Exception as failure:  # told to all ranks, which wait for each other
-        error = repr(failure)
+    except Exception as error:
+        failure = failure or failure_of(error)
     outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, (digests, error))
-    for rank, (_, failed) in enumerate(outcomes):
-        if failed:
-            raise OSError(f"rank {rank} of its world could not write {folder}: {failed}")
+    dist.all_gather_object(outcomes, (digests, failure))
+    if found := next((failed for _, failed in outcomes if failed), None):
+        return {}, found
     part.complete()
-    if dist.get_rank() == 0:
+
+    def sync() -> None:
+        if part.errors:
+            raise part.errors[0]
         atomic.sync_directory(folder / TENSORS)
         atomic.sync_directory(folder)
-    return {name: digest for written, _ in outcomes for name, digest in written.items()}
+
+    found = on_first_rank(engine.layout, sync)
+    return {name: digest for written, _ in outcomes for name, digest in written.items()}, found
 
 
 def _load(engine: Engine, folder: Path) -> None:

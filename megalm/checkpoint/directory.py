@@ -6,6 +6,7 @@ counters, data position), config.yaml, tensors/ (Megatron-Core's sharded format)
 tokenizer/. A directory gets its name when it is complete.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from megalm import atomic
+from megalm import atomic, progress
 from megalm.config import Config, load_config
 from megalm.errors import UserError
 from megalm.hashes import sha256_of
@@ -144,6 +145,14 @@ def find_base(checkpoint: Path, config: Config) -> Path:
     return base
 
 
+def fingerprint(checkpoint: Path, dtype: str) -> str:
+    """What tells a model's answers from another's: the hash of its files' checksums and those of its base, and its number format."""
+    config = read_config(checkpoint)
+    folders = [checkpoint, *([find_base(checkpoint, config)] if config.lora.rank else [])]
+    manifests = b"".join((folder / "manifest.json").read_bytes() for folder in folders)
+    return hashlib.sha256(manifests + dtype.encode()).hexdigest()
+
+
 def refuse_adapters(path: Path) -> None:
     """Raise UserError if the checkpoint at `path`, which is to be adapted, holds adapters itself."""
     if read_config(path).lora.rank:
@@ -180,9 +189,22 @@ def verify(path: str | Path, part: int = 0, parts: int = 1) -> str | None:
     except UserError as error:
         return str(error)
     for number, (name, expected) in enumerate(sorted(files.items())):
-        if wrong := _compare(path / name, expected, with_digest=number % parts == part):
+        progress.beat()
+        try:
+            wrong = _compare(path / name, expected, with_digest=number % parts == part)
+        except OSError as error:
+            wrong = f"{path / name}: {error.strerror}"
+        if wrong:
             return wrong
     return None
+
+
+def stored_bytes(path: Path) -> int:
+    """What the files of a checkpoint take; 0 where its manifest cannot be read."""
+    try:
+        return sum(size for size, _ in _read_manifest(path).values())
+    except UserError:
+        return 0
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:

@@ -1,15 +1,16 @@
 """Reads checkpoints written under any layout into an engine of this one."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megalm import progress
 from megalm.checkpoint.directory import (
     TENSORS,
     find_base,
@@ -35,6 +36,8 @@ from megatron.core import dist_checkpointing  # noqa: E402
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy  # noqa: E402
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PORTION_BYTES = 1 << 30
 """About as much of a checkpoint is in a rank's memory at once, beside the engine; one tensor at least."""
@@ -99,15 +102,20 @@ def load_training_state(engine: Engine, path: str | Path, verified: bool = False
     return state
 
 
-def newest_intact(run_directory: str | Path, layout: Layout, last_step: int | None = None) -> Path | None:
+def newest_intact(
+    run_directory: str | Path,
+    layout: Layout,
+    last_step: int | None = None,
+    tell: Callable[[str], object] = lambda _: None,
+) -> Path | None:
     """The newest checkpoint (of `last_step` at the latest) whose checksums hold, None if there is none. Collective.
 
     Damaged ones on the way are named in warnings and, where an intact one is found, set aside, so that they neither
-    stand in its way nor count as kept.
+    stand in its way nor count as kept. tell: called with a line for each of these, on every rank.
     """
     found = shared_list(run_directory, layout)
     candidates = [step for step in found if last_step is None or step <= last_step]
-    damaged: list[Path] = []
+    damaged: dict[Path, str] = {}
     for step in reversed(candidates):
         path = found[step]
         wrong = damage(path, layout)
@@ -116,11 +124,13 @@ def newest_intact(run_directory: str | Path, layout: Layout, last_step: int | No
                 for other in damaged:
                     set_aside(other)
             dist.barrier()
+            for other, said in damaged.items():
+                tell(f"{said}; {other.name} is set aside, the run goes on from {path.name}")
             return path
         if layout.rank == 0:
             before = "" if step == candidates[0] else "; trying the checkpoint before it"
             logger.warning("%s%s", wrong, before)
-        damaged.append(path)
+        damaged[path] = wrong
     return None
 
 
@@ -144,13 +154,36 @@ def _check_intact(path: Path, layout: Layout) -> None:
 
 
 def _load(engine: Engine, path: Path, with_optimizer: bool) -> None:
-    stored = read_tensors(path)
-    _check_common(path)
-    _check_vocabulary(engine, path)
-    wanted = engine.empty_state({name: info.dtype for name, info in stored.items()}, with_optimizer)
-    _check_shapes(wanted, stored, path)
+    def look() -> dict[str, TensorInfo]:
+        stored = read_tensors(path)
+        _check_common(path)
+        _check_vocabulary(engine, path)
+        return stored
+
+    stored = _together(look, engine.layout)
+
+    def choose() -> dict[str, Any]:
+        wanted = engine.empty_state({name: info.dtype for name, info in stored.items()}, with_optimizer)
+        _check_shapes(wanted, stored, path)
+        return wanted
+
+    wanted = _together(choose, engine.layout)
     for portion in _portions(wanted, engine.layout):
         engine.load(_read(portion, path))
+
+
+def _together(check: Callable[[], T], layout: Layout) -> T:
+    """What `check` returns; UserError on every rank where it has one for any, as one stage alone may. Collective."""
+    result, refusal = None, None
+    try:
+        result = check()
+    except UserError as error:
+        refusal = str(error)
+    refusals: list[str | None] = [None] * layout.world_size
+    dist.all_gather_object(refusals, refusal)
+    if first := next((text for text in refusals if text), None):
+        raise UserError(first)
+    return cast(T, result)
 
 
 def _portions(wanted: Mapping[str, Any], layout: Layout) -> list[dict[str, Any]]:
@@ -170,6 +203,7 @@ def _portions(wanted: Mapping[str, Any], layout: Layout) -> list[dict[str, Any]]
 
 def _read(portion: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Whole tensors on the CPU. Collective."""
+    progress.beat()
     empty = {
         place: replace(shard, data=torch.zeros_like(shard.data, device="cpu"))
         for place, shard in portion.items()

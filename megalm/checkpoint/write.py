@@ -1,6 +1,8 @@
 """Saves checkpoints in the background; one appears under its name only when it is whole on disk."""
 
+import contextlib
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megalm import atomic
+from megalm import atomic, progress
 from megalm.checkpoint.apart import Apart
 from megalm.checkpoint.directory import (
     CHECKPOINTS,
@@ -25,9 +27,15 @@ from megalm.checkpoint.directory import (
     prune,
     write_manifest,
 )
+from megalm.checkpoint.failure import Failure, SaveFailed, check_room, failure_of, on_first_rank
 from megalm.checkpoint.parts import Part, plan_part, write_part
 from megalm.config import Config, dump_config
 from megalm.engine.base import Engine
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 1.0
+"""After so long a wait for files it is looked whether they grow."""
 
 
 @dataclass
@@ -46,7 +54,8 @@ class _Save:
 class CheckpointWriter:
     """Writes, completes and prunes the checkpoints of one run. All methods are collective over the world.
 
-    on_saved: called on every rank with the step of each checkpoint that is complete. companions: further engines of the run, each of
+    on_saved: called on every rank with the step of each checkpoint that is complete. on_failed: with the step and the reason
+    where storage failed, which leaves nothing behind; without it that is an OSError, as any other failure. companions: further engines of the run, each of
     which is in a folder of that name in the checkpoint, a checkpoint by itself.
     """
 
@@ -57,11 +66,12 @@ class CheckpointWriter:
         engine: Engine,
         on_saved: Callable[[int], None] = lambda step: None,
         companions: Mapping[str, Engine | Apart] | None = None,
+        on_failed: Callable[[int, str], None] | None = None,
     ) -> None:
         self.run_directory = run_directory
         self.config = config
         self.engine = engine
-        self.on_saved = on_saved
+        self.on_saved, self.on_failed = on_saved, on_failed
         self.companions = companions or {}
         self.pending: _Save | None = None
         self.newest_step: int | None = None
@@ -83,12 +93,18 @@ class CheckpointWriter:
             return
         temporary = self.run_directory / CHECKPOINTS / f".{checkpoint_name(step)}.tmp"
         counters = {name: engine.counters for name, engine in self.companions.items()}
-        if self.engine.layout.rank == 0:
+
+        def prepare() -> None:
             shutil.rmtree(temporary, ignore_errors=True)
+            check_room(self.run_directory)
             _prepare(temporary, self.config, state)
             for name, engine in self.companions.items():
                 _prepare(temporary / name, engine.config, {"step": step, "counters": counters[name]})
-        dist.barrier()
+
+        progress.beat("saving")
+        if failure := on_first_rank(self.engine.layout, prepare):
+            self._give_up(step, temporary, failure)
+            return
         self.pending = self._plan(step, temporary, best_step_in(state))
         self.pending.thread = threading.Thread(
             target=_write, args=(self.pending,), name="checkpoint", daemon=True
@@ -108,11 +124,16 @@ class CheckpointWriter:
             self._complete()
 
     def finish(self) -> None:
-        """Wait for the pending save, if there is one, and complete it. OSError if a rank could not write its part."""
+        """Wait for the pending save, if there is one, and complete it."""
         if self.pending is None:
             return
         assert self.pending.thread is not None
-        self.pending.thread.join()
+        size = 0
+        while self.pending.thread.is_alive():
+            self.pending.thread.join(PATIENCE_SECONDS)
+            before, size = size, _size(self.pending.temporary)
+            if size != before:
+                progress.beat("saving")
         self._complete()
 
     def go_back_to(self, step: int, best: int | None = None) -> None:
@@ -131,39 +152,51 @@ class CheckpointWriter:
 
     def _plan(self, step: int, temporary: Path, best: int | None) -> _Save:
         parts = [plan_part(self.engine, temporary, TENSORS)]
-        digests: dict[str, str] = {}
+        save = _Save(step, temporary, parts, best)
         for name, engine in self.companions.items():
             if isinstance(engine, Apart):
-                written = engine.save(temporary / name)
-                digests |= {f"{name}/{file}": digest for file, digest in written.items()}
+                try:
+                    written = engine.save(temporary / name)
+                except SaveFailed as error:
+                    save.error = error
+                    continue
+                save.digests |= {f"{name}/{file}": digest for file, digest in written.items()}
             else:
                 parts.append(plan_part(engine, temporary, f"{name}/{TENSORS}"))
-        return _Save(step, temporary, parts, best, digests=digests)
+        return save
 
     def _complete(self) -> None:
         """Write the table and the manifest, then give the directory its name."""
         save, self.pending = self.pending, None
         assert save is not None
         outcomes: list[Any] = [None] * self.engine.layout.world_size
-        dist.all_gather_object(outcomes, (save.digests, repr(save.error) if save.error else None))
-        for rank, (_, error) in enumerate(outcomes):
-            if error:
-                raise OSError(f"rank {rank} could not write {save.temporary}: {error}")
+        errors = [save.error, *(error for part in save.parts for error in part.errors)]
+        first = next((failure_of(error) for error in errors if error), None)
+        dist.all_gather_object(outcomes, (save.digests, first))
+        for rank, (_, failure) in enumerate(outcomes):
+            if failure:
+                self._give_up(save.step, save.temporary, failure, f"rank {rank} could not write: ")
+                return
         for part in save.parts:
             part.complete()
-        failure: list[str | None] = [None]
-        if self.engine.layout.rank == 0:
-            try:
-                self._publish(save, {name: digest for part, _ in outcomes for name, digest in part.items()})
-            except OSError as error:
-                failure = [repr(error)]
-        dist.broadcast_object_list(failure, device=self.engine.layout.device)
-        if failure[0]:
-            raise OSError(f"rank 0 could not complete {save.temporary}: {failure[0]}")
+        digests = {name: digest for part, _ in outcomes for name, digest in part.items()}
+        if failure := on_first_rank(self.engine.layout, lambda: self._publish(save, digests)):
+            self._give_up(save.step, save.temporary, failure, "rank 0 could not complete it: ")
+            return
         self.newest_step = save.step
         self.on_saved(save.step)
 
+    def _give_up(self, step: int, temporary: Path, failure: Failure, what: str = "") -> None:
+        """Leave nothing behind that takes room, and tell of it. OSError where waiting would not help, or nobody is to be told."""
+        if self.engine.layout.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if self.on_failed is None or not failure.may_pass:
+            raise OSError(f"{temporary}: {what}{failure.text}")
+        self.on_failed(step, f"{what}{failure.text}")
+
     def _publish(self, save: _Save, digests: dict[str, str]) -> None:
+        if errors := [error for part in save.parts for error in part.errors]:
+            raise errors[0]
         for name in self.companions:
             within = {
                 file.removeprefix(f"{name}/"): digests[file]
@@ -178,9 +211,12 @@ class CheckpointWriter:
         atomic.sync_directory(save.temporary)
         save.temporary.rename(save.temporary.with_name(checkpoint_name(save.step)))
         atomic.sync_directory(save.temporary.parent)
-        point_to_best(self.run_directory, save.best)
         keep = self.config.checkpoint
-        prune(self.run_directory, keep.keep_last, keep.keep_every, save.best)
+        try:
+            point_to_best(self.run_directory, save.best)
+            prune(self.run_directory, keep.keep_last, keep.keep_every, save.best)
+        except OSError as error:  # the checkpoint itself is whole
+            logger.warning("old checkpoints could not be deleted: %s", error)
 
 
 def _prepare(folder: Path, config: Config, state: dict[str, Any]) -> None:
@@ -188,6 +224,15 @@ def _prepare(folder: Path, config: Config, state: dict[str, Any]) -> None:
     (folder / TENSORS).mkdir(parents=True)
     dump_config(config, folder / "config.yaml")
     atomic.write_text(folder / "state.json", json.dumps(state, indent=1))
+
+
+def _size(folder: Path) -> int:
+    """Bytes in the files below `folder` by now, which other ranks may be writing or removing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _write(save: _Save) -> None:

@@ -25,9 +25,8 @@ def _below(node: Node, indent: str) -> Iterator[str]:
 def _line(role: str, node: Node) -> str:
     facts = [f"{name} {_value(name, value)}" for name, value in node.facts.items() if value not in (None, "")]
     told = ["told above"] if node.is_told else facts
-    return (
-        f"{role + ': ' if role else ''}{node.kind} {node.path}{' (' + '; '.join(told) + ')' if told else ''}"
-    )
+    use = "" if role in ("", node.kind) else f"{role}: "
+    return f"{use}{node.kind} {node.path}{' (' + '; '.join(told) + ')' if told else ''}"
 
 
 def _value(name: str, value: object) -> str:

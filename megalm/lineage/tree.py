@@ -13,6 +13,7 @@ from megalm.dataset.sidecar import read_sidecar, sidecar_path
 from megalm.errors import UserError
 from megalm.hashes import sha256_of
 from megalm.lineage.record import FILE_NAME, model_hash
+from megalm.run_files import EXPORT_LINEAGE
 from megalm.tokenizer.load import METADATA_NAME
 
 
@@ -20,7 +21,7 @@ from megalm.tokenizer.load import METADATA_NAME
 class Node:
     """Something that was made, or a source.
 
-    kind: run, checkpoint, model, dataset, tokenizer, corpus, file, folder, address, or `missing` where nothing is found. facts: what is known of it. parts: what
+    kind: run, checkpoint, model, dataset, tokenizer, corpus, feedback, file, folder, address, or `missing` where nothing is found. facts: what is known of it. parts: what
     it was made of, each with its role. warnings: where it is not what was recorded.
     """
 
@@ -52,7 +53,13 @@ def trace(path: str | Path, verify: bool = False) -> Node:
     verify: read raw files, too, to compare their hashes; else sizes alone are compared. Raises UserError where nothing is there or
     nothing is recorded.
     """
-    found = _Tracer(verify).node(Path(path))
+    tracer = _Tracer(verify)
+    try:
+        found = tracer.node(Path(path))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{tracer.place}: what is recorded there has another form than megalm writes ({error!r}); move it away to trace the rest"
+        ) from None
     if found.kind == "missing":
         raise UserError(
             f"{path}: there is no such file or directory; name a run, checkpoint, dataset, tokenizer or corpus"
@@ -68,6 +75,8 @@ class _Tracer:
     def __init__(self, verify: bool) -> None:
         self.verify = verify
         self.told: set[Path] = set()
+        self.place = Path()
+        """What is read."""
 
     def node(self, path: Path, record: dict[str, Any] | None = None) -> Node:
         """What lies there. record: what is known of it where it was used: `sha256`, `bytes`."""
@@ -77,6 +86,7 @@ class _Tracer:
             (_is_checkpoint, self._checkpoint),
             (_is_run, self._run),
             (_is_corpus, self._corpus),
+            (_is_feedback, self._feedback),
             (_is_dataset, self._dataset),
             (_is_tokenizer, self._tokenizer),
             (_is_model, self._model),
@@ -85,6 +95,7 @@ class _Tracer:
                 if known in self.told:
                     return Node(read.__name__[1:], str(path), is_told=True)
                 self.told.add(known)
+                self.place = path
                 return read(path, record)
         return self._file(path, record)
 
@@ -142,6 +153,16 @@ class _Tracer:
         node.facts |= _program(made.get("program", {}))
         for each in made.get("made_of", []):
             node.parts.append((each["role"], self._used(each)))
+
+    def _feedback(self, path: Path, record: dict[str, Any]) -> Node:
+        """What people said of models' answers."""
+        found = _json(_export_record(path))
+        node = Node("feedback", str(path), {name: found.get(name) for name in ("form", "split", "records")})
+        node.facts["store"] = found.get("store")
+        for each in found.get("made_of", []):
+            node.parts.append((each["role"], self._used(each)))
+        _compare(path, record | {"sha256": found.get("sha256")}, node, self.verify)
+        return node
 
     def _dataset(self, path: Path, record: dict[str, Any]) -> Node:
         sidecar = read_sidecar(_prefix(path)) or {}
@@ -231,6 +252,14 @@ def _is_model(path: Path) -> bool:
 
 def _prefix(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+
+
+def _export_record(path: Path) -> Path:
+    return path.with_name(path.name + EXPORT_LINEAGE)
+
+
+def _is_feedback(path: Path) -> bool:
+    return path.is_file() and _export_record(path).is_file()
 
 
 def _is_dataset(path: Path) -> bool:

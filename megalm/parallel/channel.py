@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megalm import progress
 from megalm.parallel.bridge import bridge
 from megalm.parallel.worlds import World
 
@@ -57,7 +58,9 @@ class Channel:
         """Answer calls until the leading world closes. On ranks of the other world; all of them run the handler."""
         while (call := self._pass(None, 0)) is not None:
             name, arguments = call
+            progress.beat(name)
             self._pass(handlers[name](*arguments), self.first)
+            progress.finish_step()
         self._pass(None, self.first)
 
     def _pass(self, message: Any, root: int) -> Any:

@@ -1,5 +1,6 @@
 """The layout of a run: sizes of each parallel axis, process groups, and this process's coordinates."""
 
+import atexit
 import datetime
 import os
 import re
@@ -21,6 +22,9 @@ from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
 
 from megalm.parallel.groups import shared_groups  # noqa: E402
+
+FLIGHT_RECORDER = ("TORCH_FR_BUFFER_SIZE", "2000")
+"""The variable, to be set before the first group, by which torch keeps its last collectives, for gloo too, and how many."""
 
 _LIBRARY_VARIABLE = re.compile(r"_[A-Z]")
 
@@ -137,6 +141,7 @@ def init_process_group(
     Returns this process's device. backend: see `backend_for`. UserError for more processes than GPUs.
     """
     backend = backend_for(backend)
+    os.environ.setdefault(*FLIGHT_RECORDER)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", _local_gpu())
@@ -153,7 +158,19 @@ def init_process_group(
             dist.init_process_group(
                 backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1, device_id=bound
             )
+        if backend == "gloo":
+            atexit.register(_leave)
     return device
+
+
+def _leave() -> None:
+    """Destroy what is left of the world before the interpreter ends.
+
+    A thread of gloo that drops the tensors of its last collective later than that ends the process with SIGABRT, `terminate
+    called without an active exception` (pytorch/pytorch#190489).
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _local_gpu() -> int:

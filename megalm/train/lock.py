@@ -49,8 +49,14 @@ def _take(directory: Path, stack: contextlib.ExitStack) -> str | None:
         logger.warning("%s: cannot lock it against a second run (%s)", directory, error)
     if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
         return f"{directory} was given up by another run at this moment: repeat the command"
-    stack.callback(lock.unlink, missing_ok=True)
+    stack.callback(_remove, lock)
     return None
+
+
+def _remove(lock: Path) -> None:
+    """Where storage has failed meanwhile, the file stays; it is the lock on it that counts."""
+    with contextlib.suppress(OSError):
+        lock.unlink()
 
 
 def _remove_if_empty(directory: Path) -> None:

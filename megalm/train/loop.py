@@ -9,16 +9,21 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from megalm import progress
 from megalm.checkpoint import CheckpointWriter, load_training_state, newest_intact
 from megalm.checkpoint.apart import Apart
 from megalm.checkpoint.read import shared_list
 from megalm.dataset.cursor import Cursor
 from megalm.engine.base import Engine, Metrics
 from megalm.engine.schedule import learning_rate
+from megalm.errors import UserError
 from megalm.train.callbacks.base import Callback, Run, StepRecord, Validation
+from megalm.train.reports import Reports
 from megalm.train.selection import Selection
 from megalm.train.steps import Steps
 from megalm.train.stop import StopRequest
+from megalm.watch import waits
+from megalm.watch.stragglers import Stragglers
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +54,14 @@ class Loop:
         self.engine = engine
         self.steps = steps
         self.validate = validate
-        self.callbacks = callbacks
         self.companions = companions or {}
         self.writer = CheckpointWriter(
-            run.directory, run.config, engine, self._report_save, companions=self.companions
+            run.directory, run.config, engine, self._report_save, self.companions, self._report_failed_save
         )
+        self.reports = Reports(run, callbacks)
+        self.stragglers = Stragglers(run.config.watch, engine.layout)
+        self.failed_saves, self.last_failure = 0, ""
+        """In a row, up to now; and what was wrong with the last one."""
         self.selection = Selection(run.config)
         self.last_validation: dict[str, Any] | None = None
         """Step and figures of the newest one."""
@@ -96,17 +104,17 @@ class Loop:
 
     def train(self) -> dict[str, Any]:
         """Run to `train.steps` (or `exit_after_steps` of this process, or a request to stop); return the last figures."""
+        progress.begin(self.run.step)
         with StopRequest(self.engine.layout.device) as request:
             try:
-                for callback in self.callbacks:
-                    callback.on_start(self.run)
+                self.reports.start()
                 for notice in self.notices:
                     self._tell(notice)
                 result = self._run_steps(request)
             except BaseException:
-                self._end_callbacks()
+                self.reports.end()
                 raise
-            if errors := self._end_callbacks():
+            if errors := self.reports.end():
                 raise errors[0]
         counts = {"skipped_steps": self.skipped_steps, "rollbacks": self.rollbacks}
         return result | {"step": self.run.step} | counts
@@ -130,14 +138,26 @@ class Loop:
             stopped = run.step < last and request.agreed()
             if not stopped:
                 result |= self._after_step()
-        self.writer.save(run.step, self.state())
-        self.writer.finish()
+        self._save_at_the_end()
         if stopped:
             self._tell(f"stopped on request after step {run.step}, saved: the same command goes on")
         elif reason := self._stop_reason():
             self._tell(f"stopped early after step {run.step}: {reason}")
         best = self.selection.best
         return result | ({"best_step": best.step, f"best_{best.metric}": best.value} if best else {})
+
+    def _save_at_the_end(self) -> None:
+        self.writer.save(self.run.step, self.state())
+        self.writer.finish()
+        if self.writer.newest_step != self.run.step:
+            newest = self.writer.newest_step
+            left = (
+                f"its newest checkpoint is of step {newest}" if newest is not None else "it has no checkpoint"
+            )
+            raise UserError(
+                f"{self.run.directory}: step {self.run.step}, the last one of this process, could not be saved "
+                f"({self.last_failure}); {left}: make room, then give the same command again"
+            )
 
     def _stop_reason(self) -> str | None:
         return self.selection.says_stop() or self.steps.stop_reason
@@ -162,29 +182,21 @@ class Loop:
         assert best is not None
         self._tell(f"best validation so far: {best.metric} {best.value:.6g} at step {best.step}")
 
-    def _end_callbacks(self) -> list[Exception]:
-        """Let every callback end, whatever becomes of the others; return their errors."""
-        errors = []
-        for callback in self.callbacks:
-            try:
-                callback.on_end(self.run)
-            except Exception as error:
-                logger.warning("%s failed at the end of the run: %r", type(callback).__name__, error)
-                errors.append(error)
-        return errors
-
     def _step(self) -> Metrics:
         config, run = self.config, self.run
+        progress.beat("training")
         begin = time.perf_counter()
         first = self.steps.next_sample
-        lr = learning_rate(config.optimizer, run.step + 1, config.train.steps)
+        lr, waited = learning_rate(config.optimizer, run.step + 1, config.train.steps), waits.seconds_waited()
         metrics = self.steps.step(run.step + 1, lr)
         run.step += 1
+        progress.finish_step(run.step)
         seconds = time.perf_counter() - begin
         record = StepRecord(step=run.step, metrics=metrics, lr=lr, tokens=self.steps.tokens, seconds=seconds)
-        for callback in self.callbacks:
-            callback.on_step(run, record)
-        for message in self.steps.told:
+        figures, told = self.stragglers.see(run.step, seconds, waits.seconds_waited() - waited)
+        record.values |= figures
+        self.reports.step(record)
+        for message in [*self.steps.told, *told]:
             self._tell(message)
         self.skipped_steps += metrics.skipped
         if metrics.overflow:
@@ -211,7 +223,9 @@ class Loop:
                 "lower optimizer.lr or look at the data"
             )
         self.rollbacks += 1
-        checkpoint = newest_intact(self.run.directory, self.engine.layout, self.run.step - len(bad))
+        checkpoint = newest_intact(
+            self.run.directory, self.engine.layout, self.run.step - len(bad), self._tell
+        )
         if checkpoint is None:
             # skipped steps leave the weights alone, so going on past the bad data is all there is to do
             self._tell("no checkpoint to go back to: going on past the bad data")
@@ -235,16 +249,26 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         assert self.validate is not None
+        progress.beat("validation")
         values, tally = self.validate()
         validation = Validation(values, tally=tally)
-        for callback in self.callbacks:
-            callback.on_validation(self.run, validation)
+        self.reports.validation(validation)
         self.last_validation = {"step": self.run.step, "values": validation.values}
         return validation.values
 
     def _report_save(self, step: int) -> None:
-        self._tell(f"checkpoint of step {step} saved")
+        after = f", the first after {self.failed_saves} that failed" if self.failed_saves else ""
+        self.failed_saves = 0
+        self._tell(f"checkpoint of step {step} saved{after}")
+
+    def _report_failed_save(self, step: int, why: str) -> None:
+        self.failed_saves += 1
+        self.last_failure = why
+        if self.engine.layout.rank == 0:
+            logger.warning("checkpoint of step %d not saved: %s", step, why)
+        self._tell(
+            f"alarm: checkpoint of step {step} not saved: {why}; training goes on, the next save tries again"
+        )
 
     def _tell(self, message: str) -> None:
-        for callback in self.callbacks:
-            callback.on_event(self.run, message)
+        self.reports.event(message)

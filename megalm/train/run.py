@@ -28,6 +28,7 @@ from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
 from megalm.train.callbacks.samples import answering
 from megalm.train.callbacks.sources import source_losses
+from megalm.train.callbacks.task_scores import open_tasks, task_scores
 from megalm.train.data import TrainingData, ValidationData, open_stream, open_validation
 from megalm.train.directory import check_directory, first_weights, prepare_directory, resumed, settle_base
 from megalm.train.evaluation import Evaluation
@@ -37,6 +38,7 @@ from megalm.train.loop import Loop
 from megalm.train.samples import open_prompts
 from megalm.train.steps import BatchSteps
 from megalm.train.tasks import task_of
+from megalm.watch.hang import watching
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def main(config: Config) -> dict[str, Any]:
         open_validation(config, config.data.valid, tokenizer) if config.train.eval_interval else None
     )
     prompts = open_prompts(config, tokenizer) if config.samples.prompts is not None and tokenizer else None
+    tasks = open_tasks(config) if config.evaluate.tasks else None
     copies = data_parallel_size(config, world_size())
     directory = Path(config.run.dir)
     check_directory(config, directory)
@@ -72,12 +75,12 @@ def main(config: Config) -> dict[str, Any]:
     lineage["tokenizer"] = lineage["tokenizer"] or before.get("tokenizer")
 
     layout = create_layout(config.parallel, config.run.seed)
-    with run_lock(directory):
+    with run_lock(directory), watching(config.watch, directory, layout):
         engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
         if layout.pp_size > 1:
             run.facts["pipeline_bubble"] = bubble_fraction(config, copies)
-        checkpoint = newest_intact(directory, layout)
+        checkpoint = newest_intact(directory, layout, tell=notices.append)
         if checkpoint is None or config.lora.rank:
             notices += first_weights(run, engine, has_checkpoint=checkpoint is not None)
         task = task_of(config)
@@ -89,6 +92,7 @@ def main(config: Config) -> dict[str, Any]:
         callbacks = [
             *source_losses(config, layout, tokenizer, evaluation),
             *answering(engine, config, tokenizer, prompts),
+            *task_scores(engine, config, tokenizer, tasks),
             *standard_callbacks(config),
         ]
         steps = BatchSteps(engine, loss, data, prepare)

@@ -7,9 +7,9 @@ from typing import Any
 
 from megalm.config.schema import Config
 from megalm.errors import UserError
-from megalm.generate.chat import trained_template
 from megalm.generate.decode import context_length
 from megalm.generate.request import GenerationOptions
+from megalm.generate.tokenizing import trained_template
 from megalm.tokenizer import Tokenizer
 from megalm.tokenizer.chat import ChatTemplate
 from megalm.train.asked import Messages, content_of, read_json_lines

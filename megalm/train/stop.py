@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megalm.launch import is_connection_loss
+from megalm.launch import ANNOUNCED, is_connection_loss
 
 # A launcher passes the signal on that a batch system sends to every process, so one request may come several times.
 REPEAT_SECONDS = 5.0
@@ -20,7 +20,8 @@ REPEAT_SECONDS = 5.0
 class StopRequest:
     """Within its `with` block SIGTERM is kept for `agreed`; a second request, some seconds later, ends the process.
 
-    So it does in the middle of a long operation, where Python's own handlers have to wait.
+    So it does in the middle of a long operation, where Python's own handlers have to wait. SIGUSR1 and SIGUSR2, by which batch systems
+    announce the end of a job to all its processes, are kept, too.
 
     The first Ctrl-C (SIGINT) is kept too, the second interrupts at once.
 
@@ -33,6 +34,7 @@ class StopRequest:
         self._asked = False
         self._previous: Any = signal.SIG_DFL
         self._interrupt: Any = signal.default_int_handler
+        self._announced: dict[int, Any] = {}
         self._watch: _Watch | None = None
 
     def __enter__(self) -> "StopRequest":
@@ -41,6 +43,7 @@ class StopRequest:
             self._interrupt = (
                 signal.signal(signal.SIGINT, self._receive_interrupt) or signal.default_int_handler
             )
+            self._announced = {number: signal.signal(number, self._receive) for number in ANNOUNCED}
             self._watch = _Watch()
         return self
 
@@ -50,6 +53,8 @@ class StopRequest:
         self._watch.end()
         signal.signal(signal.SIGTERM, self._previous)
         signal.signal(signal.SIGINT, self._interrupt)
+        for number, handler in self._announced.items():
+            signal.signal(number, handler)
         if self._asked and error is not None and is_connection_loss(error):
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -11,7 +11,7 @@ from megalm.checkpoint import list_checkpoints
 from megalm.checkpoint.directory import verify
 from megalm.config import Config
 from megalm.testing import RankError, run_distributed
-from tests.train.runs import ZERO1, run_config, step_lines, train, train_in_world
+from tests.train.runs import PP2, ZERO1, run_config, step_lines, train, train_in_world
 
 
 def flip_last_byte(file: Path) -> None:
@@ -100,12 +100,12 @@ def test_run_whose_checkpoints_are_all_damaged_stops_and_keeps_them(
     run = shutil.copytree(stopped, tmp_path / "run")
     for path in list_checkpoints(run).values():
         truncate(path / "tensors" / "__0_0.distcp")
-    before = sorted(run.rglob("*"))
+    before = sorted((run / "checkpoints").rglob("*"))
     with pytest.raises(
         RankError, match="UserError.*none of its 3 checkpoints is intact: choose another run.dir"
     ):
         run_distributed(train, 2, run_config(run, data, ZERO1))
-    assert sorted(run.rglob("*")) == before
+    assert sorted((run / "checkpoints").rglob("*")) == before
 
 
 def load_as_weights(config: Config, path: Path) -> None:
@@ -149,3 +149,24 @@ def test_weights_of_another_model_are_not_loaded(
 ) -> None:
     said = refusal(tmp_path, data, stopped / "checkpoints" / "step_00000006", override)
     assert "UserError" in said and message in said
+
+
+def test_what_one_stage_alone_refuses_is_refused_by_all(tmp_path: Path, data: Path) -> None:
+    """The last stage misses its output layer; the first one, which has all it needs, must not wait for it."""
+    saved = run_config(tmp_path / "tied", data, "model.tie_embeddings=true", "train.exit_after_steps=1")
+    train_in_world(1, saved)
+    checkpoint = tmp_path / "tied" / "checkpoints" / "step_00000001"
+    config = run_config(tmp_path, data, PP2)
+    results = run_distributed(refusal_here, 2, config, checkpoint, timeout=60)
+    assert results[0] == results[1] and "no tensor output_layer.weight" in results[0]
+
+
+def refusal_here(config: Config, path: Path) -> str:
+    """This rank's own."""
+    from megalm.errors import UserError
+
+    try:
+        load_as_weights(config, path)
+    except UserError as error:
+        return str(error)
+    return ""

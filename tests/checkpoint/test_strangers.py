@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from megalm.checkpoint.directory import find_checkpoint, write_manifest
 from megalm.checkpoint.inspect import inspect_checkpoint
@@ -211,3 +213,36 @@ def test_a_good_table_is_read(good: Path) -> None:
         assert isinstance(entry, TensorStorageMetadata)
         assert tensors[name].shape == tuple(entry.size) and tensors[name].dtype == entry.properties.dtype
         assert len(tensors[name].shards) == len(entry.chunks)
+
+
+class Lookup:
+    """Unpickling it calls getattr."""
+
+    def __init__(self, target: Any, name: str) -> None:
+        self.arguments = target, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.arguments
+
+
+class ByName(pickle.Pickler):
+    """Writes members of an Enum as Python 3.11.0 to 3.11.3 did: by a call of getattr."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_a_table_of_an_early_python_3_11_is_read_and_a_call_of_getattr_does_nothing_else(
+    good: Path, checkpoint: Path
+) -> None:
+    written = io.BytesIO()
+    ByName(written).dump(read_table(good))
+    assert b"getattr" in written.getvalue()
+    (checkpoint / "tensors" / ".metadata").write_bytes(written.getvalue())
+    assert read_tensors(checkpoint) == read_tensors(good)
+    for target, name in ((torch.Size, "__reduce__"), (WriteItemType, "mro"), (WriteItemType.TENSOR, "name")):
+        table = read_table(good)
+        table.planner_data = Lookup(target, name)
+        write_table(checkpoint, table)
+        with pytest.raises(UserError, match="it refers to"):
+            read_tensors(checkpoint)

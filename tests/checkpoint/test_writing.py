@@ -1,6 +1,5 @@
-"""Saving happens beside training, and a save that fails or is cut short leaves the last good checkpoint in force."""
+"""Saving happens beside training, and a save that is cut short leaves the last good checkpoint in force (of one that fails: tests/faults)."""
 
-import errno
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from tests.train.runs import (
     ZERO1,
     events,
     run_config,
-    step_lines,
-    train,
     train_in_world,
 )
 
@@ -108,48 +105,6 @@ def test_the_writing_thread_leaves_the_device_alone(tmp_path: Path, data: Path) 
     """A thread begins on the first device, whatever the process uses: it would wait for copies of another one."""
     run_distributed(save_without_the_device, 2, run_config(tmp_path, data, ZERO1))
     assert names(tmp_path) == ["step_00000001"]
-
-
-def train_until_disk_is_full(config: Config, rank: int, part: str, good_saves: int) -> str:
-    """Train on a disk that is full for `rank` after so many saves; returns the error that every rank sees."""
-    from megalm.checkpoint import parts, write
-
-    target = parts.FileSystemWriterAsync if part == "write_preloaded_data" else write
-    really, saves = getattr(target, part), []
-
-    def write_or_fail(*args: Any, **kwargs: Any) -> Any:
-        import torch.distributed as dist
-
-        saves.append(1)
-        if len(saves) > good_saves and dist.get_rank() == rank:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return really(*args, **kwargs)
-
-    replacement = staticmethod(write_or_fail) if target is not write else write_or_fail
-    with mock.patch.object(target, part, replacement), pytest.raises(OSError) as caught:
-        train(config)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("rank", "part", "said"),
-    [
-        (1, "write_preloaded_data", "rank 1 could not write"),
-        (0, "write_manifest", "rank 0 could not complete"),
-    ],
-)
-def test_failed_save_ends_the_run_and_leaves_the_last_good_one_in_force(
-    tmp_path: Path, data: Path, rank: int, part: str, said: str
-) -> None:
-    settings = (ZERO1, "checkpoint.interval=2")
-    config = run_config(tmp_path / "run", data, *settings)
-    for error in run_distributed(train_until_disk_is_full, 2, config, rank, part, 1):
-        assert said in error and "No space left on device" in error
-    assert names(tmp_path / "run") == [".step_00000004.tmp", "step_00000002"]
-    train_in_world(2, config)
-    assert names(tmp_path / "run") == ["step_00000004", "step_00000006", "step_00000008"]
-    train_in_world(2, run_config(tmp_path / "whole", data, *settings))
-    assert step_lines(tmp_path / "run") == step_lines(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("asynchronous", ["true", "false"])

@@ -1,4 +1,7 @@
-"""A process group is refused where it cannot work."""
+"""A process group is refused where it cannot work, and does not outlive its process's Python."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,3 +22,16 @@ def test_nccl_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="nccl needs a GPU and torch finds none: take auto or gloo"):
         init_process_group("nccl")
+
+
+def test_the_world_is_gone_before_python_ends() -> None:
+    program = """
+import atexit
+import torch.distributed as dist
+from megalm.parallel.layout import init_process_group
+atexit.register(lambda: print("left", dist.is_initialized()))
+init_process_group("gloo")
+print("made", dist.is_initialized())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["made", "True", "left", "False"], done.stderr

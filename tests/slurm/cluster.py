@@ -20,7 +20,7 @@ from megalm.launch import die_with_parent
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "scontrol", "sinfo", "squeue")
 PACKAGES = "slurmctld slurmd slurm-client munge"
-SECONDS = 120  # for anything that is waited for
+SECONDS = 300  # for anything that is waited for
 # Ports of jobs follow from their numbers: clusters of tests that run side by side (`pytest -n`) number from elsewhere.
 FIRST_JOB = 1 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _CALL_SECONDS = 30
@@ -147,6 +147,35 @@ class Cluster:
         self.call("scancel", "--user", user, "--full", "--signal=KILL", check=False)
         self.wait()
 
+    def fail(self, node: str) -> None:
+        """Let a node die with all that runs on it, and SLURM learn of it, which would take minutes by itself."""
+        daemon = self._daemons.pop(self._number_of(node))
+        daemon.kill()
+        daemon.wait()
+        for process in _processes_with(
+            f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.environment['SLURM_CONF']}"
+        ):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for state in (
+            "DOWN",
+            "DRAIN",
+        ):  # a word that was on its way when it died would bring it back from the first
+            self.call("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=died")
+
+    def repair(self, node: str) -> None:
+        """Bring back a node that has died."""
+        self._daemon(f"slurmd-{node}", "slurmd", "-D", "-N", node)
+        self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        self.until(lambda: node in self._idle())
+
+    def _number_of(self, node: str) -> int:
+        return next(
+            number
+            for number, daemon in enumerate(self._daemons)
+            if isinstance(daemon.args, list) and daemon.args[-1] == node
+        )
+
     def stop(self) -> None:
         """End all jobs and daemons, and remove the folder."""
         with contextlib.suppress(Exception):
@@ -265,9 +294,10 @@ def _id_and_state(record: str) -> tuple[str, str]:
     return f"{fields['ArrayJobId']}_{task}" if task else fields["JobId"], fields["JobState"]
 
 
-def _processes_with(variable: str) -> Iterator[int]:
-    """Processes in whose environment `variable` is set, such as what a killed daemon left of a job; not this one."""
+def _processes_with(*variables: str) -> Iterator[int]:
+    """Processes in whose environment `variables` are set, such as what a killed daemon left of a job; not this one."""
+    wanted = {variable.encode() for variable in variables}
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if variable.encode() in path.read_bytes().split(b"\0") and int(path.parent.name) != os.getpid():
+            if wanted.issubset(path.read_bytes().split(b"\0")) and int(path.parent.name) != os.getpid():
                 yield int(path.parent.name)

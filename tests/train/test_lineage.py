@@ -118,6 +118,10 @@ def test_what_has_no_record_is_refused(made: Path, tmp_path: Path) -> None:
     (broken / "lineage.json").write_text("[1]")
     with pytest.raises(UserError, match="no record of megalm"):
         trace(broken)
+    for odd in ('{"made_of": [{"role": 1}]}', '{"made_of": 3}', '{"made_of": [], "program": 1}'):
+        (broken / "lineage.json").write_text(odd)
+        with pytest.raises(UserError, match="another form than megalm writes"):
+            trace(broken)
     (broken / "lineage.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         trace(broken)

@@ -1,5 +1,6 @@
 """Writes RUN_DIR/metrics.jsonl: one JSON object a line for steps, validations and events."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -18,21 +19,26 @@ class MetricsFile(Callback):
 
     Each step stands in the file once: lines that a killed run wrote past the step it is resumed from are dropped at the
     start, and steps that a rollback undoes are dropped when they come again (events stay, to tell of it). `tokens`
-    counts those of the steps up to this one. Numbers that are not finite are null.
+    counts those of the steps up to this one. Numbers that are not finite are null. Lines that storage does not take are
+    an OSError and are kept for the next time that something is written.
     """
 
     def __init__(self) -> None:
-        self._file: IO[str] | None = None
+        self._is_on = False
+        self._file: IO[bytes] | None = None
+        self._waiting: list[Line] = []
+        self._written = 0
+        """Bytes of the first of them that the file has already."""
         self._last_step = 0
         self._tokens = 0
 
     def on_start(self, run: Run) -> None:
         if run.layout.rank != 0:
             return
-        run.directory.mkdir(parents=True, exist_ok=True)
+        self._is_on = True
         # a run from the beginning validates before its first step again
         begins = run.step == 0
-        self._open(
+        self._begin(
             run, run.step, lambda line: line["step"] <= run.step and not (begins and "valid_loss" in line)
         )
         layout = {
@@ -43,11 +49,10 @@ class MetricsFile(Callback):
         self._write({"step": run.step, "event": "start"} | layout | run.facts)
 
     def on_step(self, run: Run, record: StepRecord) -> None:
-        if self._file is None:
+        if not self._is_on:
             return
         if record.step <= self._last_step:
-            self._file.close()
-            self._open(run, record.step - 1, lambda line: line["step"] < record.step or "event" in line)
+            self._begin(run, record.step - 1, lambda line: line["step"] < record.step or "event" in line)
         self._last_step = record.step
         self._tokens += record.tokens
         if record.step % run.config.logging.interval == 0:
@@ -62,25 +67,64 @@ class MetricsFile(Callback):
         self._write({"step": run.step, "event": message})
 
     def on_end(self, run: Run) -> None:
+        try:
+            if self._waiting:
+                self._flush()
+        finally:
+            self._close()
+            self._is_on = False
+
+    def _begin(self, run: Run, step: int, keep: Callable[[Line], bool]) -> None:
+        """Go on with what follows `step`, without the lines that `keep` refuses."""
+        self._close()
+        self._path, self._keep = run.directory / FILE_NAME, keep
+        self._waiting = [line for line in self._waiting if keep(line)]
+        self._last_step = step
+        batch = run.config.batch
+        tokens_of_step = batch.global_batch_size * batch.seq_length
+        self._tokens = step * tokens_of_step
+        with contextlib.suppress(OSError):  # met again, and told, when the next line is written
+            last = self._open()
+            if last is not None:
+                self._tokens = last["tokens"] + (step - last["step"]) * tokens_of_step
+
+    def _open(self) -> Line | None:
+        """Open the file; return its last step's line."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        last = keep_lines(self._path, self._keep)
+        self._file = self._path.open("ab", buffering=0)
+        return last
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
-            self._file = None
-
-    def _open(self, run: Run, step: int, keep: Callable[[Line], bool]) -> None:
-        """Open the file for what follows `step`, without the lines that `keep` refuses."""
-        path = run.directory / FILE_NAME
-        last = keep_lines(path, keep) or {"step": 0, "tokens": 0}
-        batch = run.config.batch
-        self._tokens = last["tokens"] + (step - last["step"]) * batch.global_batch_size * batch.seq_length
-        self._last_step = step
-        self._file = path.open("a", encoding="utf-8")
+        self._file, self._written = (
+            None,
+            0,
+        )  # what there is of a line without its end, is dropped with the next opening
 
     def _write(self, line: Line) -> None:
-        if self._file is not None:
-            numbers = {key: value for key, value in line.items() if isinstance(value, float)}
-            nulls = {key: None for key, value in numbers.items() if not math.isfinite(value)}
-            self._file.write(json.dumps(line | nulls, ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
+        if self._is_on:
+            self._waiting.append(line)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the waiting lines, as far as they go."""
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        while self._waiting:
+            text = _text(self._waiting[0])
+            while self._written < len(text):
+                self._written += self._file.write(text[self._written :]) or 0
+            self._waiting.pop(0)
+            self._written = 0
+
+
+def _text(line: Line) -> bytes:
+    numbers = {key: value for key, value in line.items() if isinstance(value, float)}
+    nulls = {key: None for key, value in numbers.items() if not math.isfinite(value)}
+    return (json.dumps(line | nulls, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_metrics(path: Path) -> Iterator[Line]:
