@@ -283,11 +283,14 @@ def _serve(rank: int, world_size: int, port: int, address: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from megalm.parallel.layout import FLIGHT_RECORDER
+
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     os.environ.update(launch.rank_environment(rank, world_size, port))
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.setdefault(*FLIGHT_RECORDER)
     torch.set_num_threads(1)
     connection = Client(address, "AF_UNIX")
     connection.send((rank, os.getpid()))

@@ -169,13 +169,13 @@ def quotients(sums: Tensor, weights: Tensor) -> Tensor:
     return sums / torch.where(weights > 0, weights, 1.0).to(sums.dtype)
 
 
-def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[MicroBatch]:
+def split_samples(batch: Any, layout: Layout, micro_batch_size: int, whole: bool = False) -> list[MicroBatch]:
     """Turn samples as numpy arrays, under the names of MicroBatch's fields, into this rank's microbatches.
 
-    They are of its tokens and on its device. The batch may have `scores`, too: arrays (B, S), or (B), by name; it may
+    They are of its tokens (`whole`: of all tokens, for a model that is `at_rest`) and on its device. The batch may have `scores`, too: arrays (B, S), or (B), by name; it may
     say that it has several `rows_per_sample`, and have another one of as many rows for each microbatch's `mismatched`.
     """
-    context = context_share(layout, batch.tokens_BS.shape[1])
+    context = None if whole else context_share(layout, batch.tokens_BS.shape[1])
     rows_per_sample = getattr(batch, "rows_per_sample", 1)
     arrays = {name: array for name, array in vars(batch).items() if isinstance(array, np.ndarray)}
     scores = getattr(batch, "scores", {})
@@ -185,10 +185,10 @@ def split_samples(batch: Any, layout: Layout, micro_batch_size: int) -> list[Mic
         arrays.pop("positions_BS", None)
     if context is not None:
         order_S = context.order(torch.device("cpu")).numpy()
-        whole = ("segments_BS", "classes_B")
+        unsplit = ("segments_BS", "classes_B")
         # `take`, not an index: that would leave rows that are not contiguous, and the library sums no such tensors
         arrays = {
-            name: a if name in whole or a.ndim == 1 else a.take(order_S, 1) for name, a in arrays.items()
+            name: a if name in unsplit or a.ndim == 1 else a.take(order_S, 1) for name, a in arrays.items()
         }
     rows = micro_batch_size * rows_per_sample
     tensors = [torch.from_numpy(array).to(layout.device).split(rows) for array in arrays.values()]

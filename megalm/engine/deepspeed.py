@@ -10,6 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from megalm import progress
 from megalm.config.schema import Config
 from megalm.engine.base import Loss, Metrics, MicroBatch, minimised, named_figures, quotients
 from megalm.engine.common import global_weight, seed_dropout
@@ -81,6 +82,7 @@ class DeepSpeedEngine:
         self.runner.train()
         parts = torch.zeros_like(weight)
         for number, microbatch in enumerate(microbatches, start=1):
+            progress.beat()
             is_last = number == len(microbatches)
             self.runner.set_gradient_accumulation_boundary(is_last)
             summed = loss.sum(loss.forward(self.runner, microbatch), microbatch)
@@ -133,7 +135,11 @@ class DeepSpeedEngine:
         """See Engine.forward."""
         self._activate()
         self.runner.eval()
-        return [collect(run(self.runner, microbatch), microbatch) for microbatch in microbatches]
+        outputs = []
+        for microbatch in microbatches:
+            progress.beat()
+            outputs.append(collect(run(self.runner, microbatch), microbatch))
+        return outputs
 
     def evaluate(
         self, microbatches: Sequence[MicroBatch], loss: Loss

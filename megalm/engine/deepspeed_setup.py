@@ -4,7 +4,6 @@ import inspect
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from megalm.config.schema import Config
+from megalm.engine.operators import compile_operator
 from megalm.engine.parameter_groups import parameter_shares, torch_groups
 from megalm.errors import UserError
 from megalm.parallel.layout import Layout
@@ -155,30 +155,6 @@ def check_disk_operator(config: Config, layout: Layout) -> None:
 
 def problem_of_operator(name: str, layout: Layout) -> str | None:
     """Compile one of DeepSpeed's C++ operators, or take it from the cache; say what stops it on some rank. Collective."""
-    from deepspeed.ops import op_builder
-
-    builder = getattr(op_builder, name)()
-    _warn_of_lock(builder.name, layout)
-    problem = None
-    try:
-        with quiet_output():
-            builder.load(verbose=False)
-    except Exception as error:  # a missing compiler, header or tool shows in any way it likes
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
     problems: list[str | None] = [None] * layout.world_size
-    dist.all_gather_object(problems, problem)
+    dist.all_gather_object(problems, compile_operator(name))
     return next((text for text in problems if text), None)
-
-
-def _warn_of_lock(operator: str, layout: Layout) -> None:
-    """Torch waits for as long as another process holds the lock of an extension, even one that was killed. Collective."""
-    from torch.utils.cpp_extension import _get_build_directory  # slow to import
-
-    lock = Path(_get_build_directory(operator, verbose=False)) / "lock"
-    if layout.rank == 0 and lock.exists():
-        logger.warning(
-            "waiting for another process to compile DeepSpeed's %s; if there is none, delete %s",
-            operator,
-            lock,
-        )
-    dist.barrier()  # no rank of ours compiles before

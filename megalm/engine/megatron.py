@@ -16,6 +16,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from megalm import progress
 from megalm.config.schema import Config
 from megalm.engine.adam import choose_adam
 from megalm.engine.base import Loss, Metrics, MicroBatch, minimised, named_figures, quotients
@@ -189,6 +190,7 @@ class MegatronEngine:
             batches: Iterator[MicroBatch], chunk: nn.Module
         ) -> tuple[Tensor, Callable[[Tensor], Any]]:
             microbatch = next(batches)
+            progress.beat()
             return run(chunk, microbatch), lambda output: reduce(output, microbatch)
 
         rows, length = microbatches[0].tokens_BS.shape

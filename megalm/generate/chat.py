@@ -9,32 +9,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megalm.config.schema import Config
-from megalm.dataset.sidecar import read_sidecar
 from megalm.errors import UserError
 from megalm.generate.decode import Generator, context_length
 from megalm.generate.load import open_model
 from megalm.generate.request import ChatRequest, GenerationOptions
 from megalm.generate.rows import Completion
+from megalm.generate.tokenizing import trained_template
 from megalm.parallel.layout import Layout
-from megalm.tokenizer import Tokenizer
-from megalm.tokenizer.chat import ChatTemplate, load_chat_template
+from megalm.tokenizer.chat import ChatTemplate
 
 FORGET = "/forget"
 HELP = f"{FORGET} begins anew, Ctrl-C stops an answer, Ctrl-D ends"
 
 Messages = list[dict[str, str]]
-
-
-def trained_template(config: Config, tokenizer: Tokenizer, given: str | None) -> ChatTemplate:
-    """The template that is `given` by name or file, else that of the training data, else the tokenizer's own."""
-    path = config.tokenizer.path
-    assert path is not None
-    for source in config.data.train:
-        chat = (read_sidecar(source.path) or {}).get("chat")
-        if chat and not given:
-            return ChatTemplate(chat["template"], tokenizer, chat["variables"], chat["template_name"])
-    return load_chat_template(given or path, tokenizer, config=path)
 
 
 @dataclass

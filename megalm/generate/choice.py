@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megalm.generate.request import GenerationOptions
-from megalm.generate.rows import Request, Row
+from megalm.generate.rows import Request, Row, Token
 from megalm.generate.sampling import TokenCounts, adjust_logits, choose
 from megalm.parallel.layout import Layout
 
@@ -25,6 +25,19 @@ class Choice:
 
 Continuations: TypeAlias = tuple[list[float], list[int], list[int]]
 """Scores, parents, tokens of the likeliest continuations of a request's beams."""
+
+
+TOLD_AT_ONCE = 128
+"""Places whose log-probabilities, of the whole vocabulary in float64, are held at a time."""
+
+
+@dataclass(frozen=True)
+class ToldPart:
+    """A part of a prompt whose tokens' log-probabilities `row`'s request is told: `labels` are predicted at `places` of the pass."""
+
+    row: Row
+    places: list[int]
+    labels: list[int]
 
 
 class Chooser:
@@ -68,13 +81,43 @@ class Chooser:
             numbers = self._sample(logits_RV, sampled)
             for request, beams in searched.values():
                 numbers += self._continue(logits_RV, request, beams)
-        if self.layout.tp_size * self.layout.pp_size > 1:
-            told = torch.tensor(numbers or [0.0] * size, dtype=torch.float64, device=self.layout.device)
-            dist.broadcast(told, self.source, group=self.layout.groups.mp)
-            numbers = told.tolist()
-        rest = iter(numbers)
+        rest = iter(self._shared(numbers, size))
         choices = [(row, _read_choice(row, rest)) for _, row in sampled]
         return choices, [(request, self._read(request, rest)) for request, _ in searched.values()]
+
+    def tell(self, logits_RV: Tensor | None, first: int, parts: list[ToldPart]) -> None:
+        """Give rows the log-probabilities of what `parts` name; their logits are those from number `first` on.
+
+        Collective over the copy's ranks.
+        """
+        labels = [(label, part.row) for part in parts for label in part.labels]
+        if not labels:
+            return
+        counts = [row.request.options.prompt_logprobs or 0 for _, row in labels]
+        numbers: list[float] = []
+        if self.chooses:
+            assert logits_RV is not None
+            for start in range(0, len(labels), TOLD_AT_ONCE):
+                some = slice(start, start + TOLD_AT_ONCE)
+                raw_TV = logits_RV[first:][some, : self.vocab_size].double()
+                for logprobs_V, (label, _), count in zip(
+                    raw_TV.log_softmax(-1), labels[some], counts[some], strict=True
+                ):
+                    values, tokens = logprobs_V.topk(count)
+                    numbers += [float(logprobs_V[label]), *values.tolist(), *tokens.tolist()]
+        numbers = self._shared(numbers, sum(1 + 2 * count for count in counts))
+        rest = iter(numbers)
+        for (label, row), count in zip(labels, counts, strict=True):
+            logprob = next(rest)
+            row.request.told.append(Token(label, logprob, _read_top(count, rest)))
+
+    def _shared(self, numbers: list[float], size: int) -> list[float]:
+        """Those of the rank that chooses, `size` of them, on all ranks."""
+        if self.layout.tp_size * self.layout.pp_size == 1:
+            return numbers
+        told = torch.tensor(numbers or [0.0] * size, dtype=torch.float64, device=self.layout.device)
+        dist.broadcast(told, self.source, group=self.layout.groups.mp)
+        return told.tolist()
 
     def _sample(self, logits_RV: Tensor, sampled: list[tuple[int, Row]]) -> list[float]:
         """Of each row its token and what `_read_choice` expects behind it."""
@@ -143,5 +186,10 @@ def _read_choice(row: Row, numbers: Iterator[float]) -> Choice:
     if not count:
         return Choice(token)
     logprob, _ = next(numbers), next(numbers)
-    values, tokens = ([next(numbers) for _ in range(count - 1)] for _ in "ab")
-    return Choice(token, logprob, {int(one): value for one, value in zip(tokens, values, strict=True)})
+    return Choice(token, logprob, _read_top(count - 1, numbers))
+
+
+def _read_top(count: int, numbers: Iterator[float]) -> dict[int, float]:
+    """The likeliest tokens with their log-probabilities: first all of these, then all of the tokens."""
+    values, tokens = ([next(numbers) for _ in range(count)] for _ in "ab")
+    return {int(one): value for one, value in zip(tokens, values, strict=True)}

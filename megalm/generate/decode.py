@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from megalm import progress
 from megalm.config import Config
 from megalm.errors import UserError
 from megalm.generate.beams import BeamSearch
-from megalm.generate.choice import Choice, Chooser, Continuations
+from megalm.generate.choice import Choice, Chooser, Continuations, ToldPart
 from megalm.generate.forward import Network
 from megalm.generate.graph import Capture, GraphSteps, cuda_capture
 from megalm.generate.lean import Pass, PromptPart
@@ -17,7 +18,7 @@ from megalm.generate.limits import cache_tokens
 from megalm.generate.mode import decoding
 from megalm.generate.prefix import PrefixCache
 from megalm.generate.request import GenerationOptions
-from megalm.generate.rows import Completion, Event, Request, Row, beam_completion
+from megalm.generate.rows import Completion, Event, Request, Row, Token, beam_completion
 from megalm.generate.text import GrowingText
 from megalm.model.gpt import GPT
 from megalm.parallel.layout import Layout
@@ -184,6 +185,7 @@ class Generator:
         To be called within `running`.
         """
         assert self._is_running
+        progress.beat()
         events = self._proceed()
         held, self._held = self._held, []
         return held + events
@@ -195,12 +197,18 @@ class Generator:
             self.cache.clear()
 
     def _limit(self, prompt: Sequence[int], options: GenerationOptions) -> int:
+        if not options.max_new_tokens:
+            return len(prompt) - 1
         return min(len(prompt) + options.max_new_tokens, self.context_length)
 
     def _check(self, prompt: Sequence[int], options: GenerationOptions, what: str) -> None:
         if not prompt:
             raise UserError(f"{what} is empty: it must have at least one token")
-        if len(prompt) >= self.context_length:
+        if not options.max_new_tokens and not 2 <= len(prompt) <= self.context_length + 1:
+            raise UserError(
+                f"{what} has {len(prompt)} tokens: to be read alone, it must have 2 to {self.context_length + 1}"
+            )
+        if options.max_new_tokens and len(prompt) >= self.context_length:
             raise UserError(
                 f"{what} has {len(prompt)} tokens, but the model's context of {self.context_length} "
                 "has to hold it and at least one more: shorten it"
@@ -212,7 +220,7 @@ class Generator:
             raise UserError(f"logit_bias names the token {wrong[0]}, but ids go from 0 to {size - 1}")
         if options.stop and self.tokenizer is None:
             raise UserError("stop strings need a tokenizer")
-        if (options.logprobs or 0) > size or 2 * options.beams > size:
+        if max(options.logprobs or 0, options.prompt_logprobs or 0, 2 * options.beams) > size:
             raise UserError(f"logprobs and 2 x beams are at most the {size} tokens of the vocabulary")
         if options.rows > self.max_rows:
             raise UserError(
@@ -246,21 +254,50 @@ class Generator:
         parts = self._parts(grown)
         read, wanted = [], list(range(grown))
         for part in parts:
-            if part.start + part.count == len(self.rows[part.slot].tokens):
+            row = self.rows[part.slot]
+            if part.start + part.count == len(row.tokens) and not row.request.is_read_only:
                 read.append(part.slot)
                 wanted.append(part.first + part.count - 1)
+        told = [self._told(part) for part in parts]
+        choices = len(wanted)
+        wanted += [place for one in told for place in one.places]
         pass_ = self._pass(grown, parts)
         logits_RV = self._graphs.run(pass_, self.cache) if self._graphs else None
         if logits_RV is None:
-            places = torch.tensor(wanted, dtype=torch.int64, device=self.layout.device)
+            places = None
+            if wanted != list(range(len(pass_.tokens_T))):
+                places = torch.tensor(wanted, dtype=torch.int64, device=self.layout.device)
             logits_RV = self.network.run(pass_, self.cache, places)
-        found = self.chooser.choose(logits_RV, self._ready(grown, read)) if wanted else ([], [])
+        found = self.chooser.choose(logits_RV, self._ready(grown, read)) if choices else ([], [])
+        self.chooser.tell(logits_RV, choices, told)
         # only now: after a step that failed, for want of memory for one, all can go on
         for row in self.rows[:grown]:
             row.cached += 1
         for part in parts:
             self.rows[part.slot].cached += part.count
-        return self._advance(*found)
+        return [*self._read(parts), *self._advance(*found)]
+
+    def _told(self, part: PromptPart) -> ToldPart:
+        """What is to be told of a part of a prompt: each of its tokens but the last predicts the next one."""
+        row = self.rows[part.slot]
+        if row.request.options.prompt_logprobs is None:
+            return ToldPart(row, [], [])
+        labels = row.request.prompt[part.start + 1 : part.start + part.count + 1]
+        return ToldPart(row, list(range(part.first, part.first + len(labels))), labels)
+
+    def _read(self, parts: list[PromptPart]) -> list[Event]:
+        """Of prompts that have been read whole what was asked for; of those that nothing is written to, the end."""
+        events = []
+        for part in parts:
+            row = self.rows[part.slot]
+            request = row.request
+            if request.options.prompt_logprobs is None or row.cached < len(row.tokens):
+                continue
+            if request.is_read_only:
+                row.finish_reason = "length"
+            done = row.completion() if request.is_read_only else None
+            events.append(Event(request.number, 0, "", done, prompt=request.told))
+        return events
 
     def _admit(self) -> None:
         """Open requests in the order they came in, as long as there is room for all their sequences to their ends."""
@@ -274,14 +311,15 @@ class Generator:
             self.cache.reserve(slots, length, len(self.rows))
             for sample in range(request.options.rows):
                 self.rows.append(self._open(request, sample))
-            if self.prefixes.capacity:
+            if self.prefixes.capacity and request.options.prompt_logprobs is None:
                 first = slots - request.options.rows
                 self.rows[first].cached = self.prefixes.load(request.prompt, self.cache, first)
 
     def _open(self, request: Request, sample: int) -> Row:
         text = None if request.search else self._text(request.prompt, request.options)
         counts = self.chooser.counts(request.prompt) if request.options.counts_tokens else None
-        return Row(request, sample, list(request.prompt), text, counts=counts)
+        tokens = request.prompt[:-1] if request.is_read_only else list(request.prompt)
+        return Row(request, sample, tokens, text, counts=counts)
 
     def _parts(self, grown: int) -> list[PromptPart]:
         """What of the prompts is read next, in the order of the requests; only a request's first row reads."""
@@ -334,12 +372,16 @@ class Generator:
             piece = row.add(choice.token, self._eod_id)
             if row.counts is not None:
                 row.counts.add(choice.token)
+            token = None
             if choice.logprob is not None:
                 row.logprobs.append(choice.logprob)
                 row.top_logprobs.append(choice.top)
+                token = Token(choice.token, choice.logprob, choice.top)
             done = row.completion() if row.finish_reason else None
-            if piece or done:
-                events.append(Event(row.request.number, row.sample, piece, done))
+            if piece or done or token:
+                cut = row.text.cut if row.text else ""
+                number = row.request.number
+                events.append(Event(number, row.sample, piece, done, token, None, row.steps, cut))
         for request, candidates in continuations:
             events += self._search(request, *candidates)
         self._keep([row for row in self.rows if row.finish_reason is None])
@@ -360,7 +402,10 @@ class Generator:
             for row in rows:
                 row.finish_reason = "stop"
             found = [beam_completion(beam) for beam in search.ended[: request.options.n]]
-            return [Event(request.number, sample, done.text, done) for sample, done in enumerate(found)]
+            return [
+                Event(request.number, sample, done.text, done, tokens=len(done.tokens))
+                for sample, done in enumerate(found)
+            ]
         moved = [(first + source, first + place) for place, source in enumerate(sources) if source != place]
         if moved:
             self.cache.rearrange([pair[0] for pair in moved], [pair[1] for pair in moved], rows[0].cached)

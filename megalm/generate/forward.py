@@ -39,8 +39,11 @@ class Network:
         """A cache for this rank's layers with room for so many tokens."""
         return SlotCache(self.num_layers, self.groups, self.width, tokens, self.dtype, self.layout.device)
 
-    def run(self, pass_: Pass, cache: SlotCache, wanted: Tensor) -> Tensor | None:
-        """Logits (len(wanted), V) of the tokens with these numbers, over the real vocabulary; None but on the last stage."""
+    def run(self, pass_: Pass, cache: SlotCache, wanted: Tensor | None) -> Tensor | None:
+        """Logits (len(wanted), V) of the tokens with these numbers, by default of all, over the real vocabulary.
+
+        None but on the last stage.
+        """
         layout, group, layers = self.layout, self.layout.groups.pp, iter(cache.layers)
         before, after = (
             dist.get_global_rank(group, (layout.pp_rank + way) % layout.pp_size) for way in (-1, 1)
@@ -56,7 +59,7 @@ class Network:
             for layer in chunk.layers:
                 x_TH = layer(x_TH, pass_, next(layers))
             if chunk.last:
-                logits = chunk.logits(x_TH if len(wanted) == len(x_TH) else x_TH[wanted])
+                logits = chunk.logits(x_TH if wanted is None else x_TH[wanted])
                 if layout.tp_size > 1:
                     logits = gather_from_tensor_model_parallel_region(logits, group=layout.groups.tp)
                 return logits[:, : self.vocab_size]

@@ -62,11 +62,10 @@ class GraphSteps:
     def _record(self, rows: int, length: int, cache: SlotCache) -> tuple[Tensor, Callable[[], Tensor]]:
         inputs_3B = torch.zeros(3, rows, dtype=torch.int64, device=cache.layers[0].device)
         inputs_3B[2] = self._last_cells(rows, cache)  # recording computes, too
-        every = torch.arange(rows, device=inputs_3B.device)
 
         def step() -> Tensor:
             pass_ = Pass(inputs_3B[0], inputs_3B[1], rows, length, True, [], inputs_3B[2])
-            logits = self._network.run(pass_, cache, every)
+            logits = self._network.run(pass_, cache, None)
             assert logits is not None
             return logits
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megalm.checkpoint import load_weights, tokenizer_of
-from megalm.checkpoint.directory import tokenizer_places
+from megalm.checkpoint import load_weights
 from megalm.checkpoint.read import damage
 from megalm.config import Config
 from megalm.engine.base import Engine
@@ -15,9 +14,10 @@ from megalm.engine.build import build_engine
 from megalm.errors import UserError
 from megalm.generate.candidates import find_candidates, lay_out, read_newest_config
 from megalm.generate.request import ModelRequest
+from megalm.generate.tokenizing import open_tokenizer
 from megalm.model.kernel_choice import without_unusable
 from megalm.parallel.layout import Layout, create_layout
-from megalm.tokenizer import Tokenizer, load_tokenizer
+from megalm.tokenizer import Tokenizer
 
 CLASSIFIER, REWARD_MODEL = "classifier", "reward model"
 """Kinds of models with a sequence head, whatever their architecture."""
@@ -33,27 +33,33 @@ _COMMANDS = {
 }
 
 
-def open_model(request: ModelRequest, kind: str) -> tuple[Engine, Config, Tokenizer]:
-    """Load the checkpoint under the request's layout; UserError if its model is of another kind. Collective.
+def open_model(request: ModelRequest, *kinds: str) -> tuple[Engine, Config, Tokenizer]:
+    """Load the checkpoint under the request's layout; UserError if its model is of none of `kinds`. Collective.
 
-    kind: the architecture, CLASSIFIER or REWARD_MODEL.
+    kinds: architectures, CLASSIFIER, REWARD_MODEL.
     """
+    return open_checkpoint(request, *kinds)[:3]
+
+
+def open_checkpoint(request: ModelRequest, *kinds: str) -> tuple[Engine, Config, Tokenizer, Path]:
+    """The same, with the checkpoint that was loaded: the newest of a run may be damaged. Collective."""
     request.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
     candidates = find_candidates(request)
     config = read_newest_config(candidates)
     head = config.model.sequence_head.outputs
     with_head = REWARD_MODEL if config.task == "reward" else CLASSIFIER
     found = with_head if head else config.model.architecture
-    if found != kind:
-        without = " without a sequence head" if kind in (CLASSIFIER, REWARD_MODEL) else ""
+    if found not in kinds:
+        without = " without a sequence head" if kinds[0] in (CLASSIFIER, REWARD_MODEL) else ""
         what = f"a {with_head}" if head else f"a model of architecture `{found}`{without}"
         raise UserError(f"{candidates[0]} holds {what}: use `{_COMMANDS[found]}`")
-    tokenizer = _open_tokenizer(candidates[0], config)
+    tokenizer = open_tokenizer(candidates[0], config)
     config = without_unusable(_with_vocabulary(lay_out(config, request), tokenizer))
     layout = create_layout(config.parallel, config.run.seed)
     engine = build_engine(config, layout, train=False)
-    load_weights(engine, _newest_intact(candidates, layout))
-    return engine, config, tokenizer
+    checkpoint = _newest_intact(candidates, layout)
+    load_weights(engine, checkpoint)
+    return engine, config, tokenizer, checkpoint
 
 
 def _newest_intact(candidates: list[Path], layout: Layout) -> Path:
@@ -81,14 +87,3 @@ def _with_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
             "use the tokenizer that the model was trained with"
         )
     return config
-
-
-def _open_tokenizer(checkpoint: Path, config: Config) -> Tokenizer:
-    found = tokenizer_of(checkpoint, config)
-    if found is None:
-        raise UserError(
-            f"{checkpoint}: no tokenizer in it or in its run and none in its config.yaml; copy the model's to "
-            f"{tokenizer_places(checkpoint)[-1]}"
-        )
-    config.tokenizer.path = str(found)  # where the copy lies that goes with the checkpoint
-    return load_tokenizer(found)

@@ -13,7 +13,14 @@ _SPLIT_SEQUENCES = ("sequence_parallel", "reduce_scatter_embeddings", "shares_co
 
 @contextlib.contextmanager
 def decoding(chunks: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it the model has no dropout, makes no graph, runs uncompiled, and each rank computes whole sequences.
+    """Within it the model is `at_rest`, and makes no graph."""
+    with at_rest(chunks), torch.inference_mode():
+        yield
+
+
+@contextlib.contextmanager
+def at_rest(chunks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it the model has no dropout, runs uncompiled, and each rank computes whole sequences.
 
     Decoding passes one position at a time, which cannot be split along the sequence: under sequence parallelism the
     tensor-parallel ranks do twice what they share otherwise, under context parallelism each rank has a whole model anyway.
@@ -36,7 +43,7 @@ def decoding(chunks: Sequence[nn.Module]) -> Iterator[None]:
             setattr(owner, name, False)
         for module in training:
             module.training = False
-        with stance, torch.inference_mode():
+        with stance:
             yield
     finally:
         for owner, name in split:

@@ -25,6 +25,7 @@ class GenerationOptions:
     the likeliest ones, by the sum of log-probabilities / length ^ `length_penalty`; `early_stopping` ends as soon as so many
     have ended. `logprobs`: keep the log-probability of each token under the model's own distribution, and of that many of
     the likeliest ones beside it; None: none. `logprobs_at_temperature`: under that distribution at `temperature`.
+    `prompt_logprobs`: the same of the prompt's tokens but the first, always at temperature 1; with it `max_new_tokens` may be 0.
     """
 
     max_new_tokens: int = 128
@@ -45,9 +46,11 @@ class GenerationOptions:
     early_stopping: bool = False
     logprobs: int | None = None
     logprobs_at_temperature: bool = False
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        require(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1")
+        least = 1 if self.prompt_logprobs is None else 0
+        require(self, "max_new_tokens", self.max_new_tokens >= least, f"at least {least}")
         require(
             self,
             "temperature",
@@ -80,11 +83,14 @@ class GenerationOptions:
         require(self, "stop", "" not in self.stop, "not empty")
         require(self, "n", self.n >= 1, "at least 1")
         require(self, "beams", self.beams >= 1, "at least 1 (off)")
-        require(self, "logprobs", self.logprobs is None or self.logprobs >= 0, "0 (the tokens alone) or more")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 0, "0 (the tokens alone) or more")
+        require(self, "n", self.n == 1 or self.max_new_tokens >= 1, "1 where nothing is written")
         if self.beams > 1:
             require(self, "n", self.n <= self.beams, f"at most the number of beams, {self.beams}")
             off = GenerationOptions(greedy=self.greedy)
-            for name in ("temperature", "top_k", "top_p", "min_p", "logprobs"):
+            for name in ("temperature", "top_k", "top_p", "min_p", "logprobs", "prompt_logprobs"):
                 value = getattr(off, name)
                 require(
                     self,

@@ -15,7 +15,7 @@ class Completion:
     tokens: all that were generated, with the token that ended the text. text: without it and cut before a stop string;
     empty where the generator has no tokenizer. finish_reason: `stop` (end of document or stop string), `length` or
     `cancelled`. logprobs: of each token, as far as asked for. top_logprobs: at each place the likeliest tokens. score: of a
-    text that beam search found.
+    text that beam search found. prompt: the prompt's tokens but the first, where their log-probabilities were asked for.
     """
 
     tokens: list[int]
@@ -24,21 +24,42 @@ class Completion:
     logprobs: list[float] | None = None
     top_logprobs: list[dict[int, float]] | None = None
     score: float | None = None
+    prompt: "list[Token] | None" = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a step brought: a piece of a text, at its end the whole of it. sample: which of the request's `n` texts it is of."""
+    """What a step brought: a piece of a text, at its end the whole of it. sample: which of the request's `n` texts it is of.
+
+    tokens: of this text so far. cut: the stop string that the text was cut before, if it was, which `text` does not have. token: where log-probabilities were asked for, what was added to the text, though none of it may be settled yet. prompt: where those
+    of the prompt were asked for, its tokens but the first, once it has been read; of the first sample alone.
+    """
 
     request: int
     sample: int
     text: str
     completion: Completion | None = None
+    token: "Token | None" = None
+    prompt: "list[Token] | None" = None
+    tokens: int = 0
+    cut: str = ""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with its log-probability, and the likeliest ones in its place with theirs."""
+
+    id: int
+    logprob: float
+    top: dict[int, float]
 
 
 @dataclass
 class Request:
-    """A prompt that is being continued. sequence: a name that tells its draws from those of other prompts."""
+    """A prompt that is being continued. sequence: a name that tells its draws from those of other prompts.
+
+    told: the prompt's tokens but the first with their log-probabilities, as far as it has been read and they were asked for.
+    """
 
     number: int
     prompt: list[int]
@@ -46,6 +67,12 @@ class Request:
     sequence: str
     limit: int
     search: BeamSearch | None = None
+    told: list[Token] = field(default_factory=list)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nothing is written: the prompt's last token is then only predicted."""
+        return self.options.max_new_tokens == 0
 
 
 @dataclass
@@ -93,6 +120,7 @@ class Row:
             self.finish_reason or "cancelled",
             None if wanted is None else self.logprobs,
             self.top_logprobs if wanted else None,
+            prompt=None if self.request.options.prompt_logprobs is None else self.request.told,
         )
 
 

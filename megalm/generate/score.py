@@ -13,10 +13,10 @@ from megalm.dataset.framing import Int64
 from megalm.engine.base import MicroBatch
 from megalm.errors import UserError
 from megalm.generate.batches import in_batches
-from megalm.generate.chat import trained_template
 from megalm.generate.classify import run_sequence_head
 from megalm.generate.load import REWARD_MODEL, open_model
 from megalm.generate.request import ScoreRequest
+from megalm.generate.tokenizing import trained_template
 from megalm.tokenizer.conversations import BadRecord, Conversation
 
 

@@ -14,17 +14,19 @@ def generate_shared(
     prompts: Sequence[Sequence[int]],
     options: GenerationOptions,
     on_text: Callable[[int, str], None] | None = None,
+    sequences: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Continue `prompts` (token ids), each on one copy of the model; the same result on every rank. Collective.
 
     Ranks that share sequences in training (CP) hold copies, too. A prompt's `options.n` texts follow each other. Its place among
-    `prompts` is its number in sampling, whatever the layout. on_text: as in `Generator.generate`, on the ranks of the copy that
+    `prompts` is its number in sampling, whatever the layout, unless `sequences` give others. on_text: as in `Generator.generate`, on the ranks of the copy that
     continues the prompt.
     """
     group = generator.layout.groups.dp_cp
     copies = group.size()
     mine = range(group.rank(), len(prompts), copies)
-    done = generator.generate([prompts[i] for i in mine], options, mine, on_text)
+    names = mine if sequences is None else [sequences[i] for i in mine]
+    done = generator.generate([prompts[i] for i in mine], options, names, on_text)
     parts: list[list[Completion]] = [done]
     if copies > 1:
         parts = [[]] * copies

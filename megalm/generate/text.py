@@ -22,6 +22,8 @@ class GrowingText:
         self._decoded = ""
         self._shown = 0
         self.stopped = False
+        self.cut = ""
+        """The stop string that it was cut before."""
 
     @property
     def text(self) -> str:
@@ -48,18 +50,23 @@ class GrowingText:
     def _add(self, piece: str) -> None:
         start = max(0, len(self._decoded) - max(map(len, self._stop), default=0))
         self._decoded += piece
-        found = [at for stop in self._stop if (at := self._decoded.find(stop, start)) >= 0]
+        found = [(at, stop) for stop in self._stop if (at := self._decoded.find(stop, start)) >= 0]
         if found:
-            self._decoded = self._decoded[: min(found)]
+            at, self.cut = min(found)
+            self._decoded = self._decoded[:at]
             self.stopped = True
 
     def _open_stop(self) -> int:
         """Length of the longest end of the text with which a stop string begins."""
-        longest = max(map(len, self._stop), default=1) - 1
-        for length in range(min(longest, len(self._decoded)), 0, -1):
-            if any(stop.startswith(self._decoded[-length:]) for stop in self._stop):
-                return length
-        return 0
+        longest = 0
+        for stop in self._stop:
+            end = self._decoded[len(self._decoded) - min(len(stop) - 1, len(self._decoded)) :]
+            at = end.find(stop[0])
+            while at >= 0 and len(end) - at > longest:
+                if stop.startswith(end[at:]):
+                    longest = len(end) - at
+                at = end.find(stop[0], at + 1)
+        return longest
 
     def _show(self, end: int) -> str:
         piece = self._decoded[self._shown : end]

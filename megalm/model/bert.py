@@ -164,7 +164,7 @@ class Bert(BertModel):
         if self.binary_head is not None and self.pooler is not None:
             pair_logits_B2 = self.binary_head(self.pooler(hidden_SBH))
         if labels is None or loss_mask is None:
-            return self._logits(hidden_SBH), pair_logits_B2
+            return self.logits(hidden_SBH), pair_logits_B2
         losses = [self._masked_loss(hidden_SBH, labels.T.flatten(), loss_mask.T.flatten())]
         if pair_logits_B2 is not None and sentence_labels is not None:
             wide_B2 = pair_logits_B2.to(losses[0].dtype)
@@ -189,7 +189,8 @@ class Bert(BertModel):
         loss_T = vocab_parallel_cross_entropy(logits_TV, labels_T[counted], self.first_column, group)
         return (loss_T * mask_T[counted]).sum()
 
-    def _logits(self, hidden_SBH: Tensor) -> Tensor:
+    def logits(self, hidden_SBH: Tensor) -> Tensor:
+        """Logits (B, S, V) of last hidden states over the real vocabulary, on every rank of TP."""
         logits_BSV = self._local_logits(hidden_SBH).transpose(0, 1).contiguous()
         gathered_BSV = gather_from_tensor_model_parallel_region(logits_BSV, group=self.pg_collection.tp)
         return gathered_BSV[..., : self.real_vocab_size]

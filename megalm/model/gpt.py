@@ -135,9 +135,11 @@ class GPT(GPTModel):
                 )
             assert loss_mask is not None
             return sequence_outputs(self, hidden_states, loss_mask)
+        if labels is None:
+            return self.logits(hidden_states)
         hidden_SBH = self.whole_hidden(hidden_states)
         weight_VH = self.real_output_weight()
-        if labels is not None and loss_mask is not None and self.fused_cross_entropy:
+        if loss_mask is not None and self.fused_cross_entropy:
             return linear_cross_entropy(
                 hidden_SBH.flatten(0, 1),
                 weight_VH,
@@ -148,13 +150,16 @@ class GPT(GPTModel):
                 self.chunk_tokens,
                 self.liger_cross_entropy,
             )
-        if labels is not None:
-            logits_TV = (hidden_SBH @ weight_VH.T).flatten(0, 1)
-            loss_T = vocab_parallel_cross_entropy(logits_TV, labels.T.flatten(), self.first_column, group)
-            loss_BS = loss_T.view(hidden_SBH.shape[:2]).T
-            return loss_BS if loss_mask is None else (loss_BS * loss_mask).sum()
-        logits_BSV = (hidden_SBH @ self.output_weight().T).transpose(0, 1).contiguous()
-        return gather_from_tensor_model_parallel_region(logits_BSV, group=group)[..., : self.real_vocab_size]
+        logits_TV = (hidden_SBH @ weight_VH.T).flatten(0, 1)
+        loss_T = vocab_parallel_cross_entropy(logits_TV, labels.T.flatten(), self.first_column, group)
+        loss_BS = loss_T.view(hidden_SBH.shape[:2]).T
+        return loss_BS if loss_mask is None else (loss_BS * loss_mask).sum()
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits (B, S, V) of last hidden states (as a `ForwardState.head` gets them) over the real vocabulary, on every rank of TP."""
+        logits_BSV = (self.whole_hidden(hidden_states) @ self.output_weight().T).transpose(0, 1).contiguous()
+        gathered_BSV = gather_from_tensor_model_parallel_region(logits_BSV, group=self.pg_collection.tp)
+        return gathered_BSV[..., : self.real_vocab_size]
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None

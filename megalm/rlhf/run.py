@@ -11,8 +11,8 @@ from megalm.config.rewards import RewardConfig
 from megalm.config.rlhf_ranks import ROLLOUT
 from megalm.engine.build import build_engine
 from megalm.errors import UserError
-from megalm.generate.chat import trained_template
 from megalm.generate.decode import context_length
+from megalm.generate.tokenizing import trained_template
 from megalm.model.kernel_choice import check_kernels
 from megalm.model.names import check_names
 from megalm.parallel.layout import create_layout
@@ -31,6 +31,7 @@ from megalm.tokenizer.chat import ChatTemplate
 from megalm.train.base_model import check_base_tokenizer
 from megalm.train.callbacks import standard_callbacks
 from megalm.train.callbacks.base import Run
+from megalm.train.callbacks.task_scores import open_tasks, task_scores
 from megalm.train.data import TrainingData, open_stream
 from megalm.train.directory import check_directory, first_weights, prepare_directory, resumed, settle_base
 from megalm.train.frozen import find_frozen
@@ -38,6 +39,7 @@ from megalm.train.lineage import compare_lineage, lineage_of, recorded_lineage
 from megalm.train.lock import run_lock
 from megalm.train.loop import Loop
 from megalm.train.run import resolve_vocabulary
+from megalm.watch.hang import watching
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def main(config: Config) -> dict[str, Any]:
         serve(config, tokenizer, world)
         return {}
     learned, held_out, stop = _open_prompts(config, tokenizer)
+    tasks = open_tasks(config) if config.evaluate.tasks else None
     text = open_stream(config, config.data.train, tokenizer) if config.rlhf.policy.ptx_coefficient else None
     directory = Path(config.run.dir)
     check_directory(config, directory)
@@ -63,10 +66,10 @@ def main(config: Config) -> dict[str, Any]:
     check_base_tokenizer(config, tokenizer)
 
     layout = create_layout(config.parallel, config.run.seed)
-    with run_lock(directory):
+    with run_lock(directory), watching(config.watch, directory, layout):
         engine = build_engine(config, layout)
         run = Run(config=config, layout=layout, directory=directory)
-        checkpoint = newest_intact(directory, layout)
+        checkpoint = newest_intact(directory, layout, tell=notices.append)
         if checkpoint is None or config.lora.rank:
             notices += first_weights(run, engine, has_checkpoint=checkpoint is not None)
         apart = channels(world)
@@ -84,7 +87,11 @@ def main(config: Config) -> dict[str, Any]:
             _reward(config, rewards, roles, learned.prompts, held_out),
             TrainingData(config, layout, text) if text else None,
         )
-        callbacks = [RolloutTable(steps), *standard_callbacks(config)]
+        callbacks = [
+            RolloutTable(steps),
+            *task_scores(engine, config, tokenizer, tasks),
+            *standard_callbacks(config),
+        ]
         validate = partial(steps.measure, held_out) if held_out else None
         loop = Loop(run, engine, steps, validate, callbacks, roles.companions)
         if checkpoint is not None:

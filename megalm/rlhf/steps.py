@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megalm import progress
 from megalm.config import Config
 from megalm.dataset.cursor import Cursor
 from megalm.engine.base import Engine, Metrics, MicroBatch
@@ -276,6 +277,7 @@ def _means(updates: Sequence[Metrics]) -> dict[str, float]:
 def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     """Put the seconds of this phase under its name; on CUDA of what it set going, too."""
     begin = time.perf_counter()
+    progress.beat(phase)
     yield
     if torch.cuda.is_available():
         torch.cuda.synchronize()

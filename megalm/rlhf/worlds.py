@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from megalm.rlhf.frozen import REFERENCE, REWARD, load_reference, load_rewards
 from megalm.tokenizer.base import Tokenizer
 from megalm.train.run import world_size
 from megalm.train.stop import StopRequest
+from megalm.watch.hang import watching
 
 
 def join_world(config: Config) -> World | None:
@@ -58,7 +60,8 @@ def _write(config: Config, tokenizer: Tokenizer, world: World) -> None:
     channel = Channel(world, ROLLOUT)
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
     transfer = WeightTransfer(None, engine, channel.over(layout.device, timeout))
-    channel.serve({"write": Copies(engine, config, tokenizer, transfer)})
+    with watching(config.watch, Path(config.run.dir), layout, leads=False):
+        channel.serve({"write": Copies(engine, config, tokenizer, transfer)})
 
 
 def _judge(config: Config, tokenizer: Tokenizer, world: World) -> None:
@@ -69,9 +72,13 @@ def _judge(config: Config, tokenizer: Tokenizer, world: World) -> None:
     handlers: dict[str, Callable[..., Any]] = {f"{REWARD} {title}": score for title, score in rewards.items()}
     if has_reference(config):
         handlers[REFERENCE] = load_reference(own, layout, tokenizer)
-    Channel(world, FROZEN).serve(handlers)
+    channel = Channel(world, FROZEN)  # whose other end is made after rank 0 watches
+    with watching(config.watch, Path(config.run.dir), layout, leads=False):
+        channel.serve(handlers)
 
 
 def _learn(config: Config, tokenizer: Tokenizer, world: World) -> None:
     critic = load_critic(config, None, tokenizer)
-    critic.serve(Channel(world, CRITIC))
+    channel = Channel(world, CRITIC)
+    with watching(config.watch, Path(config.run.dir), critic.engine.layout, leads=False):
+        critic.serve(channel)

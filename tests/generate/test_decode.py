@@ -165,6 +165,68 @@ def test_logprobs_are_those_of_the_training_model(name: str, prompt_tokens: int)
             assert list(top.values()) == pytest.approx(likeliest.values[place].tolist(), abs=1e-5)
 
 
+def told_of_prompts(model: str, *overrides: str, **limits: Any) -> list[Any]:
+    """Of prompts that are read alone, and of one that fills the context: (token, log-probability, likeliest ones) of each place."""
+    generator = make_generator(model, "model.init_method_std=0.05", *overrides, **limits)
+    options = GenerationOptions(max_new_tokens=0, prompt_logprobs=2, greedy=True)
+    prompts = [*PROMPTS[:3], list(range(1, CONTEXT + 2))]
+    return [completion.prompt for completion in generator.generate(prompts, options)]
+
+
+def check_told(model: str, found: list[Any]) -> None:
+    """Against one pass of the training model over the whole prompt."""
+    network = make_generator(model, "model.init_method_std=0.05").chunks[0].eval()
+    for prompt, told in zip([*PROMPTS[:3], list(range(1, CONTEXT + 2))], found, strict=True):
+        assert [token.id for token in told] == prompt[1:]
+        with torch.no_grad():
+            logprobs_SV = network(torch.tensor([prompt[:-1]]))[0].double().log_softmax(-1)
+        expected = logprobs_SV.gather(-1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        assert [token.logprob for token in told] == pytest.approx(expected.tolist(), abs=1e-5)
+        for logprobs_V, token in zip(logprobs_SV, told, strict=True):
+            assert list(token.top.values()) == pytest.approx(logprobs_V.topk(2).values.tolist(), abs=1e-5)
+            assert [float(logprobs_V[one]) for one in token.top] == pytest.approx(
+                list(token.top.values()), abs=1e-5
+            )
+
+
+@in_world(1)
+@pytest.mark.parametrize("prompt_tokens", [1024, 8])
+@pytest.mark.parametrize("name", MODELS)
+def test_logprobs_of_prompts_are_those_of_the_training_model(name: str, prompt_tokens: int) -> None:
+    """Read in one pass or in several; a beginning that is remembered is read again."""
+    check_told(name, told_of_prompts(name, prompt_tokens=prompt_tokens, prefix_share=0.5))
+
+
+@pytest.mark.parametrize("parallel", [TP2, PP2])
+def test_logprobs_of_prompts_are_the_same_on_every_rank(parallel: str) -> None:
+    first, second = run_distributed(told_of_prompts, 2, "rope", parallel)
+    assert first == second
+    run_distributed(check_told, 1, "rope", first)
+
+
+@in_world(1)
+def test_a_prompt_is_told_once_beside_what_is_written_to_it() -> None:
+    generator = make_generator("rope", prompt_tokens=8)
+    with generator.running():
+        generator.submit([9] * 3, GenerationOptions(max_new_tokens=9))
+        number = generator.submit(
+            PROMPTS[1], GenerationOptions(max_new_tokens=3, n=2, prompt_logprobs=1, logprobs=1)
+        )
+        events = []
+        while generator.busy:
+            events += [event for event in generator.step() if event.request == number]
+    (told,) = [event for event in events if event.prompt is not None]
+    assert told.sample == 0 and told.completion is None
+    done = [event.completion for event in events if event.completion]
+    assert [len(one.tokens) for one in done] == [3, 3]
+    alone = make_generator("rope").generate(
+        [PROMPTS[1]], GenerationOptions(max_new_tokens=0, prompt_logprobs=1)
+    )
+    expected = [token.logprob for token in alone[0].prompt]
+    for prompt in (told.prompt, *(one.prompt for one in done)):
+        assert [token.logprob for token in prompt] == pytest.approx(expected, abs=1e-9)
+
+
 @in_world(1)
 def test_logprobs_are_at_each_request_s_own_temperature_where_it_asks_for_that() -> None:
     generator = make_generator("rope", "model.init_method_std=0.05")
@@ -266,10 +328,13 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on(tokenizer_path: str)
     last = free[0].tokens[6]
     sizes = []
     original = Network.run
-    Network.run = lambda self, pass_, cache, wanted: (
-        sizes.append(len(wanted)),
-        original(self, pass_, cache, wanted),
-    )[1]
+
+    def run(*args: Any) -> Any:
+        logits_RV = original(*args)
+        sizes.append(len(logits_RV))
+        return logits_RV
+
+    Network.run = run
     try:
         name = plain.tokenizer._backend.id_to_token(last)
         ending = make_generator("rope", tokenizer=load_tokenizer(tokenizer_path + "/tokenizer.json", name))

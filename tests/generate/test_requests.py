@@ -20,6 +20,8 @@ KINDS: list[dict[str, Any]] = [
     {"min_p": 0.05, "logit_bias": {7: -100.0, 9: 3.0}, "logprobs": 1},
     {"n": 3, "temperature": 1.2},
     {"beams": 3, "n": 2},
+    {"n": 2, "prompt_logprobs": 2},
+    {"max_new_tokens": 0, "prompt_logprobs": 1},
 ]
 
 
@@ -28,8 +30,8 @@ def requests(count: int) -> list[tuple[list[int], GenerationOptions]]:
     draw = random.Random(5)
     return [
         (
-            [draw.randrange(400) for _ in range(draw.choice([1, 3, 9, 17, 30]))],
-            GenerationOptions(**KINDS[number % len(KINDS)], max_new_tokens=draw.choice([1, 4, 9, 18])),
+            [draw.randrange(400) for _ in range(draw.choice([2, 3, 9, 17, 30]))],
+            GenerationOptions(**{"max_new_tokens": draw.choice([1, 4, 9, 18])} | KINDS[number % len(KINDS)]),
         )
         for number in range(count)
     ]
@@ -54,6 +56,15 @@ def run(
     return {number: [texts[sample] for sample in sorted(texts)] for number, texts in found.items()}
 
 
+def as_told(completion: Any) -> list[float]:
+    """What is told of the prompt's tokens, as numbers."""
+    return [
+        number
+        for token in completion.prompt or []
+        for number in (token.id, token.logprob, *token.top, *token.top.values())
+    ]
+
+
 def alone(model: str, given: list[tuple[list[int], GenerationOptions]], *overrides: str) -> list[Any]:
     """Each request in an engine of its own."""
     texts = []
@@ -63,7 +74,7 @@ def alone(model: str, given: list[tuple[list[int], GenerationOptions]], *overrid
 
 
 def arrive_at_any_time(model: str, limits: dict[str, Any], *overrides: str) -> tuple[list[Any], list[Any]]:
-    given = requests(21)
+    given = requests(27)
     if "cache_tokens" in limits:
         size = make_generator(model, *overrides).network.token_bytes
         limits = {**limits, "cache_bytes": limits["cache_tokens"] * size}
@@ -97,6 +108,7 @@ def test_a_request_gets_the_same_texts_whatever_else_is_in_the_batch(
         for mine, theirs in zip(one, other, strict=True):
             assert (mine.logprobs is None) == (theirs.logprobs is None)
             assert mine.logprobs is None or mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-9)
+            assert as_told(mine) == pytest.approx(as_told(theirs), abs=1e-9)
             assert mine.score is None or mine.score == pytest.approx(theirs.score, abs=1e-6)
 
 
@@ -178,6 +190,9 @@ def test_requests_that_cannot_work_are_refused_and_leave_the_others_alone() -> N
             ([1], {"stop": ["x"]}, "need a tokenizer"),
             ([1], {"logit_bias": {-1: 1.0}}, "logit_bias names the token -1"),
             ([1], {"logprobs": 1000}, "at most the"),
+            ([1], {"prompt_logprobs": 1000}, "at most the"),
+            ([1], {"prompt_logprobs": 0, "max_new_tokens": 0}, "it must have 2 to 49"),
+            ([1] * 50, {"prompt_logprobs": 0, "max_new_tokens": 0}, "it must have 2 to 49"),
         ):
             with pytest.raises(UserError, match=message):
                 generator.submit(prompt, GenerationOptions(**{"max_new_tokens": 20} | wrong))
@@ -224,8 +239,8 @@ def test_under_any_load_memory_stays_within_its_limit_and_what_cannot_work_chang
     draw = random.Random(11)
     possible = [
         (
-            [draw.randrange(400) for _ in range(draw.choice([1, 5, 20, 33]))],
-            {**KINDS[number % len(KINDS)], "max_new_tokens": draw.choice([1, 5, 12])},
+            [draw.randrange(400) for _ in range(draw.choice([2, 5, 20, 33]))],
+            {"max_new_tokens": draw.choice([1, 5, 12]), **KINDS[number % len(KINDS)]},
         )
         for number in range(42)
     ]
@@ -249,41 +264,6 @@ def test_under_any_load_memory_stays_within_its_limit_and_what_cannot_work_chang
     assert [found[place] for place in sorted(found)] == [expected[place] for place in sorted(expected)]
 
 
-@in_world(1)
-def test_what_is_cancelled_leaves_and_the_others_go_on() -> None:
-    generator = make_generator("rope", max_rows=3)
-    options = GenerationOptions(greedy=True, max_new_tokens=10)
-    prompts = [[1, 2], [3], [4, 5, 6], [7], [8, 9]]
-    expected = [row.tokens for row in generator.generate(prompts, options)]
-    with generator.running():
-        numbers = [generator.submit(prompt, options) for prompt in prompts]
-        found = {}
-        for step in range(60):
-            if step == 3:
-                generator.cancel(numbers[0])
-            if step == 4:
-                generator.cancel(numbers[4])  # still waiting
-            for event in generator.step():
-                if event.completion:
-                    found[event.request] = event.completion.tokens
-    assert not generator.busy
-    assert found == {number: expected[place] for place, number in enumerate(numbers) if place in (1, 2, 3)}
-
-
-@in_world(1)
-def test_an_interrupted_call_leaves_nothing_behind() -> None:
-    generator = make_generator("rope")
-    options = GenerationOptions(greedy=True, max_new_tokens=10)
-    expected = generator.generate([[1, 2]], options)
-    proceed = generator._proceed
-    generator._proceed = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        generator.generate([[3, 4], [5]], options)
-    generator._proceed = proceed
-    assert not generator.busy
-    assert generator.generate([[1, 2]], options) == expected
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -292,6 +272,10 @@ def test_an_interrupted_call_leaves_nothing_behind() -> None:
         ({"beams": 2, "n": 3}, "at most the number of beams, 2"),
         ({"beams": 2, "temperature": 0.5}, "beams are searched, not sampled"),
         ({"logprobs": -1}, "--logprobs is -1"),
+        ({"prompt_logprobs": -1}, "--prompt-logprobs is -1"),
+        ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
+        ({"max_new_tokens": 0, "prompt_logprobs": 0, "n": 2}, "--n is 2"),
+        ({"beams": 2, "prompt_logprobs": 0}, "--prompt-logprobs"),
         ({"presence_penalty": float("nan")}, "--presence-penalty is nan"),
         ({"logit_bias": {1: float("inf")}}, "--logit-bias"),
         ({"temperature": float("inf")}, "--temperature is inf"),
@@ -361,98 +345,6 @@ def test_a_prompt_that_is_read_in_parts_may_change_its_slot_in_between(leaves: s
             events += generator.step()
     done = {event.request: event.completion for event in events if event.completion}
     assert done[second].tokens == expected
-
-
-@in_world(1)
-def test_what_comes_of_a_request_beside_a_call_is_told_by_the_next_step() -> None:
-    generator = make_generator("rope")
-    options = GenerationOptions(greedy=True, max_new_tokens=6)
-    prompts = [[1, 2], [3], [4, 5, 6]]
-    expected = [row.tokens for row in generator.generate(prompts, options)]
-    with generator.running():
-        beside, gone = (generator.submit(prompt, options) for prompt in (prompts[0], [7]))
-        longer = GenerationOptions(greedy=True, max_new_tokens=9)
-        assert [row.tokens[:6] for row in generator.generate(prompts[1:], longer)] == expected[1:]
-        assert not generator.rows, "all have ended in the call"
-        assert generator.busy
-        generator.cancel(gone)
-        events = generator.step()
-        assert [(event.request, event.completion.tokens) for event in events] == [(beside, expected[0])]
-        assert not generator.busy
-        assert generator.step() == []
-
-
-@in_world(1)
-def test_after_an_interrupt_in_the_middle_others_go_on_where_they_were() -> None:
-    """Texts that were handed in before, beside and between those of the call that is interrupted: they change slots."""
-    generator = make_generator("rope", prompt_tokens=7)
-    options = GenerationOptions(greedy=True, max_new_tokens=12)
-    prompts = [[1, 2], [3] * 9, [4, 5, 6]]
-    expected = [row.tokens for row in generator.generate(prompts, options)]
-    found: dict[int, list[int]] = {}
-    proceed, count = generator._proceed, 0
-
-    def interrupted() -> Any:
-        nonlocal count
-        count += 1
-        if count == 1:
-            numbers.append(generator.submit(prompts[1], options))
-        if count == 5:
-            numbers.append(generator.submit(prompts[2], options))
-            generator._held += proceed()
-            raise KeyboardInterrupt
-        return proceed()
-
-    with generator.running():
-        numbers = [generator.submit(prompts[0], options)]
-        generator.step()
-    generator._proceed = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        generator.generate([[9, 8], [7]], options)
-    generator._proceed = proceed
-    with generator.running():
-        while generator.busy:
-            for event in generator.step():
-                if event.completion:
-                    found[event.request] = event.completion.tokens
-    assert found == dict(zip(numbers, expected, strict=True))
-
-
-@in_world(1)
-@pytest.mark.parametrize("part", ["network.run", "chooser.choose"])
-def test_after_a_step_that_failed_all_go_on_where_they_were(part: str) -> None:
-    generator = make_generator("rope", prompt_tokens=7)
-    options = GenerationOptions(greedy=True, max_new_tokens=8)
-    prompts = [[1, 2], [3] * 20]
-    expected = [row.tokens for row in generator.generate(prompts, options)]
-    many = GenerationOptions(max_new_tokens=8, n=2)
-    expected += [row.tokens for row in generator.generate([[4, 5]], many)]
-    owner, name = (getattr(generator, part.partition(".")[0]), part.partition(".")[2])
-    run, passes = getattr(owner, name), 0
-
-    def fail_at_times(*arguments: Any) -> Any:
-        nonlocal passes
-        passes += 1
-        found = run(*arguments)
-        if passes % 2:
-            raise MemoryError
-        return found
-
-    setattr(owner, name, fail_at_times)
-    found: dict[tuple[int, int], list[int]] = {}
-    with generator.running():
-        for prompt in prompts:
-            generator.submit(prompt, options)
-        generator.submit([4, 5], many)
-        for _ in range(50):
-            try:
-                events = generator.step()
-            except MemoryError:
-                continue
-            found |= {
-                (event.request, event.sample): event.completion.tokens for event in events if event.completion
-            }
-    assert [found[key] for key in sorted(found)] == expected
 
 
 @in_world(1)

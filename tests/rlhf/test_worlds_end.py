@@ -11,6 +11,7 @@ import pytest
 
 from megalm.checkpoint.directory import list_checkpoints
 from megalm.config import dump_config
+from tests.kill.test_kill import ranks_of, wait_for
 from tests.rlhf.runs import make_base, rl_config, step_lines
 
 pytestmark = pytest.mark.slow
@@ -62,3 +63,20 @@ def test_a_request_to_stop_saves_and_ends_all(tmp_path: Path, folder: Path) -> N
     _, errors = world.communicate(timeout=DEADLINE)
     assert world.returncode == 0, errors
     assert list(list_checkpoints(run))[-1] == step_lines(run)[-1]["step"] < 10000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+def test_a_role_that_hangs_is_named(tmp_path: Path, folder: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("train.steps=10000", "watch.hang_seconds=6")
+    dump_config(rl_config(run, folder, "grpo", *APART, *settings), tmp_path / "config.yaml")
+    world = start(2, "megalm", "train", str(tmp_path / "config.yaml"))
+    try:
+        wait_for(world, lambda: len(list_checkpoints(run)) > 1)
+        pid = ranks_of(world)[1]
+        os.kill(pid, signal.SIGSTOP)
+        _, errors = world.communicate(timeout=DEADLINE)
+    finally:
+        world.kill()
+    assert world.returncode == 1
+    assert f"process {pid}) is stopped (state T); rank 0 wait(s) in " in errors

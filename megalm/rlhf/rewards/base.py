@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from megalm import progress
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -41,7 +43,11 @@ class Rule(ABC):
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """See Reward."""
-        return [float(self.judge(sample)) for sample in samples]
+        values = []
+        for sample in samples:
+            progress.beat()
+            values.append(float(self.judge(sample)))
+        return values
 
     @abstractmethod
     def judge(self, sample: Sample) -> float:

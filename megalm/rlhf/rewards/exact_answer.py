@@ -5,7 +5,7 @@ from typing import Any
 
 from megalm.config.rewards import ExactAnswerConfig
 from megalm.errors import UserError
-from megalm.rlhf.rewards.answers import after_hashes, boxed, last_number, same_answer
+from megalm.evaluate.final_answers import after_hashes, boxed, last_number, same_answer
 from megalm.rlhf.rewards.base import Rule, Sample
 from megalm.rlhf.rewards.patterns import Pattern
 

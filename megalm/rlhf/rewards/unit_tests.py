@@ -1,15 +1,14 @@
 """Reward for code that passes the prompt's tests."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megalm.config.rewards import UnitTestsConfig
 from megalm.errors import UserError
+from megalm.evaluate.final_answers import code_of
 from megalm.rlhf.rewards.base import Sample
 from megalm.sandbox import Limits, Task, check_sandbox, run_tests_of
 
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S | re.I)
 ENTRY_POINT = "entry_point"
 """Key of the record, where it has it, that names the function which a `check` of the tests is called with."""
 
@@ -52,9 +51,3 @@ class UnitTests:
                 f"reward `{self.config.title}`: '{ENTRY_POINT}' is {record[ENTRY_POINT]!r:.60}; name a function"
             )
         return tests
-
-
-def code_of(response: str) -> str:
-    """The last fenced block of Python (or of no language) in a response; without one, all of it."""
-    blocks = _BLOCK.findall(response)
-    return blocks[-1] if blocks else response

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from megalm.config.rewards import ExactAnswerConfig, FormatConfig, LengthConfig, StopConfig
 from megalm.errors import UserError
+from megalm.evaluate.final_answers import after_hashes, as_number, boxed, last_number, plain, same_answer
 from megalm.rlhf.rewards import Sample
-from megalm.rlhf.rewards.answers import after_hashes, as_number, boxed, last_number, plain, same_answer
 from megalm.rlhf.rewards.exact_answer import ExactAnswer
 from megalm.rlhf.rewards.rules import Format, Length, Stop
 

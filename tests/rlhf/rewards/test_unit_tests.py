@@ -4,8 +4,9 @@ import pytest
 
 from megalm.config.rewards import UnitTestsConfig
 from megalm.errors import UserError
+from megalm.evaluate.final_answers import code_of
 from megalm.rlhf.rewards import Sample, TotalReward
-from megalm.rlhf.rewards.unit_tests import UnitTests, code_of
+from megalm.rlhf.rewards.unit_tests import UnitTests
 from megalm.sandbox.confine import can_refuse_system_calls
 
 pytestmark = pytest.mark.skipif(not can_refuse_system_calls(), reason="needs seccomp")
