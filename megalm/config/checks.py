@@ -6,6 +6,7 @@ from megalm.config.classify_checks import check_classify
 from megalm.config.deepspeed_checks import check_deepspeed
 from megalm.config.distill_checks import check_distill
 from megalm.config.divides import divides
+from megalm.config.evaluate_checks import check_evaluate
 from megalm.config.lora_checks import check_lora
 from megalm.config.moe_checks import check_expert_ranks, check_moe
 from megalm.config.pipeline import check_microbatches, layers_per_chunk
@@ -67,6 +68,7 @@ def check(config: Config) -> None:
     _check_schedule(config)
     check_training(config)
     check_samples(config)
+    check_evaluate(config)
 
 
 def _check_model(config: Config) -> None:

@@ -19,6 +19,7 @@ _OF_TRAINING = (
     "train",
     "checkpoint",
     "samples",
+    "evaluate",
     "logging",
 )
 

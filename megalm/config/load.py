@@ -1,5 +1,6 @@
 """Reads YAML, presets and `key=value` overrides into a checked Config, and writes the resolved one."""
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import takewhile
@@ -71,6 +72,11 @@ def dump_config(config: Config, path: str | Path) -> None:
     atomic.write_text(path, yaml.safe_dump(config.model_dump(), sort_keys=False))
 
 
+def assign(key: str, value: str | int) -> str:
+    """An override by which `key` gets `value`, whatever signs are in it."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
 def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of nested dictionaries with `a.b.c=value` applied."""
     data = _copy(data)
@@ -113,7 +119,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML: {_one_line(error)}") from None
-    if isinstance(value, str):
+    if isinstance(value, str) and value == text.strip():  # in quotes it is meant to be text
         value = _number(value)
     *parents, last = key.split(".")
     node: Any = data
@@ -171,7 +177,10 @@ def explain(error: ValidationError, section: type[BaseModel] = Config) -> str:
     # of a field of several kinds each kind complains
     same = [other["msg"] for other in errors if other["loc"][: len(field)] == field != other["loc"]]
     told = " or ".join(dict.fromkeys([first["msg"], *(message.replace(_SHOULD, "") for message in same[1:])]))
-    return f"`{location}` = {first['input']!r}: {told[:1].lower()}{told[1:]}"
+    told = (told[:1].lower() + told[1:]).removeprefix("value error, ")
+    if isinstance(first["input"], dict):  # of keys that do not go together
+        return f"`{location}`: {told}" if location else told
+    return f"`{location}` = {first['input']!r}: {told}"
 
 
 def _explain_tag(location: str, error: Any, section: Any) -> str:

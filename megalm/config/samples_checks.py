@@ -6,8 +6,8 @@ from megalm.config.samples import Metric
 from megalm.config.schema import Config
 from megalm.errors import UserError
 
-# what a model learns in these tasks is no text
-_TASKS_WITHOUT_TEXT = ("mlm", "classify", "reward")
+TASKS_WITHOUT_TEXT = ("mlm", "classify", "reward")
+"""What a model learns in these tasks is no text."""
 
 
 def check_samples(config: Config) -> None:
@@ -25,7 +25,7 @@ def check_samples(config: Config) -> None:
                 f"samples.metrics {', '.join(samples.metrics)}: there are no answers to measure; name samples.prompts"
             )
         return
-    if config.model.architecture != "gpt" or config.task in _TASKS_WITHOUT_TEXT:
+    if config.model.architecture != "gpt" or config.task in TASKS_WITHOUT_TEXT:
         raise UserError(
             f"samples.prompts: task `{config.task}` of architecture `{config.model.architecture}` writes no text; leave it out"
         )
@@ -41,7 +41,7 @@ def check_samples(config: Config) -> None:
                 f"{name}.metric {metric} is measured at every validation number {samples.every} alone (samples.every): set "
                 "that to 1"
             )
-    _check_layout(config)
+    check_decoding_layout(config, "samples.prompts")
 
 
 def _chosen(config: Config) -> dict[str, str]:
@@ -51,25 +51,26 @@ def _chosen(config: Config) -> dict[str, str]:
     return chosen | ({"train.early_stopping": stopping.metric} if stopping.patience else {})
 
 
-def _check_layout(config: Config) -> None:
+def check_decoding_layout(config: Config, field: str) -> None:
+    """Raise UserError, naming `field`, for a layout under which a model in training can answer nothing."""
     parallel = config.parallel
     if parallel.expert_model_parallel_size > 1:
         raise UserError(
-            f"samples.prompts with parallel.expert_model_parallel_size {parallel.expert_model_parallel_size}: the ranks would "
-            "wait for each other's experts at answers of different lengths; set it to 1 or leave the prompts out"
+            f"{field} with parallel.expert_model_parallel_size {parallel.expert_model_parallel_size}: the ranks would "
+            "wait for each other's experts at answers of different lengths; set it to 1 or leave them out"
         )
     if config.model.moe.num_experts and parallel.sequence_parallel:
         raise UserError(
-            f"samples.prompts with parallel.sequence_parallel and model.moe.num_experts {config.model.moe.num_experts}: experts "
+            f"{field} with parallel.sequence_parallel and model.moe.num_experts {config.model.moe.num_experts}: experts "
             "that get parts of sequences cannot decode; turn one of them off"
         )
     if parallel.zero_stage == 3:
         raise UserError(
-            "samples.prompts with parallel.zero_stage 3: the ranks would wait for each other's weights at answers of different "
-            "lengths; use zero_stage 2 or leave the prompts out"
+            f"{field} with parallel.zero_stage 3: the ranks would wait for each other's weights at answers of different "
+            "lengths; use zero_stage 2 or leave them out"
         )
     if config.precision.fp8 != "none":
         raise UserError(
-            f"samples.prompts with precision.fp8 `{config.precision.fp8}`: single tokens are no multiple of its tiles; set it "
-            "to none or leave the prompts out"
+            f"{field} with precision.fp8 `{config.precision.fp8}`: single tokens are no multiple of its tiles; set it "
+            "to none or leave them out"
         )

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from megalm.config.classify import ClassifyConfig
 from megalm.config.distill import DistillConfig
+from megalm.config.evaluate import EvaluateConfig
 from megalm.config.groups import ParameterGroup
 from megalm.config.lora import LoraConfig
 from megalm.config.model import ModelConfig
@@ -17,6 +18,7 @@ from megalm.config.samples import SamplesConfig
 from megalm.config.section import Section
 from megalm.config.selection import EarlyStoppingConfig, KeepBestConfig
 from megalm.config.sft import SftConfig
+from megalm.config.watch import WatchConfig
 
 
 class RunConfig(Section):
@@ -383,7 +385,9 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    watch: WatchConfig = Field(default_factory=WatchConfig)
 
     @model_validator(mode="after")
     def _keep_conversations_whole(self) -> "Config":

@@ -15,6 +15,7 @@ from megalm.html.numbers import counted, duration, short
 from megalm.html.page import printable, render
 from megalm.report import summary
 from megalm.report.card_data import data_rows
+from megalm.report.evaluations import TOPICS, scores_of
 from megalm.report.lineage import Lineage, lineage_of
 from megalm.report.notices import notices_of
 from megalm.report.run import RunRecord
@@ -56,6 +57,7 @@ def write_card(run: RunRecord) -> str:
             ["figure", "first", "last", "at step", "interval"],
             _figures(run),
         ),
+        *_benchmarks(run),
         Section("Limits", list(_limits(run)), [], []),
     ]
     values = {"version": megalm.__version__, "name": markdown(run.name), "sections": map(_escaped, sections)}
@@ -124,9 +126,9 @@ def _training(run: RunRecord) -> Iterator[tuple[str, str]]:
 def _evaluation(run: RunRecord) -> Iterator[tuple[str, str]]:
     if not results_of([run]):
         yield "validation", UNKNOWN
-    yield "benchmarks", UNKNOWN
-    yield "bias", UNKNOWN
-    yield "safety", UNKNOWN
+    scores = scores_of([run])
+    measured = [topic for topic, _ in scores.by_topic] if scores else []
+    yield from ((topic.lower(), UNKNOWN) for topic in TOPICS if topic not in measured)
 
 
 def _figures(run: RunRecord) -> list[list[str]]:
@@ -134,6 +136,31 @@ def _figures(run: RunRecord) -> list[list[str]]:
     return [
         [name, f"{it.first:.4g}", f"{it.last:.4g}", counted(it.step), it.note] for name, it in found if it
     ]
+
+
+def _benchmarks(run: RunRecord) -> Iterator[Section]:
+    """What `megalm eval` found of the last checkpoint that it was given."""
+    if (scores := scores_of([run])) is None:
+        return
+    column = scores.columns[-1]
+    heads = ["task", "metric", "score", "95% interval", "chance", "questions"]
+    for topic, of_topic in scores.by_topic:
+        rows = [
+            [
+                row.task,
+                row.metric,
+                cell.score,
+                cell.interval or "–",
+                row.chance or "–",
+                str(row.questions or ""),
+            ]
+            for row in of_topic
+            if (cell := row.cells[-1])
+        ]
+        facts = [("of checkpoint", column.folder.name), ("intervals", "bootstrap over the questions")]
+        facts += [("numerics", column.dtype)] if column.dtype else []
+        if rows:
+            yield Section(topic, facts, heads, rows)
 
 
 def _limits(run: RunRecord) -> Iterator[tuple[str, str]]:

@@ -31,14 +31,16 @@ class Extent(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A chart with its table. smoothed: some line of it is."""
+    """A chart with its table, and the lines in it. smoothed: some line is; name: the figure's in the metrics file."""
 
+    name: str
     title: str
     unit: str
     picture: Markup
     beyond: int
     smoothed: bool
     rows: list[Extent]
+    lines: list[Line]
 
 
 class Curves(NamedTuple):
@@ -110,7 +112,9 @@ def _chart(
             rows.append(_extent(run.name, style, "validation", values))
     told = f"{panel.title}, {panel.unit} against steps; the table below has the numbers"
     drawn = line_chart(lines, told, panel.unit)
-    return Curve(panel.title, panel.unit, drawn.svg, drawn.beyond, smoothed, rows) if drawn else None
+    if not drawn:
+        return None
+    return Curve(panel.name, panel.title, panel.unit, drawn.svg, drawn.beyond, smoothed, rows, lines)
 
 
 def _extent(run: str, style: str, kind: str, values: np.ndarray) -> Extent:

@@ -9,7 +9,8 @@ from megalm.report.run import RunRecord
 
 MOST_NOTICES = 200
 _TROUBLE = re.compile(
-    r"alarm|skipped|rolled back|no checkpoint to go back|stopped|raised to|the data are not those|damaged|not intact"
+    r"alarm|skipped|rolled back|no checkpoint to go back|stopped|raised to|the data are not those|damaged|not intact|"
+    r"set aside|hang:|is slow"
 )
 """As `train` and `rlhf` put what a reader must not miss."""
 

@@ -42,3 +42,22 @@ def write_run(
         suffix = "jsonl" if name in ("rollouts", "samples", "metrics") else "json"
         (directory / f"{name}.{suffix}").write_text(text, encoding="utf-8")
     return directory
+
+
+def write_evaluation(
+    folder: Path, right: dict[str, list[float]], chance: float | None = None, **entry: Any
+) -> Path:
+    """What `megalm eval` writes of tasks whose questions scored `right`."""
+    from megalm.evaluate.bootstrap import ratio_score
+    from megalm.evaluate.files import FILE_NAME, write_draws
+
+    folder.mkdir(parents=True)
+    tasks = {}
+    for name, values in right.items():
+        score = ratio_score(values, [1.0] * len(values), 7)
+        counts = {"questions": len(values), "questions_hash": str(len(values)), "seed": 7}
+        tasks[name] = {"main": "acc", "chance": chance, "metrics": {"acc": score.told()}} | counts | entry
+        write_draws(folder, name, {"acc": score})
+    results = {"model": {"dtype": "fp32"}, "tasks": tasks, "averages": {}}
+    (folder / FILE_NAME).write_text(json.dumps(results))
+    return folder
