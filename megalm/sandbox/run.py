@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from megalm import progress
 from megalm.errors import UserError
 from megalm.sandbox.confine import can_close_files, can_refuse_system_calls
 
@@ -128,6 +129,7 @@ def run_tests_of(tasks: Sequence[Task], limits: Limits = Limits(), workers: int 
                     process.close()
                     process = _Process()
                 found[number] = verdicts
+                progress.beat()
         finally:
             process.close()
 

@@ -58,7 +58,7 @@ GOOD = {
         ),
         ({"steps": [{"language": {"keep": ["EN"]}}]}, "`keep` = .*EN is no code"),
         ({"steps": [{"language": {"keep": []}}]}, "`keep` = \\[\\]"),
-        ({"steps": [{"language": {"thresholds": {"German": 0.5}}}]}, "`thresholds` = .*German is no code"),
+        ({"steps": [{"language": {"thresholds": {"German": 0.5}}}]}, "`thresholds`: German is no code"),
         (
             {"sources": [{"kind": "warc", "path": "in"}], "steps": ["url_words", "length", "extract"]},
             "steps.1.length looks at texts, and the source `warc` gives raw pages; put the step `extract` before",

@@ -59,7 +59,7 @@ class BadWords(Filter):
     def start(self) -> None:
         """Read the lists."""
         self._patterns = {
-            language: _pattern(path, language) for language, path in self.settings.lists.items()
+            language: pattern_of(path, language) for language, path in self.settings.lists.items()
         }
 
     def check(self, document: Document) -> str | None:
@@ -80,7 +80,8 @@ class BadWords(Filter):
         return None if _chance(document.id) < self.settings.keep_fraction else "bad_words.found"
 
 
-def _pattern(path: Path, language: str) -> re.Pattern[str]:
+def pattern_of(path: Path, language: str) -> re.Pattern[str]:
+    """What finds the words of a file, a word or phrase a line, in lower-case text; UserError for a file that is no list."""
     if not path.exists():
         raise UserError(f"word list {path} for `{language}` does not exist; check the path")
     try:

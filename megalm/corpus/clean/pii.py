@@ -3,17 +3,9 @@
 from datatrove.data import Document
 from pydantic import Field
 
-from megalm.corpus.clean.pii_patterns import FINDERS, Kind, Match
+from megalm.corpus.clean.pii_find import MASKS, find
+from megalm.corpus.clean.pii_patterns import FINDERS, Kind
 from megalm.corpus.step import ForLanguages, Transform
-
-MASKS: dict[Kind, str] = {
-    "secret": "<SECRET>",
-    "email": "<EMAIL>",
-    "iban": "<IBAN>",
-    "card": "<CARD>",
-    "ip": "<IP>",
-    "phone": "<PHONE>",
-}
 
 
 class Pii(Transform):
@@ -55,28 +47,12 @@ class Pii(Transform):
 
 def mask(text: str, kinds: list[Kind], masks: dict[Kind, str]) -> tuple[str, dict[str, int]]:
     """The text with what is of one of `kinds` masked, and how many of each there were."""
-    if text.isspace() or not text:
-        return text, {}
-    matches: list[Match] = []
-    for kind in kinds:
-        matches += FINDERS[kind](text)
+    matches = find(text, kinds)
     if not matches:
         return text, {}
-    order = {kind: place for place, kind in enumerate(FINDERS)}
     parts, counts, end = [], dict[str, int](), 0
-    for match in sorted(_earlier_kinds_first(sorted(matches, key=lambda m: (order[m.kind], m.begin)))):
+    for match in matches:
         parts += [text[end : match.begin], masks[match.kind]]
         counts[match.kind] = counts.get(match.kind, 0) + 1
         end = match.end
     return "".join([*parts, text[end:]]), counts
-
-
-def _earlier_kinds_first(matches: list[Match]) -> list[Match]:
-    covered = set[int]()
-    kept = []
-    for match in matches:
-        places = range(match.begin, match.end)
-        if covered.isdisjoint(places):
-            covered.update(places)
-            kept.append(match)
-    return kept

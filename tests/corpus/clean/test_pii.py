@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalm.corpus.clean.pii import MASKS, Pii, mask
+from megalm.corpus.clean.pii import Pii, mask
+from megalm.corpus.clean.pii_find import MASKS
 from megalm.corpus.clean.pii_patterns import FINDERS
 from tests.corpus.documents import document, text_after
 
