@@ -24,6 +24,17 @@ CORPUS = [
     "ftfy",
 ]
 
+SERVE = [
+    "fastapi>=0.115",
+    "uvicorn>=0.30",
+    "anyio>=4",
+    "prometheus-client",
+    "sqlalchemy>=2.1",  # the store of feedback
+    "alembic>=1.16",
+]
+
+POSTGRESQL = ["psycopg[binary]>=3.2"]
+
 setup(
     name="megalm",
     version=VERSION.group(1) if VERSION else "0",
@@ -35,7 +46,9 @@ setup(
         "megalm.corpus": ["templates/*.jinja"],
         "megalm.html": ["templates/*.jinja"],
         "megalm.report": ["templates/*.jinja"],
+        "megalm.inspect": ["templates/*.jinja"],
         "megalm.corpus.bias": ["lists/*.yaml"],
+        "megalm.serve": ["static/*"],
     },
     python_requires=">=3.10",
     install_requires=[
@@ -59,17 +72,23 @@ setup(
         "zstandard",
         "rouge-score",
         "sacrebleu",
+        "submitit>=1.5.4",
         "psutil",  # megatron-core writes no checkpoint without it, and does not ask for it
     ],
     extras_require={
         "corpus": CORPUS,
-        "serve": ["fastapi", "uvicorn", "sqlalchemy"],
+        "serve": SERVE,
+        "postgresql": POSTGRESQL,  # a store of feedback there in the place of SQLite's
         "hf": ["transformers"],  # compares converted models with their source
         "eval": ["lm-eval"],
         "cuda": ["liger-kernel"],
         "quantize": ["torchao==0.18.0"],  # makes int8 and int4 weights: compression, bases of adapters
         "dev": [
             *CORPUS,
+            *SERVE,
+            *POSTGRESQL,
+            "openai>=2",  # tests ask the server with it
+            "selenium>=4.30",  # and drive its page
             "pytest",
             "pytest-timeout",
             "ruff",
@@ -80,6 +99,7 @@ setup(
             "torchao==0.18.0",
             "tiktoken",
             "hypothesis",
+            "schemathesis",  # asks the server whatever its own schema allows
             "scikit-learn",  # tests hold the classifiers to its logistic regression, and measures to its own
             "scipy",
         ],

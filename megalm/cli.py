@@ -19,13 +19,21 @@ from megalm.cli_compress import compress_app
 from megalm.cli_convert import convert, merge
 from megalm.cli_corpus import corpus_app
 from megalm.cli_data import dataset_app
+from megalm.cli_eval import compare, evaluate
+from megalm.cli_feedback import feedback_app
 from megalm.cli_generate import chat, embed, generate
+from megalm.cli_inspect import inspect
+from megalm.cli_launch import launch_job
 from megalm.cli_lineage import lineage
-from megalm.cli_model import Checkpoint, Nproc, print_json, start_world
+from megalm.cli_model import Nproc, print_json, start_world
+from megalm.cli_moderate import moderate
 from megalm.cli_options import AsJson
 from megalm.cli_plan import plan
 from megalm.cli_preferences import build_preferences, score
+from megalm.cli_release import promote, rollback, versions
 from megalm.cli_report import report
+from megalm.cli_runs import runs_app
+from megalm.cli_serve import keys_app, serve
 from megalm.cli_tokenizer import tokenizer_app
 from megalm.errors import UserError
 
@@ -50,10 +58,17 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(compress_app, name="compress")
+app.add_typer(runs_app, name="runs")
+app.add_typer(keys_app, name="serve-keys")
+app.add_typer(feedback_app, name="feedback")
+feedback_app.command("promote")(promote)
+feedback_app.command("rollback")(rollback)
+feedback_app.command("versions")(versions)
 dataset_app.command("build-labelled")(build_labelled)
 dataset_app.command("build-preferences")(build_preferences)
 app.command("plan")(plan)
 app.command("lineage")(lineage)
+app.command("launch")(launch_job)
 app.command("adapt")(adapt)
 app.command("convert")(convert)
 app.command("merge")(merge)
@@ -62,7 +77,12 @@ app.command("chat")(chat)
 app.command("embed")(embed)
 app.command("classify")(classify)
 app.command("score")(score)
+app.command("eval")(evaluate)
+app.command("eval-compare")(compare)
 app.command("report")(report)
+app.command("inspect")(inspect)
+app.command("serve")(serve)
+app.command("moderate")(moderate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -211,24 +231,6 @@ def bench(
         print_json(result, as_json)
     elif os.environ.get("RANK", "0") == "0":
         print(benchmark.render(result))
-
-
-@app.command()
-def inspect(
-    checkpoint: Checkpoint,
-    step: Annotated[
-        str | None, typer.Option(help="Checkpoint of this step, or `best`; default: the newest.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the tensors of a checkpoint without loading them: names, shapes, formats, shards."""
-    from megalm.checkpoint.inspect import inspect_checkpoint, print_table
-
-    report = inspect_checkpoint(checkpoint, step)
-    if as_json:
-        print_json(report, as_json)
-    else:
-        print_table(report)
 
 
 @app.command()

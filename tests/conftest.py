@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from absl import logging as absl_logging
 from hypothesis import settings
 
 from tests import operators as compiled
@@ -15,12 +17,18 @@ if TYPE_CHECKING:
 
 # Several processes share the cores; set before torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CXX", str(Path(__file__).with_name("cxx.sh")))
 WAIT = 2400
 """Seconds for a test that waits for a compiler beside all others."""
 
 # The same examples everywhere, however slow the machine is.
-settings.register_profile("megalm", deadline=None, derandomize=True)
+settings.register_profile("megalm", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("megalm")
+
+
+# absl, which tensorboard brings, keeps the sys.stderr that it found and closes it when logging is configured anew (submitit
+# does) unless it is still that: pytest's own, while a test has another one.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,8 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def operators() -> None:
     """Waits until DeepSpeed's C++ operators are compiled, or have turned out not to compile here."""
-    with compiled.locked():
-        pass
+    compiled.wait()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, format, types and all tests, in an environment of its own. Arguments go to pytest: bash tests/run.sh -k gpt -x
-# Without arguments in two processes side by side.
+# Without arguments in three processes side by side.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,21 +20,26 @@ if [ ${#failed[@]} -gt 0 ]; then echo "FAILED before the tests: $(IFS=';'; echo 
 if [ $# -gt 0 ]; then
     "$bin/python" -m pytest "$@" || failed+=("pytest")
 else
-    # Most tests that need several processes, one after another; all others beside them, shown when they are through.
-    # Both should take alike: move folders from one to the other where they do not.
+    # Three groups side by side: jobs of a cluster, which wait most of the time; what needs several processes; all others.
+    # The last two should take alike: move folders from one to the other where they do not.
     timed() {
         local begin=$SECONDS code=0
         "$bin/python" -m pytest "${@:2}" || code=$?
         echo "== $1 took $((SECONDS - begin)) s"
         return $code
     }
-    worlds=(engine kill model parallel parity train)
-    others=$(mktemp)
-    trap 'rm -f "$others"' EXIT
-    timed "pytest of all others" "${worlds[@]/#/--ignore=tests/}" >"$others" 2>&1 &
+    jobs=(cluster slurm)
+    worlds=(engine faults kill model parallel parity train watch)
+    outputs=$(mktemp -d)
+    trap 'rm -rf "$outputs"' EXIT
+    timed "pytest of jobs" "${jobs[@]/#/tests/}" >"$outputs/jobs" 2>&1 &
+    jobs_process=$!
+    timed "pytest of all others" $(printf -- '--ignore=tests/%s ' "${jobs[@]}" "${worlds[@]}") >"$outputs/others" 2>&1 &
+    others_process=$!
     timed "pytest of worlds" "${worlds[@]/#/tests/}" || failed+=("pytest of worlds")
-    wait $! || failed+=("pytest of all others")
-    cat "$others"
+    wait $others_process || failed+=("pytest of all others")
+    wait $jobs_process || failed+=("pytest of jobs")
+    cat "$outputs/jobs" "$outputs/others"
 fi
 if [ ${#failed[@]} -gt 0 ]; then echo "FAILED: $(IFS=';'; echo "${failed[*]}")"; fi
 [ ${#failed[@]} -eq 0 ]

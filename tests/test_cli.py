@@ -58,6 +58,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         ["dataset", "build-labelled"],
         ["dataset", "build-preferences"],
         ["score"],
+        ["eval"],
         ["tokenizer", "train"],
         ["dataset", "build"],
         ["corpus", "build"],

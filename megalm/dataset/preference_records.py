@@ -46,10 +46,19 @@ class Preference(NamedTuple):
 
     def key(self, answer: int | None = None) -> str:
         """What is the same in copies of the prompt (or of the prompt with that answer), whatever case and white space."""
-        messages = self.prompt if answer is None else [*self.prompt, self.answers[answer]]
-        return json.dumps(
-            [[m["role"], _plain(m["content"]), m.get("tool_calls")] for m in messages], sort_keys=True
-        )
+        return key_of(self.prompt if answer is None else [*self.prompt, self.answers[answer]])
+
+
+def key_of(messages: list[Message]) -> str:
+    """What is the same in copies of messages, whatever case and white space."""
+    return json.dumps(
+        [[m["role"], plain(m["content"]), m.get("tool_calls")] for m in messages], sort_keys=True
+    )
+
+
+def plain(text: str) -> str:
+    """What is the same in copies of a text."""
+    return " ".join(text.casefold().split())
 
 
 def preference_of(record: Any, system: str | None = None) -> Preference:
@@ -178,7 +187,3 @@ def _verdict(record: Message) -> float:
     if not isinstance(value, bool | int) or value not in (0, 1):
         raise BadRecord("bad_value", f"{value!r} under 'label' is neither true nor false")
     return float(value)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

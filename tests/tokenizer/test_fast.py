@@ -115,8 +115,16 @@ def test_characters_are_of_the_same_class_for_both_engines(number):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PATTERNS)))
 def test_every_character_is_of_the_same_class_for_both_engines(number):
+    """Of ideographs and syllables, which all are of one class, by each pattern a sixteenth, by the first one all."""
     private = [*range(0xE100, 0xF800), *range(0xF0100, 0xFFF00), *range(0x100000, 0x10FF00)]
-    check_classes(number, sorted({*stable_characters()} - {*private}))
+    alike = [
+        *range(0x3500, 0x9F00),
+        *range(0xAD00, 0xD700),
+        *range(0x20100, 0x2A600),
+        *range(0x2A800, 0x2EB00),
+    ]
+    left_out = {c for c in alike if number and c % 16 != number}
+    check_classes(number, sorted({*stable_characters()} - {*private} - left_out))
 
 
 def test_a_long_text_with_a_character_newer_than_the_tables_is_left_to_the_reference():
