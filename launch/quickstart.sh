@@ -16,6 +16,8 @@ mkdir -p "$work"
 work=$(cd "$work" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+unset PYTHONDONTWRITEBYTECODE  # dozens of processes import the package: what one of them compiled, the others read
+
 heading() { printf '\n=== %s\n' "$*"; }
 
 heading "1/24 environment"

@@ -4,6 +4,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONDONTWRITEBYTECODE  # hundreds of processes import the package: what one of them compiled, the others read
 bash launch/setup_env.sh dev
 bin=${MEGALM_VENV:-.venv}/bin
 

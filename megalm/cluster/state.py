@@ -208,9 +208,10 @@ def stop_job(directory: Path, job: Job, at_once: bool) -> None:
         if _is_elsewhere(job):
             raise UserError(f"job {job.id} runs on {job.host}: give the command there")
         if _is_alive(job):
-            for process in [*(_below(int(job.id)) if at_once else []), int(job.id)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL if at_once else signal.SIGTERM)
+            if at_once:
+                _kill_all(int(job.id))
+            else:
+                _tell_process(int(job.id), signal.SIGTERM)
         return
     waits = job_state(directory, job).startswith("PENDING")
     slurm.call("scancel", *([] if at_once or waits else ["--signal=TERM"]), job.id)
@@ -228,6 +229,22 @@ def _is_alive(job: Job) -> bool:
     except OSError:
         return False
     return b"submitit.local._local" in words and job.logs.encode() in words
+
+
+def _kill_all(process: int) -> None:
+    """Kill a process and all that it began. All are halted before: none goes on, as a shell does, when one that it waits for ends."""
+    halted: list[int] = []
+    while new := [each for each in (process, *_below(process)) if each not in halted]:
+        for each in new:
+            _tell_process(each, signal.SIGSTOP)
+        halted += new
+    for each in halted:
+        _tell_process(each, signal.SIGKILL)
+
+
+def _tell_process(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 def _below(process: int) -> list[int]:

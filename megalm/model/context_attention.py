@@ -18,7 +18,6 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 _View: TypeAlias = tuple[torch.Size, tuple[int, ...], int]
 
 
-@torch.compiler.disable
 def attend_over_context(
     attend: Attend, query_SBND: Tensor, key_SBGD: Tensor, value_SBGD: Tensor, context: ContextShare
 ) -> Tensor:

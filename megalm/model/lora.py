@@ -21,7 +21,6 @@ from megalm.config.lora import ALL_TARGETS, LoraConfig
 from megalm.model.shared import Shared
 
 
-@torch.compiler.disable  # it swaps states of the random generator, which cannot be traced
 def _dropout(x: Tensor, share: float, parted: bool) -> Tensor:
     with get_cuda_rng_tracker().fork() if parted else nullcontext():
         return F.dropout(x, share)

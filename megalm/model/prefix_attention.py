@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -31,6 +30,8 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) 
         # flash attention alone takes grouped heads, and 16-bit numbers alone
         key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], 1) for x in (key, value))
         grouped = False
+    from torch.nn.attention.bias import causal_lower_right  # which imports torch's compiler
+
     bias = causal_lower_right(queries, keys)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=bias, dropout_p=dropout, enable_gqa=grouped

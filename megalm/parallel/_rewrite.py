@@ -4,10 +4,14 @@ import ast
 import bisect
 import contextlib
 import gc
+import marshal
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import SourceFileLoader
+from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -24,6 +28,10 @@ TENSOR_TYPE_NAMES = {
 
 # A file without any of these has nothing to rewrite and is imported the ordinary way, from its cached byte code.
 TARGETS = re.compile(rb"\.cuda\b|['\"]cuda['\"]|torch\.cuda\.|\bpin_memory\b")
+
+# What rewritten byte code is kept under, beside the package's own in `__pycache__`, which other programs import.
+CACHE = "megalm"
+_RULES = source_hash(Path(__file__).read_bytes())
 
 
 class CpuRewriter(ast.NodeTransformer):
@@ -85,6 +93,15 @@ def rewrite(source: bytes, path: str) -> tuple[CodeType, Counter[str]]:
         return compile(tree, path, "exec", dont_inherit=True), rewriter.counts
 
 
+def _read(file: str, key: bytes) -> tuple[CodeType, Counter[str]] | None:
+    """What `rewrite` gave for this key, if the file has it."""
+    try:
+        found, code, counts = marshal.loads(Path(file).read_bytes())
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+    return (code, Counter(counts)) if found == key else None
+
+
 @contextlib.contextmanager
 def _paused_garbage_collector() -> Iterator[None]:
     """Syntax trees are many small objects: collecting while they are made would double the time an import takes."""
@@ -119,10 +136,17 @@ class CpuLoader(SourceFileLoader):
         source = self.get_data(path)
         if not TARGETS.search(source):
             return super().get_code(fullname)
-        # Never through the .pyc cache: that belongs to the installed package, which other programs import un-rewritten.
-        code, counts = rewrite(source, path)
-        self._on_rewrite(fullname, counts)
-        return code
+        key = MAGIC_NUMBER + _RULES + source_hash(source) + path.encode()
+        kept = cache_from_source(path, optimization=CACHE)
+        found = _read(kept, key)
+        if found is None:
+            found = rewrite(source, path)
+            if (
+                not sys.dont_write_bytecode
+            ):  # as Python's own: whole or not at all, and no matter where it cannot be
+                self.set_data(kept, marshal.dumps((key, found[0], dict(found[1]))))
+        self._on_rewrite(fullname, found[1])
+        return found[0]
 
     def exec_module(self, module: ModuleType) -> None:
         setattr(module, CPU_DEVICE, _cpu_device)

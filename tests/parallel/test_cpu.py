@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from megalm.parallel import _cpu_device, cpu
+from megalm.parallel import _cpu_device, _rewrite, cpu
 from megalm.parallel._expected import ENTRY_POINTS, EXPECTED, SUPPORTED_VERSION
-from megalm.parallel._rewrite import CPU_DEVICE, rewrite
+from megalm.parallel._rewrite import CPU_DEVICE, CpuLoader, rewrite
 from megalm.testing import run_distributed
 
 HOW_TO_MEND = "see megalm/parallel/_expected.py for how to take a new megatron-core on"
@@ -118,6 +118,39 @@ def test_only_known_noise_is_silenced(without_hook):
         exec(code, {"__name__": "megatron.core.optimizer", "text": "gradients are wrong"})
         exec(code, {"__name__": "users.code", "text": "Apex is not installed"})
     assert [str(warning.message) for warning in heard] == ["gradients are wrong", "Apex is not installed"]
+
+
+def test_what_was_rewritten_is_kept_until_the_source_or_the_rules_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file, rewritten = tmp_path / "library.py", []
+
+    def count(source: bytes, path: str):
+        rewritten.append(source)
+        return rewrite(source, path)
+
+    def load() -> tuple[object, dict, int]:
+        told: dict = {}
+        loader = CpuLoader(
+            "library", str(file), lambda name, counts: told.update(counts), lambda module: None
+        )
+        names = {CPU_DEVICE: _cpu_device}
+        exec(loader.get_code("library"), names)
+        return names["x"], told, len(rewritten)
+
+    monkeypatch.setattr(_rewrite, "rewrite", count)
+    file.write_text("x = 'cuda', 1")
+    assert [load(), load()] == [(("cpu", 1), {"'cuda'": 1}, 1)] * 2
+    file.write_text("x = 'cuda', 2")  # as long as before, and within the same second
+    assert [load(), load()] == [(("cpu", 2), {"'cuda'": 1}, 2)] * 2
+    [kept] = (tmp_path / "__pycache__").iterdir()
+    for number, damaged in enumerate((b"", kept.read_bytes()[:20], b"no byte code"), start=3):
+        kept.write_bytes(damaged)
+        assert [load(), load()] == [(("cpu", 2), {"'cuda'": 1}, number)] * 2
+    monkeypatch.setattr(_rewrite, "_RULES", b"others")
+    assert load()[2] == load()[2] == 6
+    kept.unlink()
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert load()[2] == 7 and not kept.exists()
 
 
 def execute(source: str) -> dict:

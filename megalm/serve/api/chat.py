@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from megalm.errors import UserError
+from megalm.feedback.tables import utc_now
 from megalm.serve.api.clients import client_of, service_of
 from megalm.serve.api.described import STREAMED
 from megalm.serve.api.errors import ApiError
@@ -32,6 +33,7 @@ async def chat(
     client: Annotated[Client, Depends(client_of)],
 ) -> Response | dict[str, Any]:
     """Answer a conversation, in the model's chat template."""
+    begun = utc_now()
     model = service.writer(body.model)
     asked = await _asked(body, model, service)
     if service.screen is not None:
@@ -45,7 +47,7 @@ async def chat(
     asked = replace(asked, screen=screen_of(service, request, client, model, asked.texts))
     service.admit(model, asked.texts, asked.length)
     reply = Reply("chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion", model)
-    keeping = keeping_of(service, client, request, body, asked, reply)
+    keeping = keeping_of(service, client, request, body, asked, reply, begun)
     if body.stream:
         return stream(service, client, reply, asked, body, _Parts(body, model, asked.screen), keeping)
     found = await write_whole(service, client, reply, asked, request)

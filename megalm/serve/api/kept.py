@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from datetime import datetime
 
 from fastapi import Request
 
@@ -62,9 +63,15 @@ class Keeping:
 
 
 def keeping_of(
-    service: Service, client: Client, request: Request, body: ChatBody, asked: Asked, reply: Reply
+    service: Service,
+    client: Client,
+    request: Request,
+    body: ChatBody,
+    asked: Asked,
+    reply: Reply,
+    begun: datetime,
 ) -> Keeping | None:
-    """None where the request does not ask for it, or the server keeps nothing. Raises ApiError (400)."""
+    """None where the request does not ask for it, or the server keeps nothing. begun: when it came. Raises ApiError (400)."""
     if not body.store or service.feedback is None:
         return None
     told = body.metadata or {}
@@ -81,6 +88,7 @@ def keeping_of(
         conversation=told.get("conversation", reply.id),
         consent=_CONSENT[told.get("consent")],
         parent=told.get("parent"),
+        begun=begun,
     )
     return Keeping(service.feedback, who_asks(request, client), said, reply.model)
 
