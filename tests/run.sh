@@ -21,15 +21,15 @@ if [ ${#failed[@]} -gt 0 ]; then echo "FAILED before the tests: $(IFS=';'; echo 
 if [ $# -gt 0 ]; then
     "$bin/python" -m pytest "$@" || failed+=("pytest")
 else
-    # Three groups side by side: jobs of a cluster, which wait most of the time; what needs several processes; all others.
-    # The last two should take alike: move folders from one to the other where they do not.
+    # Three groups side by side, which should take alike: move folders from one to the other where they do not. Jobs of a
+    # cluster wait most of the time, and what follows them needs one process; worlds are of several; and there are all others.
     timed() {
         local begin=$SECONDS code=0
         "$bin/python" -m pytest "${@:2}" || code=$?
         echo "== $1 took $((SECONDS - begin)) s"
         return $code
     }
-    jobs=(cluster slurm)
+    jobs=(cluster slurm corpus dataset)
     worlds=(engine faults kill model parallel parity train watch)
     outputs=$(mktemp -d)
     trap 'rm -rf "$outputs"' EXIT
